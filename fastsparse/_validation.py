@@ -1,0 +1,115 @@
+"""Checks of tensor arguments; every message names the op, the argument, what it was and what it should be."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+def check_tensor(op: str, name: str, tensor: Tensor) -> None:
+    """A dense tensor with data."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {tensor.layout}")
+    if tensor.is_quantized:
+        raise TypeError(f"{op}: {name} must not be quantised, got {tensor.dtype}")
+    if tensor.device.type == "meta":
+        raise TypeError(f"{op}: {name} must hold data, got a tensor on the meta device")
+
+
+def check_float(op: str, name: str, tensor: Tensor) -> None:
+    """A dense tensor of a dtype that the kernels compute in."""
+    check_tensor(op, name, tensor)
+    if tensor.dtype not in DTYPES:
+        raise TypeError(
+            f"{op}: {name} must be float32, bfloat16, float16 or float64, got {str(tensor.dtype)[6:]}"
+        )
+
+
+def check_matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int]:
+    """A floating (M, D) matrix; returns its sizes."""
+    check_float(op, name, tensor)
+    if tensor.dim() != 2:
+        raise ValueError(f"{op}: {name} must have shape (M, D), got shape {_shape(tensor)}")
+    return tensor.shape
+
+
+def check_rows(op: str, name: str, tensor: Tensor, D: int) -> None:
+    """Floating rows (..., D)."""
+    check_float(op, name, tensor)
+    if tensor.dim() < 1 or tensor.shape[-1] != D:
+        raise ValueError(f"{op}: {name} must have shape (..., D) with D = {D}, got shape {_shape(tensor)}")
+
+
+def check_vector(op: str, name: str, tensor: Tensor, symbol: str, size: int) -> None:
+    """A floating vector."""
+    check_float(op, name, tensor)
+    if tensor.shape != (size,):
+        raise ValueError(f"{op}: {name} must have shape ({symbol},) = ({size},), got shape {_shape(tensor)}")
+
+
+def check_mask(op: str, name: str, tensor: Tensor, M: int) -> None:
+    """A bool vector over the latents."""
+    check_tensor(op, name, tensor)
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"{op}: {name} must be bool, got {str(tensor.dtype)[6:]}")
+    if tensor.shape != (M,):
+        raise ValueError(f"{op}: {name} must have shape (M,) = ({M},), got shape {_shape(tensor)}")
+
+
+def check_indices(op: str, indices: Tensor) -> None:
+    """Latent indices (..., k) int64. Their range is checked by the kernels, which read them anyway."""
+    check_tensor(op, "indices", indices)
+    if indices.dtype != torch.int64:
+        raise TypeError(f"{op}: indices must be int64, got {str(indices.dtype)[6:]}")
+    if indices.dim() < 1:
+        raise ValueError(f"{op}: indices must have shape (..., k), got a scalar")
+
+
+def check_leading(op: str, name: str, tensor: Tensor, indices: Tensor) -> None:
+    """The leading (token) dimensions of a tensor are those of the indices."""
+    if tensor.shape[:-1] != indices.shape[:-1]:
+        raise ValueError(
+            f"{op}: {name} and indices must agree in all but the last dimension, "
+            f"got shapes {_shape(tensor)} and {_shape(indices)}"
+        )
+
+
+def check_code(op: str, values: Tensor, indices: Tensor) -> None:
+    """Values and indices of one shape (..., k)."""
+    check_float(op, "values", values)
+    check_indices(op, indices)
+    if values.shape != indices.shape:
+        raise ValueError(
+            f"{op}: values and indices must have one shape (..., k), "
+            f"got {_shape(values)} and {_shape(indices)}"
+        )
+
+
+def check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Two tensors on one device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{op}: {name} must be on the device of {other_name} ({other.device}), got {tensor.device}"
+        )
+
+
+def check_alike(op: str, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
+    """All tensors share the first one's dtype and device; None is skipped."""
+    first_name, first = tensors[0]
+    for name, tensor in tensors[1:]:
+        if tensor is None:
+            continue
+        check_device(op, name, tensor, first_name, first)
+        if tensor.dtype != first.dtype:
+            raise ValueError(
+                f"{op}: {name} must have the dtype of {first_name} ({str(first.dtype)[6:]}), "
+                f"got {str(tensor.dtype)[6:]}"
+            )

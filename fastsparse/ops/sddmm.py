@@ -1,0 +1,40 @@
+"""``fastsparse::sddmm``: dense times dense where a code is nonzero. Gradients: spmm for x, spmm_t for the matrix."""
+
+import torch
+from torch import Tensor
+
+from fastsparse import reference
+from fastsparse.backends import wants_reference
+from fastsparse.ops._library import register
+
+
+def _fake(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    return x.new_empty(indices.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor):
+    ops = torch.ops.fastsparse
+    x, weight, indices = ctx.saved_tensors
+    needs_x, needs_weight, _ = ctx.needs_input_grad
+    d_x = ops.spmm.default(grad, indices, weight) if needs_x else None
+    d_weight = ops.spmm_t.default(grad, indices, x, weight.shape[0]) if needs_weight else None
+    return d_x, d_weight, None
+
+
+SDDMM = register(
+    "sddmm(Tensor x, Tensor weight, Tensor indices) -> Tensor",
+    reference=reference.sddmm,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    if wants_reference(weight):
+        return reference.sddmm(x, weight, indices)
+    return SDDMM(x, weight, indices)

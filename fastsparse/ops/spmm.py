@@ -1,0 +1,40 @@
+"""``fastsparse::spmm``: sparse code times dense matrix. Gradients: sddmm for the values, spmm_t for the matrix."""
+
+import torch
+from torch import Tensor
+
+from fastsparse import reference
+from fastsparse.backends import wants_reference
+from fastsparse.ops._library import register
+
+
+def _fake(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty(values.shape[0], weight.shape[1])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad: Tensor):
+    ops = torch.ops.fastsparse
+    values, indices, weight = ctx.saved_tensors
+    needs_values, _, needs_weight = ctx.needs_input_grad
+    d_values = ops.sddmm.default(grad, weight, indices) if needs_values else None
+    d_weight = ops.spmm_t.default(values, indices, grad, weight.shape[0]) if needs_weight else None
+    return d_values, None, d_weight
+
+
+SPMM = register(
+    "spmm(Tensor values, Tensor indices, Tensor weight) -> Tensor",
+    reference=reference.spmm,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    if wants_reference(weight):
+        return reference.spmm(values, indices, weight)
+    return SPMM(values, indices, weight)

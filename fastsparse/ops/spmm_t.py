@@ -1,0 +1,41 @@
+"""``fastsparse::spmm_t``: transposed sparse code times dense matrix. Gradients: sddmm for the values, spmm for x."""
+
+import torch
+from torch import Tensor
+
+from fastsparse import reference
+from fastsparse.backends import wants_reference
+from fastsparse.ops._library import register
+
+
+def _fake(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
+    return x.new_empty(num_latents, x.shape[1])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    values, indices, x, _ = inputs
+    ctx.save_for_backward(values, indices, x)
+
+
+def _backward(ctx, grad: Tensor):
+    ops = torch.ops.fastsparse
+    values, indices, x = ctx.saved_tensors
+    needs_values, _, needs_x, _ = ctx.needs_input_grad
+    d_values = ops.sddmm.default(x, grad, indices) if needs_values else None
+    d_x = ops.spmm.default(values, indices, grad) if needs_x else None
+    return d_values, None, d_x, None
+
+
+SPMM_T = register(
+    "spmm_t(Tensor values, Tensor indices, Tensor x, SymInt num_latents) -> Tensor",
+    reference=reference.spmm_t,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
+    if wants_reference(x):
+        return reference.spmm_t(values, indices, x, num_latents)
+    return SPMM_T(values, indices, x, num_latents)

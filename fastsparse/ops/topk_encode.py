@@ -1,0 +1,73 @@
+"""``fastsparse::topk_encode``: TopK encoding. Gradients through the selected entries: spmm for x, spmm_t for the rest."""
+
+import torch
+from torch import Tensor
+
+from fastsparse import reference
+from fastsparse.backends import wants_reference
+from fastsparse.ops._library import register
+
+
+def _check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
+    eligible = weight.shape[0] if latent_mask is None else int(latent_mask.sum())
+    if k > eligible:
+        raise ValueError(
+            f"topk_encode: k must be between 1 and the number of eligible latents ({eligible}), got k={k}"
+        )
+
+
+def _reference(x, weight, bias, k, activation, latent_scale, latent_mask):
+    _check_eligible(weight, k, latent_mask)
+    return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
+
+
+def _fake(x, weight, bias, k, activation, latent_scale, latent_mask):
+    shape = (x.shape[0], k)
+    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, _, _, activation, _, _ = inputs
+    values, indices = output
+    ctx.mark_non_differentiable(indices)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, indices, values if activation == "relu" else None)
+
+
+def _backward(ctx, grad: Tensor | None, _):
+    ops = torch.ops.fastsparse
+    if grad is None:
+        return (None,) * 7
+    x, weight, indices, rectified = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if rectified is not None:
+        grad = grad.masked_fill(rectified <= 0, 0)  # NaN is not <= 0: it keeps its gradient, as in torch.relu
+    num_latents = weight.shape[0]
+    d_x = ops.spmm.default(grad, indices, weight) if needs_x else None
+    d_weight = ops.spmm_t.default(grad, indices, x, num_latents) if needs_weight else None
+    d_bias = ops.spmm_t.default(grad, indices, grad.new_ones(len(grad), 1), num_latents)[:, 0] if needs_bias else None
+    return d_x, d_weight, d_bias, None, None, None, None
+
+
+TOPK_ENCODE = register(
+    "topk_encode(Tensor x, Tensor weight, Tensor? bias, SymInt k, str activation, Tensor? latent_scale, "
+    "Tensor? latent_mask) -> (Tensor values, Tensor indices)",
+    reference=_reference,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def topk_encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    activation: str,
+    latent_scale: Tensor | None,
+    latent_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if wants_reference(x):
+        return _reference(x, weight, bias, k, activation, latent_scale, latent_mask)
+    return TOPK_ENCODE(x, weight, bias, k, activation, latent_scale, latent_mask)

@@ -1,0 +1,11 @@
+"""The definition of every op in plain PyTorch: the oracle of all tests, differentiated by PyTorch itself.
+
+Nothing here is fast. Where a kernel and its reference disagree, the reference is right.
+"""
+
+from fastsparse.reference.sddmm import sddmm
+from fastsparse.reference.spmm import spmm
+from fastsparse.reference.spmm_t import spmm_t
+from fastsparse.reference.topk_encode import topk_encode
+
+__all__ = ["sddmm", "spmm", "spmm_t", "topk_encode"]
