@@ -73,6 +73,19 @@ def check_indices(op: str, indices: Tensor) -> None:
         raise ValueError(f"{op}: indices must have shape (..., k), got a scalar")
 
 
+def check_range(op: str, indices: Tensor, M: int) -> None:
+    """Every index is in [0, M): for the reference, since PyTorch's indexing would count -1 from the end.
+
+    On the CPU only, since elsewhere it would wait for the device; not while tracing, since it reads the data.
+    """
+    if indices.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = (indices < 0) | (indices >= M)
+    if outside.any():
+        n, j = torch.nonzero(outside)[0].tolist()
+        raise IndexError(f"{op}: indices[{n}, {j}] must be in [0, {M}), got {indices[n, j].item()}")
+
+
 def check_leading(op: str, name: str, tensor: Tensor, indices: Tensor) -> None:
     """The leading (token) dimensions of a tensor are those of the indices."""
     if tensor.shape[:-1] != indices.shape[:-1]:

@@ -1,4 +1,4 @@
-"""Registration of ops with PyTorch: schema once, reference as the kernel of every device that has no better one."""
+"""Registration of ops with PyTorch: schema once, the reference wherever there is no better kernel."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ _LIBRARY = torch.library.Library("fastsparse", "DEF")
 def register(
     schema: str, *, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable
 ) -> Callable:
-    """Define ``fastsparse::<schema>`` and return its overload; compiled libraries add CPU and CUDA kernels to it."""
+    """Define ``fastsparse::<schema>`` and return its overload; compiled libraries add kernels to it."""
     name = schema[: schema.index("(")]
     qualified = f"fastsparse::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

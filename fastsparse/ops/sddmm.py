@@ -1,11 +1,17 @@
-"""``fastsparse::sddmm``: dense times dense where a code is nonzero. Gradients: spmm for x, spmm_t for the matrix."""
+"""``fastsparse::sddmm``: dense times dense where a code is nonzero. Gradients: spmm and spmm_t."""
 
 import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._validation import check_range
 from fastsparse.backends import wants_reference
 from fastsparse.ops._library import register
+
+
+def _reference(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    check_range("sddmm", indices, weight.shape[0])
+    return reference.sddmm(x, weight, indices)
 
 
 def _fake(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -27,7 +33,7 @@ def _backward(ctx, grad: Tensor):
 
 SDDMM = register(
     "sddmm(Tensor x, Tensor weight, Tensor indices) -> Tensor",
-    reference=reference.sddmm,
+    reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -36,5 +42,5 @@ SDDMM = register(
 
 def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     if wants_reference(weight):
-        return reference.sddmm(x, weight, indices)
+        return _reference(x, weight, indices)
     return SDDMM(x, weight, indices)

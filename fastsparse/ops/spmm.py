@@ -1,11 +1,17 @@
-"""``fastsparse::spmm``: sparse code times dense matrix. Gradients: sddmm for the values, spmm_t for the matrix."""
+"""``fastsparse::spmm``: sparse code times dense matrix. Gradients: sddmm and spmm_t."""
 
 import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._validation import check_range
 from fastsparse.backends import wants_reference
 from fastsparse.ops._library import register
+
+
+def _reference(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    check_range("spmm", indices, weight.shape[0])
+    return reference.spmm(values, indices, weight)
 
 
 def _fake(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
@@ -27,7 +33,7 @@ def _backward(ctx, grad: Tensor):
 
 SPMM = register(
     "spmm(Tensor values, Tensor indices, Tensor weight) -> Tensor",
-    reference=reference.spmm,
+    reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -36,5 +42,5 @@ SPMM = register(
 
 def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     if wants_reference(weight):
-        return reference.spmm(values, indices, weight)
+        return _reference(values, indices, weight)
     return SPMM(values, indices, weight)

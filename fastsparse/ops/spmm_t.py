@@ -1,11 +1,17 @@
-"""``fastsparse::spmm_t``: transposed sparse code times dense matrix. Gradients: sddmm for the values, spmm for x."""
+"""``fastsparse::spmm_t``: transposed sparse code times dense matrix. Gradients: sddmm and spmm."""
 
 import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._validation import check_range
 from fastsparse.backends import wants_reference
 from fastsparse.ops._library import register
+
+
+def _reference(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
+    check_range("spmm_t", indices, num_latents)
+    return reference.spmm_t(values, indices, x, num_latents)
 
 
 def _fake(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
@@ -28,7 +34,7 @@ def _backward(ctx, grad: Tensor):
 
 SPMM_T = register(
     "spmm_t(Tensor values, Tensor indices, Tensor x, SymInt num_latents) -> Tensor",
-    reference=reference.spmm_t,
+    reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -37,5 +43,5 @@ SPMM_T = register(
 
 def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
     if wants_reference(x):
-        return reference.spmm_t(values, indices, x, num_latents)
+        return _reference(values, indices, x, num_latents)
     return SPMM_T(values, indices, x, num_latents)

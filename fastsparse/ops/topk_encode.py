@@ -1,4 +1,4 @@
-"""``fastsparse::topk_encode``: TopK encoding. Gradients through the selected entries: spmm for x, spmm_t for the rest."""
+"""``fastsparse::topk_encode``: TopK encoding. Gradients, through the selected entries only: spmm and spmm_t."""
 
 import torch
 from torch import Tensor
@@ -45,7 +45,9 @@ def _backward(ctx, grad: Tensor | None, _):
     num_latents = weight.shape[0]
     d_x = ops.spmm.default(grad, indices, weight) if needs_x else None
     d_weight = ops.spmm_t.default(grad, indices, x, num_latents) if needs_weight else None
-    d_bias = ops.spmm_t.default(grad, indices, grad.new_ones(len(grad), 1), num_latents)[:, 0] if needs_bias else None
+    d_bias = None
+    if needs_bias:
+        d_bias = ops.spmm_t.default(grad, indices, grad.new_ones(len(grad), 1), num_latents)[:, 0]
     return d_x, d_weight, d_bias, None, None, None, None
 
 

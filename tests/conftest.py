@@ -1,0 +1,32 @@
+"""Fixtures of the whole suite."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from oracle import backend_names, running
+
+# The same examples every time: a failure on one machine is a failure on all.
+# The backend fixture holds for every example of a test, as it should.
+settings.register_profile(
+    "fastsparse",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("fastsparse")
+
+
+@pytest.fixture(params=backend_names())
+def backend(request) -> str:
+    """Runs the test once on every backend, and the compiled one at every instruction-set level."""
+    with running(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads():
+    """Restores the number of threads that the test sets."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,471 @@
+"""topk_encode on every backend: the right latents, the right values, whatever the shape, layout and data."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import DTYPES, LAYOUTS, assert_topk, integers, laid_out, random
+from strategies import tensors
+
+import fastsparse
+from fastsparse import reference
+
+# (N, D, M, k), around the edges of vectors, row blocks (16, 32, 2048, 4096) and of stripes (512 to 2048).
+SHAPES = [
+    *((1, D, 40, 3) for D in (1, 2, 7, 8, 15, 16, 17, 31, 33, 63, 65, 70, 257)),
+    *((5, 13, M, 2) for M in (2, 7, 8, 15, 16, 17, 31, 33, 63, 65, 127, 129)),
+    *((3, 24, M, 8) for M in (511, 512, 513, 1023, 1024, 1025, 2047, 2049)),
+    *((N, 12, 70, 4) for N in (2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129)),
+    *((N, 4, 130, 3) for N in (1025, 2049, 4097)),
+    *((4, 16, 600, k) for k in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 511, 599, 600)),
+    (0, 16, 32, 4),
+    (0, 0, 1, 1),
+    (3, 0, 5, 2),
+    (1, 1, 1, 1),
+    (2, 3, 1, 1),
+    (33, 70, 4099, 33),
+    (100, 64, 8192, 16),
+    (17, 384, 6144, 16),
+]
+
+
+def encode(x, weight, bias=None, *, k, **options):
+    """Encode, and hold the answer against the exact scores."""
+    code = fastsparse.topk_encode(x, weight, bias, k=k, **options)
+    assert_topk(code, x, weight, bias, k=k, **options)
+    return code
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_shapes(backend, shape):
+    N, D, M, k = shape
+    encode(random(N, D, seed=1), random(M, D, seed=2), random(M, seed=3), k=k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (3, 0, 5, 2), (17, 33, 129, 7), (65, 70, 1025, 16), (2, 257, 2049, 33)]
+)
+def test_dtypes(backend, dtype, shape):
+    N, D, M, k = shape
+    x, weight, bias = (random(*size, seed=1, dtype=dtype) for size in ((N, D), (M, D), (M,)))
+    for activation in ("relu", "none"):
+        encode(x, weight, bias, k=k, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("of_x", LAYOUTS)
+@pytest.mark.parametrize("of_weight", LAYOUTS)
+def test_layouts(backend, dtype, of_x, of_weight):
+    x, weight = random(19, 37, seed=1, dtype=dtype), random(523, 37, seed=2, dtype=dtype)
+    bias, scale = random(523, seed=3, dtype=dtype), random(523, seed=4, dtype=dtype)
+    mask = random(523, seed=5) > 0
+    of_vector = "strided" if of_x == "transposed" else of_x
+    encode(
+        laid_out(x, of_x),
+        laid_out(weight, of_weight),
+        laid_out(bias, of_vector),
+        k=9,
+        latent_scale=laid_out(scale, of_vector),
+        latent_mask=torch.stack((mask, ~mask), 1)[:, 0],
+    )
+
+
+@pytest.mark.parametrize("N", [1, 40])
+def test_expanded_inputs(backend, N):
+    x, weight = random(37, seed=1).expand(N, 37), random(1, 37, seed=2).expand(600, 37)
+    bias = random(1, seed=3).expand(600)
+    encode(x, random(600, 37, seed=4), bias, k=5)
+    _, indices = encode(x, weight, bias, k=5)
+    assert torch.equal(indices, torch.arange(5).expand(N, 5)), "equal scores: the lowest latents"
+    encode(x[:, :1].expand(N, 37), weight, random(600, seed=5), k=5)
+
+
+def test_leading_dimensions(backend):
+    x, weight = random(3, 1, 5, 8, seed=1), random(20, 8, seed=2)
+    values, indices = fastsparse.topk_encode(x, weight, k=4)
+    assert values.shape == indices.shape == (3, 1, 5, 4)
+    assert_topk((values.view(15, 4), indices.view(15, 4)), x.view(15, 8), weight, k=4)
+    one = fastsparse.topk_encode(x[1, 0, 2], weight, k=4)
+    assert one.values.shape == (4,)
+    assert torch.equal(one.indices, indices[1, 0, 2])
+    assert fastsparse.topk_encode(x[:0], weight, k=4).values.shape == (0, 1, 5, 4)
+
+
+# Exact scores: the answer is one, and every backend must give it.
+
+
+def assert_same_as_reference(
+    x, weight, bias=None, *, k, activation="relu", latent_scale=None, latent_mask=None
+):
+    values, indices = fastsparse.topk_encode(
+        x, weight, bias, k=k, activation=activation, latent_scale=latent_scale, latent_mask=latent_mask
+    )
+    right = reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
+    assert torch.equal(indices, right[1])
+    assert torch.equal(values.nan_to_num(123.0), right[0].nan_to_num(123.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 9, 9), (40, 3, 130, 20), (33, 16, 2049, 64), (5, 8, 513, 513), (16, 64, 4096, 1)]
+)
+def test_ties(backend, dtype, shape):
+    N, D, M, k = shape
+    x, weight = integers(N, D, seed=1, limit=2, dtype=dtype), integers(M, D, seed=2, limit=2, dtype=dtype)
+    bias = integers(M, seed=3, limit=1, dtype=dtype)
+    for activation in ("relu", "none", "abs"):
+        assert_same_as_reference(x, weight, bias, k=k, activation=activation)
+    scale = integers(M, seed=4, limit=2, dtype=dtype)
+    mask = (torch.arange(M) % 3 > 0) | (k == M)
+    for activation in ("none", "abs"):
+        options = {"activation": activation, "latent_scale": scale, "latent_mask": mask}
+        assert_same_as_reference(x, weight, bias, k=min(k, int(mask.sum())), **options)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -1.0])
+@pytest.mark.parametrize("M", [7, 600, 2049])
+def test_constant_scores(backend, value, M):
+    assert_same_as_reference(torch.full((20, 3), value), torch.ones(M, 3), k=min(M, 65), activation="none")
+    both_zeros = torch.where(torch.arange(M) % 2 == 0, 0.0, -0.0).unsqueeze(1)
+    assert_same_as_reference(torch.ones(20, 1), both_zeros, k=min(M, 65), activation="none")
+
+
+@pytest.mark.parametrize("M", [100, 1025, 5000])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_sorted_scores(backend, M, direction):
+    # Ascending, every latent beats the bound that the earlier ones set; descending, none does.
+    x, weight = integers(40, 1, seed=1, limit=1).abs() + 1, direction * torch.arange(M).float().unsqueeze(1)
+    assert_same_as_reference(x, weight, k=17, activation="none")
+    assert_same_as_reference(x, torch.zeros(M, 1), weight[:, 0], k=17, activation="none")
+
+
+@pytest.mark.parametrize("eligible", [5, 6, 64, 2000, 2048])
+@pytest.mark.parametrize("where", ["first", "last", "spread"])
+def test_masks(backend, eligible, where):
+    order = {
+        "first": torch.arange(2048),
+        "last": torch.arange(2048).flip(0),
+        "spread": random(2048, seed=7).argsort(),
+    }
+    mask = torch.zeros(2048, dtype=torch.bool)
+    mask[order[where][:eligible]] = True
+    x, weight, bias = integers(35, 16, seed=1), integers(2048, 16, seed=2), integers(2048, seed=3)
+    assert_same_as_reference(x, weight, bias, k=5, activation="none", latent_mask=mask)
+    encode(random(35, 16, seed=4), random(2048, 16, seed=5), k=5, latent_mask=mask)
+
+
+def test_masked_latents_are_never_read_into_the_answer(backend):
+    mask = torch.arange(700) % 2 == 1
+    x, weight = random(20, 16, seed=1), random(700, 16, seed=2)
+    spoiled = weight.masked_fill(~mask.unsqueeze(1), torch.nan)
+    bias = torch.zeros(700).masked_fill(~mask, torch.inf)
+    values, indices = fastsparse.topk_encode(x, spoiled, bias, k=6, latent_mask=mask)
+    right = reference.topk_encode(x, weight, None, 6, "relu", None, mask)
+    assert torch.equal(indices, right[1])
+    torch.testing.assert_close(values, right[0])
+
+
+@pytest.mark.parametrize("activation", ["relu", "none", "abs"])
+@pytest.mark.parametrize("scale", ["positive", "mixed", "negative", "zero", "huge", "tiny"])
+def test_latent_scale(backend, activation, scale):
+    x, weight, bias = random(33, 24, seed=1), random(900, 24, seed=2), random(900, seed=3)
+    normal = random(900, seed=4)
+    scales = {
+        "positive": normal.abs() + 0.1,
+        "mixed": normal,
+        "negative": -normal.abs(),
+        "zero": torch.zeros(900),
+        "huge": normal * 1e30,
+        "tiny": normal * 1e-38,
+    }
+    _, indices = encode(x, weight, bias, k=7, activation=activation, latent_scale=scales[scale])
+    if scale == "zero":
+        assert torch.equal(indices, torch.arange(7).expand(33, 7))
+
+
+def test_relu_keeps_fewer_than_k_positive_scores(backend):
+    # All slots are filled, in order of the scores, with 0 where the score is negative.
+    weight = torch.tensor([[-3.0], [1.0], [-1.0], [-2.0]])
+    values, indices = fastsparse.topk_encode(torch.ones(1, 1), weight, k=3)
+    assert values.tolist() == [[1.0, 0.0, 0.0]]
+    assert indices.tolist() == [[1, 2, 3]]
+
+
+# Data that a low-precision screen gets wrong unless its bound holds.
+
+
+def _close_together(x, weight, bias):
+    return x, weight[:1] + 2.0**-14 * weight, bias * 0
+
+
+def _common_offset(x, weight, bias):
+    return x + 100, weight + 100, bias
+
+
+def _outlier_dimensions(x, weight, bias):
+    outliers = torch.ones(x.shape[1])
+    outliers[:3] = 1000
+    return x * outliers, weight / outliers, bias
+
+
+def _outliers_on_one_side(x, weight, bias):
+    outliers = torch.ones(x.shape[1])
+    outliers[5] = 1e4
+    return x * outliers, weight, bias
+
+
+def _dominating_bias(x, weight, bias):
+    return x, weight, 1e4 * bias
+
+
+def _equal_bias_cancels(x, weight, bias):
+    return x, weight, -(x[0] @ weight.T)
+
+
+def _rows_of_all_sizes(x, weight, bias):
+    return (
+        x * torch.logspace(-20, 15, len(x)).unsqueeze(1),
+        weight * torch.logspace(-8, 8, len(weight)).unsqueeze(1),
+        bias,
+    )
+
+
+def _huge(x, weight, bias):
+    return x * 1e30, weight * 1e-30, bias
+
+
+def _tiny(x, weight, bias):
+    return x * 1e-18, weight * 1e-18, bias * 1e-36
+
+
+def _subnormal_inputs(x, weight, bias):
+    return x * 1e-40, weight, bias * 1e-40
+
+
+def _subnormal_scores(x, weight, bias):
+    return x * 1e-22, weight * 1e-22, None
+
+
+def _overflows_bf16(x, weight, bias):
+    # Finite in fp32, infinite once rounded to bf16.
+    return torch.where(torch.arange(x.shape[1]) == 3, 3.4e38, x), weight * 1e-6, bias
+
+
+def _overflows_in_part(x, weight, bias):
+    return x * 1e19, weight * torch.where(torch.arange(len(weight)) % 7 == 0, 1e19, 1.0).unsqueeze(1), bias
+
+
+def _sparse_tokens(x, weight, bias):
+    return x * (x.abs() > 1.5), weight, bias * 0
+
+
+def _zero_tokens(x, weight, bias):
+    return x * 0, weight, bias
+
+
+DATA = [
+    _close_together, _common_offset, _outlier_dimensions, _outliers_on_one_side, _dominating_bias,
+    _equal_bias_cancels, _rows_of_all_sizes, _huge, _tiny, _subnormal_inputs, _subnormal_scores,
+    _overflows_bf16, _overflows_in_part, _sparse_tokens, _zero_tokens,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(48, 64, 3000, 16), (5, 200, 1100, 40)], ids=str)
+@pytest.mark.parametrize("data", DATA, ids=lambda data: data.__name__.strip("_"))
+def test_hostile_data(backend, data, shape):
+    N, D, M, k = shape
+    x, weight, bias = data(random(N, D, seed=1), random(M, D, seed=2), random(M, seed=3))
+    for activation in ("none", "abs"):
+        encode(x, weight, bias, k=k, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_selection_precedes_rounding(backend, dtype):
+    # Scores that differ by less than the output can hold are still told apart; here they are exact in fp32.
+    M = 300
+    weight = torch.ones(M, 2, dtype=dtype)
+    weight[:, 1] = (
+        torch.arange(M).roll(100).to(dtype) / 512
+    )  # 300 / 512 and 1 have 9 bits and more between them
+    x = torch.tensor([[64.0, 0.5]], dtype=dtype)
+    values, indices = encode(x, weight, k=9, activation="none")
+    exact = x.double() @ weight.double().T
+    assert torch.equal(indices, exact.sort(descending=True, stable=True).indices[:, :9])
+    assert len(values.unique()) < 9
+
+
+NON_FINITE = [torch.nan, torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "none", "abs"])
+@pytest.mark.parametrize("bad", NON_FINITE)
+@pytest.mark.parametrize("where", ["x", "weight", "bias", "latent_scale"])
+def test_non_finite(backend, where, bad, activation, dtype):
+    inputs = {
+        "x": random(40, 16, seed=1),
+        "weight": random(1100, 16, seed=2),
+        "bias": random(1100, seed=3),
+        "latent_scale": random(1100, seed=4) if where == "latent_scale" else torch.ones(1100),
+    }
+    inputs[where][torch.arange(len(inputs[where])) % 13 == 5] = bad  # whole rows of x and weight
+    inputs = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+    encode(**inputs, k=9, activation=activation)
+
+
+def test_nan_is_the_largest_and_stays_in_its_own_rows(backend):
+    x, weight = random(40, 16, seed=1), random(1100, 16, seed=2)
+    clean = fastsparse.topk_encode(x, weight, k=4)
+    x[7, 3] = torch.nan
+    values, indices = fastsparse.topk_encode(x, weight, k=4)
+    assert values[7].isnan().all()
+    assert indices[7].tolist() == [0, 1, 2, 3]
+    others = torch.arange(40) != 7
+    assert torch.equal(indices[others], clean.indices[others])
+    torch.testing.assert_close(values[others], clean.values[others])
+
+    weight[[900, 30], 2] = torch.nan
+    values, indices = fastsparse.topk_encode(x, weight, k=4)
+    assert indices[others, :2].tolist() == [[30, 900]] * 39
+    assert values[others, :2].isnan().all()
+    assert not values[others, 2:].isnan().any()
+
+
+def test_one_infinite_entry(backend):
+    x, weight = random(40, 16, seed=1), random(1100, 16, seed=2)
+    weight[77, 4] = torch.inf
+    values, indices = encode(x, weight, k=4, activation="none")
+    assert torch.equal(indices[:, 0] == 77, x[:, 4] > 0)
+    x[3, 4] = 0  # 0 * inf
+    values, indices = encode(x, weight, k=4)
+    assert values[3, 0].isnan()
+    assert indices[3, 0] == 77
+
+
+def test_repeated_and_threaded_runs_agree_bitwise(backend, threads):
+    x, weight, bias = random(70, 48, seed=1), random(3000, 48, seed=2), random(3000, seed=3)
+    runs = []
+    for count in (1, 2, 3, 4, 1):
+        threads(count)
+        runs.append(fastsparse.topk_encode(x, weight, bias, k=11))
+    for run in runs[1:]:
+        assert torch.equal(run.values, runs[0].values)
+        assert torch.equal(run.indices, runs[0].indices)
+
+
+def test_inputs_are_left_alone(backend):
+    inputs = random(20, 16, seed=1), random(700, 16, seed=2), random(700, seed=3)
+    before = [tensor.clone() for tensor in inputs]
+    fastsparse.topk_encode(*inputs, k=6)
+    assert all(map(torch.equal, inputs, before))
+
+
+# Gradients.
+
+
+def gradients(encode, inputs, upstream):
+    leaves = [None if tensor is None else tensor.detach().clone().requires_grad_() for tensor in inputs]
+    values = encode(*leaves)[0]
+    values.backward(upstream)
+    return [None if leaf is None else leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("activation", ["relu", "none", "abs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_equal_the_differentiated_reference(backend, activation, dtype, with_bias):
+    # Integers: forward and backward are exact, so equality is too.
+    x, weight = integers(21, 8, seed=1, dtype=dtype), integers(90, 8, seed=2, dtype=dtype)
+    bias = integers(90, seed=3, dtype=dtype) if with_bias else None
+    scale, mask = integers(90, seed=4, dtype=dtype), torch.arange(90) % 4 > 0
+    upstream = integers(21, 6, seed=5, dtype=dtype)
+    options = activation, scale, mask
+    ours = gradients(
+        lambda x, weight, bias: fastsparse.topk_encode(
+            x, weight, bias, k=6, activation=activation, latent_scale=scale, latent_mask=mask
+        ),
+        (x, weight, bias),
+        upstream,
+    )
+    right = gradients(
+        lambda *leaves: reference.topk_encode(*leaves, 6, *options), (x, weight, bias), upstream
+    )
+    for mine, theirs in zip(ours, right, strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3))[:-1])
+def test_only_needed_gradients(backend, wanted):
+    leaves = [random(5, 4, seed=1), random(9, 4, seed=2), random(9, seed=3)]
+    leaves = [leaf.requires_grad_(flag) for leaf, flag in zip(leaves, wanted, strict=True)]
+    values, indices = fastsparse.topk_encode(*leaves, k=2)
+    assert values.requires_grad
+    assert not indices.requires_grad
+    values.sum().backward()
+    assert [leaf.grad is not None for leaf in leaves] == list(wanted)
+
+
+def test_no_gradient_to_scale(backend):
+    x, scale = random(5, 4, seed=1).requires_grad_(), random(9, seed=2).requires_grad_()
+    fastsparse.topk_encode(x, random(9, 4, seed=3), k=2, latent_scale=scale).values.sum().backward()
+    assert x.grad is not None
+    assert scale.grad is None
+
+
+def test_relu_passes_gradient_to_positive_scores_and_nan_alone(backend):
+    weight = torch.tensor([[2.0], [0.0], [-1.0], [torch.nan]])
+    bias = torch.zeros(4, requires_grad=True)
+    values, indices = fastsparse.topk_encode(torch.ones(1, 1), weight, bias, k=4)
+    assert indices.tolist() == [[3, 0, 1, 2]]
+    assert values.isnan().tolist() == [[True, False, False, False]]
+    values.backward(torch.ones(1, 4))
+    assert bias.grad.tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+# Properties.
+
+shapes = st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(1, 40)).flatmap(
+    lambda sizes: st.tuples(*map(st.just, sizes), st.integers(1, sizes[2]))
+)
+
+
+@given(
+    data=st.data(),
+    shape=shapes,
+    activation=st.sampled_from(["relu", "none", "abs"]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_numbers(backend, data, shape, activation, dtype):
+    N, D, M, k = shape
+    x, weight, bias, scale = (data.draw(tensors(size)).to(dtype) for size in ((N, D), (M, D), (M,), (M,)))
+    mask = data.draw(tensors(M, st.booleans(), "bool"))
+    mask[torch.randperm(M, generator=torch.Generator().manual_seed(0))[:k]] = True
+    bias, scale, mask = (data.draw(st.sampled_from([None, optional])) for optional in (bias, scale, mask))
+    encode(x, weight, bias, k=k, activation=activation, latent_scale=scale, latent_mask=mask)
+
+
+@given(data=st.data(), shape=shapes)
+def test_relabelled_latents(backend, data, shape):
+    # Renaming the latents renames the indices, where no two scores are equal: powers of two, one to a latent.
+    N, _, M, k = shape
+    sign = data.draw(tensors((N, 1), st.sampled_from([1.0, -1.0])))
+    order = torch.tensor(data.draw(st.permutations(range(M))))
+    weight = 2.0 ** torch.arange(M).unsqueeze(1)
+    values, indices = fastsparse.topk_encode(sign, weight, k=k, activation="none")
+    relabelled = fastsparse.topk_encode(sign, weight[order], k=k, activation="none")
+    assert torch.equal(relabelled.values, values)
+    assert torch.equal(order[relabelled.indices], indices)
+
+
+@given(shape=shapes, seed=st.integers(0, 2**31))
+def test_tokens_are_independent_and_k_nests(backend, shape, seed):
+    N, D, M, k = shape
+    x, weight = integers(N, D, seed=seed), integers(M, D, seed=seed + 1)
+    values, indices = fastsparse.topk_encode(x, weight, k=M, activation="none")
+    some = fastsparse.topk_encode(x.flip(0), weight, k=k, activation="none")
+    assert torch.equal(some.values.flip(0), values[:, :k])
+    assert torch.equal(some.indices.flip(0), indices[:, :k])
