@@ -1,6 +1,6 @@
 """Which backends can run here, why the others can't, and how to insist on one.
 
-Backends by name: ``reference`` (plain PyTorch, any device), ``cpu`` (vectorised C++), ``triton`` and ``cuda``.
+Backends by name: ``reference`` (plain PyTorch, any device), ``cpu`` (C++, vectorised), ``triton``, ``cuda``.
 Without a name the fastest available one for the tensor's device runs. A backend that is named is used, or
 an error says why it can't be: there is no silent fallback.
 """
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -67,7 +66,9 @@ class _CpuLibrary:
         if level not in CPU_LEVELS:
             raise ValueError(f"FASTSPARSE_CPU_LEVEL: must be one of {', '.join(CPU_LEVELS)}, got {level!r}")
         if CPU_LEVELS.index(level) > CPU_LEVELS.index(self.best_level):
-            raise RuntimeError(f"FASTSPARSE_CPU_LEVEL: {level} was asked for, this CPU goes up to {self.best_level}")
+            raise RuntimeError(
+                f"FASTSPARSE_CPU_LEVEL: {level} was asked for, this CPU goes up to {self.best_level}"
+            )
         self._library.fastsparse_cpu_set_level(CPU_LEVELS.index(level))
 
 
@@ -154,7 +155,7 @@ def wants_reference(x: Tensor) -> bool:
 
 @contextmanager
 def use_cpu_level(level: str) -> Iterator[None]:
-    """Run the CPU kernels at one instruction-set level (``baseline``, ``avx2``, ``avx512``) in the whole process."""
+    """Run the CPU kernels of the whole process at one instruction-set level: baseline, avx2 or avx512."""
     _require("cpu")
     before = _cpu.level
     _cpu.set_level(level)

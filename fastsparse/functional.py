@@ -88,11 +88,15 @@ def topk_encode(
         check_mask("topk_encode", "latent_mask", latent_mask, M)
         check_device("topk_encode", "latent_mask", latent_mask, "x", x)
     if activation not in ACTIVATIONS:
-        raise ValueError(f"topk_encode: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        raise ValueError(
+            f"topk_encode: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"topk_encode: k must be an int, got {k!r} of type {type(k).__name__}")
     if not 1 <= k <= M:
-        raise ValueError(f"topk_encode: k must be between 1 and the number of eligible latents ({M}), got k={k}")
+        raise ValueError(
+            f"topk_encode: k must be between 1 and the number of eligible latents ({M}), got k={k}"
+        )
     values, indices = ops.topk_encode(_flat(x), weight, bias, k, activation, latent_scale, latent_mask)
     return TopK(_unflat(values, x), _unflat(indices, x))
 
@@ -119,7 +123,8 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
 
     Example:
         >>> import torch, fastsparse
-        >>> fastsparse.sparse_decode(torch.tensor([[2.0, 1.0]]), torch.tensor([[0, 2]]), torch.eye(3)).tolist()
+        >>> values, indices = torch.tensor([[2.0, 1.0]]), torch.tensor([[0, 2]])
+        >>> fastsparse.sparse_decode(values, indices, torch.eye(3)).tolist()
         [[2.0, 0.0, 1.0]]
 
     Source: Gao et al. 2024, arXiv 2406.04093, equation 2.
@@ -196,7 +201,7 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 
 
 def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
-    """Multiply transposed sparse codes with dense rows: ``out[m]`` sums ``values[n, j] * x[n]`` where ``indices[n, j] = m``.
+    """Multiply transposed sparse codes with rows: sum ``values[n, j] * x[n]`` into ``out[indices[n, j]]``.
 
     The order of every sum is fixed: the result is bitwise reproducible, for any number of threads.
 
@@ -214,7 +219,8 @@ def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tens
 
     Example:
         >>> import torch, fastsparse
-        >>> fastsparse.spmm_t(torch.tensor([[2.0]]), torch.tensor([[1]]), torch.tensor([[3.0, 5.0]]), 2).tolist()
+        >>> values, indices, x = torch.tensor([[2.0]]), torch.tensor([[1]]), torch.tensor([[3.0, 5.0]])
+        >>> fastsparse.spmm_t(values, indices, x, 2).tolist()
         [[0.0, 0.0], [6.0, 10.0]]
 
     Source: the decoder's weight gradient in Gao et al. 2024, arXiv 2406.04093, appendix D.2.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from fastsparse import backends
+from fastsparse.backends import CPU_LEVELS, _cpu, use_cpu_level
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "transposed", "strided", "misaligned")
@@ -25,8 +25,8 @@ def backend_names() -> list[str]:
     """
     if not fastsparse.backends()["cpu"].available:
         return ["reference", "registered"]
-    best = backends.CPU_LEVELS.index(backends._cpu.best_level)
-    return ["reference", *(f"cpu-{level}" for level in backends.CPU_LEVELS[: best + 1])]
+    levels = CPU_LEVELS[: CPU_LEVELS.index(_cpu.best_level) + 1]
+    return ["reference", *(f"cpu-{level}" for level in levels)]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def running(backend: str) -> Iterator[None]:
         if name != "registered":
             stack.enter_context(fastsparse.use_backend(name))
         if level:
-            stack.enter_context(backends.use_cpu_level(level))
+            stack.enter_context(use_cpu_level(level))
         yield
 
 

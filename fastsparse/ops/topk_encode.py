@@ -1,4 +1,4 @@
-"""``fastsparse::topk_encode``: TopK encoding. Gradients, through the selected entries only: spmm and spmm_t."""
+"""``fastsparse::topk_encode``: TopK encoding. Gradients, through selected entries only: spmm and spmm_t."""
 
 import torch
 from torch import Tensor

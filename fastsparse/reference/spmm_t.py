@@ -1,4 +1,4 @@
-"""Transposed sparse code times dense matrix: ``out[m] = sum over (n, j) with indices[n, j] = m of values[n, j] * x[n]``."""
+"""Transposed sparse code times dense matrix: ``out[m]`` sums ``values[n, j] * x[n]`` where ``indices`` are m."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""TopK encoding: the k largest pre-activations of every token, and an activation on them (arXiv 2406.04093)."""
+"""TopK encoding: the k largest pre-activations of every token, and an activation (arXiv 2406.04093)."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def topk_encode(
     latent_scale: Tensor | None = None,
     latent_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; returns values, indices (N, k)."""
+    """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; returns two (N, k)."""
     scores = accumulate(x) @ accumulate(weight).T  # (N, M)
     if bias is not None:
         scores = scores + accumulate(bias)
@@ -29,7 +29,7 @@ def topk_encode(
 def select(
     scores: Tensor, k: int, activation: str, latent_scale: Tensor | None, latent_mask: Tensor | None
 ) -> Tensor:
-    """Indices of the k largest keys in descending order: eligible latents first, NaN largest, ties to the lowest index."""
+    """Indices of the k largest keys in descending order: eligible first, NaN largest, ties to the lowest."""
     keys = scores if latent_scale is None else scores * accumulate(latent_scale)
     if activation == "abs":
         keys = keys.abs()
