@@ -1,0 +1,288 @@
+"""The training loop."""
+
+import fcntl
+import itertools
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fastsparse.nn import SAELoss, TopKSAE
+from fastsparse.train import checkpoint
+from fastsparse.train.config import TrainConfig
+from fastsparse.train.log import Log
+from fastsparse.train.shards import Shards
+from fastsparse.train.stream import TokenStream
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One line of the log.
+
+    Attributes:
+        step, tokens: how many, from the start of the run, resumes included.
+        lr: the rate of this step.
+        loss, fvu, aux, l0, dead: of this step's batch, as in :class:`fastsparse.nn.SAELoss`.
+        seconds: since this process began to train.
+        tokens_per_second: since the line before, or since this process began.
+    """
+
+    step: int
+    tokens: int
+    lr: float
+    loss: float
+    fvu: float
+    aux: float
+    l0: float
+    dead: int
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What :func:`train` leaves: the autoencoder, its last checkpoint, the log, and the last step's metrics.
+
+    ``metrics`` is None where an earlier call had already done all steps.
+    """
+
+    sae: TopKSAE
+    checkpoint: Path
+    log: Path
+    metrics: Metrics | None
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: training stopped between two steps, with a checkpoint."""
+
+    def __init__(self, signal_number: int, step: int, path: Path) -> None:
+        super().__init__(f"interrupted after step {step}; run the same command again to go on from {path}")
+        self.signal_number = signal_number
+
+
+def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None = None) -> TrainResult:
+    """Train a TopK sparse autoencoder on stored activations, or go on where an earlier run stopped.
+
+    A run that was killed, at any moment, and started again ends with the same weights, bit for bit, as one
+    that never stopped (on the same machine and PyTorch, with the same number of threads). All state is in the
+    newest checkpoint of ``config.output`` and, for the order of the data, in the seed and the step.
+
+    Args:
+        config: what to train, on what.
+        on_metrics: called with the :class:`Metrics` of every line of the log.
+
+    Returns:
+        :class:`TrainResult`.
+
+    Raises:
+        ValueError: the shards don't fit together, or the checkpoint doesn't fit the configuration.
+        FileNotFoundError: there are no shards.
+        OSError: a checkpoint or the log can't be written (a full disk), or another run is using the folder.
+        FloatingPointError: the loss is not finite; the last checkpoint is from before.
+        TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        RuntimeError: CUDA was asked for and can't be used.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> from fastsparse.train import TrainConfig, train
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_file({"x": torch.randn(512, 16)}, folder / "activations.safetensors")
+        >>> data = [str(folder / "activations.safetensors")]
+        >>> options = dict(output=str(folder / "run"), num_latents=64, k=4, batch_size=128, device="cpu")
+        >>> train(TrainConfig(data=data, steps=20, **options)).sae.W_dec.shape
+        torch.Size([64, 16])
+
+    Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A.
+    """
+    shards = Shards(config.data, config.tensor)
+    if config.batch_size > shards.rows:
+        raise ValueError(
+            f"batch_size: must be at most the number of tokens in the shards ({shards.rows}), "
+            f"got {config.batch_size}"
+        )
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        return _train(config, shards, folder, on_metrics or (lambda metrics: None))
+
+
+def _train(
+    config: TrainConfig, shards: Shards, folder: Path, on_metrics: Callable[[Metrics], None]
+) -> TrainResult:
+    device = config.resolved_device()
+    stream = TokenStream(
+        shards, seed=config.seed, block_tokens=config.block_tokens, buffer_tokens=config.buffer_tokens
+    )
+    sizes = {"d_model": shards.width, "num_latents": config.num_latents, "k": config.k}
+    sizes |= {"aux_k": config.aux_k, "aux_weight": config.aux_weight, "dead_after": config.dead_after}
+    generator = torch.Generator().manual_seed(config.seed)
+    sae = TopKSAE(**sizes, generator=generator).to(device)
+    # One fused pass over parameters, gradients and moments instead of a dozen.
+    optimizer = torch.optim.Adam(sae.parameters(), lr=config.learning_rate, fused=True)
+    details = {"config": config.result_fields(), "shards": shards.fingerprint(), "sae": sizes}
+
+    checkpoint.remove_partial(folder)
+    newest = next(reversed(checkpoint.checkpoints(folder)), None)
+    done = 0 if newest is None else _resume(newest, details, config.steps, sae, optimizer)
+    batches = stream.batches(config.batch_size, start=done * config.batch_size)
+    if newest is None:
+        first = next(batches)
+        sae.init_decoder_bias_(first.to(device))
+        batches = itertools.chain([first], batches)
+
+    log_path, metrics = folder / "log.jsonl", None
+    with (
+        Log(log_path, done) as log,
+        _Bar(config.steps, done) as bar,
+        _signals() as received,
+    ):
+        clock, step = _Clock(config.batch_size, done), done
+        for step in range(done + 1, config.steps + 1):
+            lr = config.rate_at(step)
+            out = _step(sae, optimizer, next(batches).to(device, torch.float32), lr, config.bf16)
+            stop = bool(received)  # looked at once: what comes later in this step ends the next one
+            due = stop or step == config.steps or step % config.checkpoint_every == 0
+            if due or step % config.log_every == 0:
+                metrics = _measure(out, step, lr, clock)
+                bar.show(metrics)
+            if step % config.log_every == 0:
+                log.write(asdict(metrics))
+                on_metrics(metrics)
+            if due:
+                log.sync()
+                newest = checkpoint.save(folder, step, sae, optimizer, details, config.keep_checkpoints)
+            bar.advance()
+            if stop:
+                break
+        if received:
+            raise TrainingInterrupted(received[0], step, newest)
+    return TrainResult(sae.eval(), newest, log_path, metrics)
+
+
+def _step(sae: TopKSAE, optimizer: torch.optim.Adam, x: torch.Tensor, lr: float, bf16: bool) -> SAELoss:
+    """One step of training on a batch x (N, D)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        out = sae.loss(x)
+    out.loss.backward()
+    sae.remove_parallel_gradient_()
+    optimizer.step()
+    sae.normalize_decoder_()
+    return out
+
+
+def _measure(out: SAELoss, step: int, lr: float, clock: "_Clock") -> Metrics:
+    loss, fvu, aux, l0 = torch.stack([out.loss.detach(), out.fvu, out.aux, out.l0]).tolist()
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"step {step}: the loss is {loss}: the activations hold NaN or infinities, or lr is too high "
+            f"({lr:g}); the last checkpoint is from before"
+        )
+    seconds, rate = clock.read(step)
+    return Metrics(step, step * clock.batch_size, lr, loss, fvu, aux, l0, out.num_dead, seconds, rate)
+
+
+def _resume(newest: Path, details: dict, steps: int, sae: TopKSAE, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint in place, if it is of the run that is asked for, and return its step."""
+    state = checkpoint.load(newest)
+    was, now = state.metadata["config"], details["config"]
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name):
+            raise ValueError(
+                f"{name}: must be {was.get(name)!r} to resume from {state.path}, got {now.get(name)!r}; "
+                "to start anew, name another output folder"
+            )
+    if state.metadata["shards"] != details["shards"]:
+        raise ValueError(
+            f"data: must be the {len(state.metadata['shards'])} shards that {state.path} was trained on "
+            "(names, order, rows and dtypes), got others; to start anew, name another output folder"
+        )
+    if state.step > steps:
+        raise ValueError(f"steps: must be at least the {state.step} that {state.path} has done, got {steps}")
+    checkpoint.restore(state, sae, optimizer)
+    return state.step
+
+
+class _Clock:
+    """Times of one process, monotonic."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self.batch_size = batch_size
+        self._began = self._before = time.monotonic()
+        self._step = step
+
+    def read(self, step: int) -> tuple[float, float]:
+        """Seconds since the beginning, and tokens a second since the last reading."""
+        now = time.monotonic()
+        rate = (step - self._step) * self.batch_size / max(now - self._before, 1e-9)
+        self._before, self._step = now, step
+        return round(now - self._began, 3), round(rate, 1)
+
+
+class _Bar:
+    """A progress bar where standard error is a terminal."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True)
+
+    def show(self, metrics: Metrics) -> None:
+        self._bar.set_postfix_str(
+            f"loss {metrics.loss:.4f}, FVU {metrics.fvu:.4f}, L0 {metrics.l0:.1f}, dead {metrics.dead}, "
+            f"{metrics.tokens_per_second:,.0f} tokens/s",
+            refresh=False,
+        )
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM, so that the step is finished first; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # handlers belong to the main thread: there the signal acts as its owner decided
+        return
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the system releases the lock however this process ends."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{folder}: another training run is using this output folder") from error
+        yield
+    finally:
+        os.close(descriptor)
