@@ -17,6 +17,7 @@ CpuFeatures detect() {
   // libgcc checks XGETBV too: a level counts only if the operating system saves its registers.
   features.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi2");
+  features.amd = __builtin_cpu_is("amd");
   features.avx512 = features.avx2 && __builtin_cpu_supports("avx512f") &&
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

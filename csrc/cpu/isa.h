@@ -5,11 +5,12 @@ namespace fastsparse {
 
 enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
 
-// What the CPU (and the operating system's saved state) can run.
+// What the CPU, and the registers that the operating system saves, can run.
 struct CpuFeatures {
-  bool avx2 = false;      // with fma and f16c: x86-64-v3
-  bool avx512 = false;    // f, bw, cd, dq, vl: x86-64-v4
-  bool fast_bf16 = false; // avx512_bf16 or amx_bf16: the bf16 matrix product outruns the fp32 one
+  bool avx2 = false;       // x86-64-v3: with FMA, BMI2, F16C
+  bool avx512 = false;     // x86-64-v4: F, BW, CD, DQ, VL
+  bool fast_bf16 = false;  // AVX512-BF16 or AMX-BF16: bf16 matrix products outrun fp32 ones
+  bool amd = false;
 };
 
 const CpuFeatures& cpu_features();
@@ -19,3 +20,19 @@ void set_isa(Isa isa);
 
 }  // namespace fastsparse
 
+// A kernel file is compiled once for each level, in a namespace of the level's name. Whatever it instantiates from
+// the standard library must carry a type of that namespace, or the linker could hand AVX-512 code to an older CPU.
+#if defined(__x86_64__)
+#define FASTSPARSE_DECLARE_KERNEL(signature) \
+  namespace baseline { signature; }          \
+  namespace avx2 { signature; }              \
+  namespace avx512 { signature; }
+#define FASTSPARSE_KERNEL(name)                                          \
+  (::fastsparse::current_isa() == ::fastsparse::Isa::avx512 ? ::fastsparse::avx512::name \
+   : ::fastsparse::current_isa() == ::fastsparse::Isa::avx2 ? ::fastsparse::avx2::name   \
+                                                            : ::fastsparse::baseline::name)
+#else
+#define FASTSPARSE_DECLARE_KERNEL(signature) \
+  namespace baseline { signature; }
+#define FASTSPARSE_KERNEL(name) (::fastsparse::baseline::name)
+#endif

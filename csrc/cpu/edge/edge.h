@@ -1,0 +1,45 @@
+// What every op needs where PyTorch's stable ABI ends and raw pointers begin.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+
+#include "cpu/dtype.h"
+
+namespace fastsparse::edge {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const Tensor& tensor);
+// The type that sums over a dtype are carried in, as PyTorch knows it.
+ScalarType accumulator_of(ScalarType dtype);
+
+// The tensor with unit stride along its rows, copied only where it hasn't.
+Tensor with_unit_stride(const Tensor& tensor);
+// A new, uninitialised, contiguous tensor on the CPU.
+Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype);
+
+// Raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M).
+void check_indices(const char* op, const Tensor& indices, int64_t M);
+
+// Calls task(begin, end) over [0, count) in pieces of `grain`, handed out as threads become free: rows and latents
+// differ in work, and so do cores. A task must not depend on which pieces it gets.
+template <typename Task> void parallel(int64_t count, int64_t grain, const Task& task) {
+  if (count <= grain) {
+    if (count > 0) task(int64_t{0}, count);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
+      task(begin, begin + grain < count ? begin + grain : count);
+  });
+}
+
+}  // namespace fastsparse::edge

@@ -1,0 +1,11 @@
+// The library's matrix product.
+#pragma once
+
+#include "cpu/edge/edge.h"
+
+namespace fastsparse::edge {
+
+// a (N, D) @ b (S, D).T -> (N, S), contiguous, of their type; in `out` or in a tensor of the library's own.
+Tensor product(const Tensor& a, const Tensor& b, const Tensor& out);
+
+}  // namespace fastsparse::edge

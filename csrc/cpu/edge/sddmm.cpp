@@ -1,0 +1,20 @@
+#include "cpu/sddmm.h"
+
+#include "cpu/edge/edge.h"
+
+namespace fastsparse::edge {
+
+Tensor sddmm(const Tensor& x, const Tensor& weight, const Tensor& indices) {
+  int64_t N = indices.size(0), k = indices.size(1);
+  Tensor codes = torch::stable::contiguous(indices), rows = with_unit_stride(x), atoms = with_unit_stride(weight);
+  check_indices("sddmm", codes, weight.size(0));
+  Tensor out = allocate({N, k}, x.scalar_type());
+  SddmmArgs args{rows.const_data_ptr(), atoms.const_data_ptr(), codes.const_data_ptr<int64_t>(),
+                 out.mutable_data_ptr(), k, weight.size(1), rows.stride(0), atoms.stride(0), dtype_of(x)};
+  parallel(N, 8, [&, run = FASTSPARSE_KERNEL(sddmm)](int64_t begin, int64_t end) { run(args, begin, end); });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("sddmm", TORCH_BOX(&sddmm)); }
+
+}  // namespace fastsparse::edge

@@ -1,0 +1,79 @@
+#include "cpu/spmm_t.h"
+
+#include <vector>
+
+#include "cpu/edge/edge.h"
+
+namespace fastsparse::edge {
+
+namespace {
+
+// The code in latent-major order: a stable counting sort, so a latent's entries keep the order of (n, j).
+struct LatentMajor {
+  std::vector<int64_t> offsets;  // (M + 1)
+  Tensor rows, values;           // (nnz)
+};
+
+template <typename C>
+LatentMajor latent_major(const Tensor& values, const Tensor& indices, int64_t M) {
+  int64_t nnz = indices.numel(), k = indices.size(1);
+  const int64_t* index = indices.const_data_ptr<int64_t>();
+  const C* value = static_cast<const C*>(values.const_data_ptr());
+  LatentMajor sorted{std::vector<int64_t>(M + 2), allocate({nnz}, ScalarType::Long),
+                     allocate({nnz}, values.scalar_type())};
+  // Counts are kept two places on, so that filling, which moves each latent's begin to its end, leaves the offsets.
+  for (int64_t i = 0; i < nnz; ++i)
+    ++sorted.offsets[index[i] + 2];
+  for (int64_t m = 0; m < M; ++m) sorted.offsets[m + 1] += sorted.offsets[m];
+  int64_t* row_out = sorted.rows.mutable_data_ptr<int64_t>();
+  C* value_out = static_cast<C*>(sorted.values.mutable_data_ptr());
+  for (int64_t n = 0, i = 0; i < nnz; ++n)
+    for (int64_t j = 0; j < k; ++j, ++i) {
+      int64_t place = sorted.offsets[index[i] + 1]++;
+      row_out[place] = n;
+      value_out[place] = value[i];
+    }
+  return sorted;
+}
+
+}  // namespace
+
+Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int64_t M) {
+  int64_t D = x.size(1);
+  ScalarType accumulator = accumulator_of(x.scalar_type());
+  Tensor codes = torch::stable::contiguous(indices), rows = with_unit_stride(x);
+  check_indices("spmm_t", codes, M);
+  Tensor coefficients = torch::stable::contiguous(torch::stable::to(values, accumulator));
+  LatentMajor sorted = accumulator == ScalarType::Double ? latent_major<double>(coefficients, codes, M)
+                                                         : latent_major<float>(coefficients, codes, M);
+  Tensor out = allocate({M, D}, x.scalar_type());
+  SpmmTArgs args{sorted.values.const_data_ptr(), sorted.rows.const_data_ptr<int64_t>(), sorted.offsets.data(),
+                 rows.const_data_ptr(), out.mutable_data_ptr(), D, rows.stride(0), dtype_of(x)};
+  parallel(M, 16, [&, run = FASTSPARSE_KERNEL(spmm_t)](int64_t begin, int64_t end) { run(args, begin, end); });
+
+  std::vector<Segment> segments;
+  std::vector<int64_t> hot, first;  // latents of more than one segment, and where their segments begin
+  for (int64_t m = 0; m < M; ++m) {
+    int64_t begin = sorted.offsets[m], end = sorted.offsets[m + 1];
+    if (end - begin <= kSegment) continue;
+    hot.push_back(m);
+    first.push_back(int64_t(segments.size()));
+    for (; begin < end; begin += kSegment) segments.push_back({begin, begin + kSegment < end ? begin + kSegment : end});
+  }
+  if (hot.empty()) return out;
+  first.push_back(int64_t(segments.size()));
+  Tensor partials = allocate({int64_t(segments.size()), D}, accumulator);
+  auto partial = [&, base = static_cast<char*>(partials.mutable_data_ptr()),
+                  size = D * int64_t(partials.element_size())](int64_t s) { return base + s * size; };
+  parallel(int64_t(segments.size()), 1, [&, run = FASTSPARSE_KERNEL(spmm_t_segment)](int64_t s, int64_t) {
+    run(args, segments[s], partial(s));
+  });
+  parallel(int64_t(hot.size()), 1, [&, run = FASTSPARSE_KERNEL(spmm_t_join)](int64_t h, int64_t) {
+    run(args, hot[h], partial(first[h]), first[h + 1] - first[h]);
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("spmm_t", TORCH_BOX(&spmm_t)); }
+
+}  // namespace fastsparse::edge

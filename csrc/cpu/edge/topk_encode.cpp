@@ -1,0 +1,292 @@
+#include "cpu/topk_encode.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/edge/edge.h"
+#include "cpu/edge/product.h"
+
+namespace fastsparse::edge {
+
+namespace {
+
+// Screening: by what pays (-1), or for tests never (0) or wherever it is possible (1).
+std::atomic<int> screening{-1};
+
+constexpr int64_t kMaxRows = 4096;                 // tokens at a time: scratch memory stays O(kMaxRows)
+constexpr int64_t kStripeBytes = int64_t{4} << 20;  // of scores, and of atoms: a stripe stays in cache
+constexpr int64_t kBufferBytes = int64_t{64} << 20;
+constexpr int64_t kPad = 64;  // kernels read whole vectors
+
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "none") return Activation::none;
+  if (name == "abs") return Activation::abs;
+  throw std::invalid_argument("topk_encode: activation must be one of relu, none, abs, got '" + name + "'");
+}
+
+template <typename C> C* data(const Tensor& tensor) { return static_cast<C*>(tensor.mutable_data_ptr()); }
+
+// One call: the arguments as kernels want them, and the two ways to serve a block of tokens.
+class Encoder {
+ public:
+  Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
+          const std::string& activation, const std::optional<Tensor>& latent_scale,
+          const std::optional<Tensor>& latent_mask)
+      : x_(with_unit_stride(x)), weight_(with_unit_stride(weight)), N_(x.size(0)), D_(x.size(1)), k_(k),
+        dtype_(dtype_of(x)), accumulator_(accumulator_of(x.scalar_type())), activation_(activation_of(activation)) {
+    if (latent_mask) list_eligible(*latent_mask);
+    latents_ = latent_mask ? int64_t(eligible_.size()) : weight.size(0);
+    if (k < 1 || k > latents_)
+      throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
+                                  std::to_string(latents_) + "), got k=" + std::to_string(k));
+    if (latents_ >= std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
+                                  std::to_string(latents_));
+    bias_ = per_latent(bias);
+    if (latent_scale) scale_ = per_latent(latent_scale);
+    values_ = allocate({N_, k}, x.scalar_type());
+    indices_ = allocate({N_, k}, ScalarType::Long);
+  }
+
+  std::tuple<Tensor, Tensor> run() {
+    bool screened = screens();
+    int64_t rows = std::min(N_, kMaxRows);
+    for (int64_t n = 0; n < N_; n += rows) {
+      int64_t count = std::min(rows, N_ - n);
+      if (!screened) {
+        plain(n, count, nullptr);
+        continue;
+      }
+      std::vector<int64_t> hopeless = screen(n, count);
+      if (!hopeless.empty()) plain(0, int64_t(hopeless.size()), hopeless.data());
+    }
+    return {values_, indices_};
+  }
+
+ private:
+  void list_eligible(const Tensor& mask) {
+    Tensor flags = torch::stable::contiguous(mask);
+    auto* flag = static_cast<const bool*>(flags.const_data_ptr());
+    for (int64_t m = 0; m < flags.size(0); ++m)
+      if (flag[m]) eligible_.push_back(m);
+  }
+  const int64_t* eligible() const { return eligible_.empty() ? nullptr : eligible_.data(); }
+
+  // A vector over the eligible latents in the accumulation type; zeros for none.
+  Tensor per_latent(const std::optional<Tensor>& vector) {
+    Tensor result = allocate({latents_ + kPad}, accumulator_);
+    torch::stable::zero_(result);
+    if (!vector) return result;
+    Tensor wide = torch::stable::contiguous(torch::stable::to(*vector, accumulator_));
+    auto copy = [&](auto* to, const auto* from) {
+      for (int64_t m = 0; m < latents_; ++m) to[m] = from[eligible() ? eligible_[m] : m];
+    };
+    if (accumulator_ == ScalarType::Double) copy(data<double>(result), static_cast<const double*>(wide.const_data_ptr()));
+    else copy(data<float>(result), static_cast<const float*>(wide.const_data_ptr()));
+    return result;
+  }
+
+  bool screens() const {
+    bool possible = dtype_ != DType::f64 && D_ > 0 && N_ > 0;
+    int forced = screening.load(std::memory_order_relaxed);
+    if (forced >= 0 || !possible) return possible && forced == 1;
+    // The bf16 product must be the faster one, and enough tokens must share the rounding of the weight; a large k
+    // leaves little to drop.
+    return cpu_features().fast_bf16 && current_isa() == Isa::avx512 && N_ >= 16 && D_ >= 64 && latents_ >= 1024 &&
+           k_ <= latents_ / 16;
+  }
+
+  // How many latents to score at a time: whole vectors, scores and atoms within the cache's share.
+  int64_t stripe_latents(int64_t rows, int64_t element_bytes) const {
+    int64_t fitting = kStripeBytes / (element_bytes * std::max(rows, std::max<int64_t>(D_, 1)));
+    return std::min(latents_, std::clamp<int64_t>(fitting, 256, int64_t{1} << 20) / 16 * 16);
+  }
+
+  Candidates candidates(int64_t rows, int64_t capacity, ScalarType type) {
+    bool fp64 = type == ScalarType::Double;
+    reserve(buffer_, rows * (capacity + kSlack) * candidate_bytes(fp64), ScalarType::Byte);
+    counts_.assign(rows, 0);
+    reserve(thresholds_, rows, type);
+    auto fill = [&](auto* threshold) {
+      std::fill(threshold, threshold + rows, -std::numeric_limits<std::decay_t<decltype(*threshold)>>::infinity());
+    };
+    if (fp64) fill(data<double>(*thresholds_));
+    else fill(data<float>(*thresholds_));
+    return {k_, capacity, activation_ == Activation::abs, buffer_->mutable_data_ptr(), counts_.data(),
+            thresholds_->mutable_data_ptr()};
+  }
+
+  static void reserve(std::optional<Tensor>& tensor, int64_t elements, ScalarType dtype) {
+    if (!tensor || tensor->scalar_type() != dtype || tensor->size(0) < elements)
+      tensor = allocate({elements}, dtype);
+  }
+
+  const void* row(const Tensor& tensor, int64_t n) const {
+    return static_cast<const char*>(tensor.const_data_ptr()) + n * tensor.stride(0) * int64_t(tensor.element_size());
+  }
+
+  void select(const Candidates& candidates, int64_t begin, int64_t rows, const int64_t* order) {
+    SelectArgs args{candidates, eligible(), order, activation_,
+                    data<char>(values_) + begin * k_ * int64_t(values_.element_size()),
+                    data<int64_t>(indices_) + begin * k_,
+                    accumulator_ == ScalarType::Double ? DType::f64 : DType::f32, dtype_};
+    parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_select)](int64_t b, int64_t e) { run(args, b, e); });
+  }
+
+  // Tokens [begin, begin + rows), or those listed in `order`, from exact scores.
+  void plain(int64_t begin, int64_t total_rows, const int64_t* order) {
+    bool fp64 = accumulator_ == ScalarType::Double;
+    int64_t capacity = std::min(latents_, std::max<int64_t>(2 * k_, k_ + 256));
+    int64_t most = std::max<int64_t>(16, kBufferBytes / ((capacity + kSlack) * candidate_bytes(fp64)));
+    for (int64_t done = 0; done < total_rows; done += most) {
+      int64_t rows = std::min(most, total_rows - done);
+      plain_block(begin + (order ? 0 : done), rows, order ? order + done : nullptr, capacity);
+    }
+  }
+
+  void plain_block(int64_t begin, int64_t rows, const int64_t* order, int64_t capacity) {
+    int64_t element = accumulator_ == ScalarType::Double ? 8 : 4;
+    int64_t latents = stripe_latents(rows, element);
+    Candidates found = candidates(rows, capacity, accumulator_);
+    Tensor tokens = wide_rows(x_, begin, rows, order);
+    reserve(scores_, rows * latents, accumulator_);
+    for (int64_t m = 0; m < latents_; m += latents) {
+      int64_t count = std::min(latents, latents_ - m);
+      Tensor atoms = wide_rows(weight_, m, count, eligible() ? eligible() + m : nullptr);
+      Tensor out = torch::stable::from_blob(scores_->mutable_data_ptr(), {rows, count}, {count, 1}, cpu_, accumulator_);
+      Tensor scores = D_ > 0 ? product(tokens, atoms, out) : torch::stable::zero_(out);
+      PlainArgs args{found, stripe(m, count), scores.const_data_ptr(), element == 8 ? DType::f64 : DType::f32};
+      parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_plain)](int64_t b, int64_t e) { run(args, b, e); });
+    }
+    select(found, begin, rows, order);
+  }
+
+  // Rows of x or weight in the accumulation type: the tensor's own memory where that serves.
+  Tensor wide_rows(const Tensor& tensor, int64_t begin, int64_t count, const int64_t* order) {
+    if (!order && tensor.scalar_type() == accumulator_)
+      return torch::stable::from_blob(const_cast<void*>(row(tensor, begin)), {count, D_}, {tensor.stride(0), 1}, cpu_,
+                                      accumulator_);
+    Tensor wide = allocate({count, D_}, accumulator_);
+    WidenArgs args{order ? tensor.const_data_ptr() : row(tensor, begin), order, tensor.stride(0), D_,
+                   dtype_, wide.mutable_data_ptr()};
+    parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_widen)](int64_t b, int64_t e) { run(args, b, e); });
+    return wide;
+  }
+
+  Stripe stripe(int64_t begin, int64_t count) const {
+    int64_t element = int64_t(bias_.element_size());
+    auto at = [&](const Tensor& tensor) {
+      return static_cast<const char*>(tensor.const_data_ptr()) + begin * element;
+    };
+    return {begin, count, count, at(bias_), scale_ ? at(*scale_) : nullptr, nullptr, nullptr, nullptr};
+  }
+
+  // bf16 copies of rows, and their norms.
+  struct Rounded {
+    Tensor rows, norm, residual;
+  };
+  void round(const Tensor& tensor, int64_t begin, int64_t count, const int64_t* order, const Rounded& to) {
+    RoundArgs args{order ? tensor.const_data_ptr() : row(tensor, begin), order, tensor.stride(0), D_, dtype_,
+                   data<bf16>(to.rows), data<float>(to.norm), data<float>(to.residual)};
+    parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_round)](int64_t b, int64_t e) { run(args, b, e); });
+  }
+  Rounded rounded(int64_t count) const {
+    return {allocate({count, D_}, ScalarType::BFloat16), allocate({count + kPad}, ScalarType::Float),
+            allocate({count + kPad}, ScalarType::Float)};
+  }
+
+  // Tokens [begin, begin + rows) by screen, certify and refine; returns those that the screen can't decide.
+  std::vector<int64_t> screen(int64_t begin, int64_t total_rows) {
+    int64_t capacity = std::min(latents_, std::max<int64_t>(8 * k_, 512));
+    int64_t most = std::max<int64_t>(16, kBufferBytes / ((capacity + kSlack) * candidate_bytes(false)));
+    std::vector<int64_t> hopeless;
+    for (int64_t done = 0; done < total_rows; done += most)
+      screen_block(begin + done, std::min(most, total_rows - done), capacity, hopeless);
+    return hopeless;
+  }
+
+  void screen_block(int64_t begin, int64_t rows, int64_t capacity, std::vector<int64_t>& hopeless) {
+    int64_t latents = stripe_latents(rows, 2);
+    Candidates found = candidates(rows, capacity, ScalarType::Float);
+    Rounded tokens = rounded(rows), atoms = rounded(latents);
+    round(x_, begin, rows, nullptr, tokens);
+    Tensor rest = allocate({latents + kPad}, ScalarType::Float);
+    reserve(scores_, rows * latents, ScalarType::BFloat16);
+    for (int64_t m = 0; m < latents_; m += latents) {
+      int64_t count = std::min(latents, latents_ - m);
+      round(weight_, m, count, eligible() ? eligible() + m : nullptr, atoms);
+      Stripe terms = stripe(m, count);
+      bracket(terms, data<float>(atoms.norm), data<float>(atoms.residual), data<float>(rest));
+      Tensor out = torch::stable::from_blob(scores_->mutable_data_ptr(), {rows, count}, {count, 1}, cpu_, ScalarType::BFloat16);
+      Tensor scores = product(tokens.rows, torch::stable::narrow(atoms.rows, 0, 0, count), out);
+      ScreenArgs args{found, terms, data<bf16>(scores), data<float>(tokens.norm), data<float>(tokens.residual), D_};
+      parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_screen)](int64_t b, int64_t e) { run(args, b, e); });
+    }
+    parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_certify)](int64_t b, int64_t e) { run(found, b, e); });
+    refine(found, begin, rows);
+    select(found, begin, rows, nullptr);
+    for (int64_t n = 0; n < rows; ++n)
+      if (counts_[n] == kHopeless) hopeless.push_back(begin + n);
+  }
+
+  // Per-latent terms of the error bracket (derived in topk_encode.cpp), scaled as the keys are.
+  void bracket(Stripe& terms, float* norm, float* residual, float* rest) const {
+    auto* bias = static_cast<const float*>(terms.bias);
+    auto* scale = static_cast<const float*>(terms.scale);
+    float flushed = float(std::sqrt(double(D_)) * 0x1p-125);
+    for (int64_t m = 0; m < terms.count; ++m) {
+      float factor = scale ? std::fabs(scale[m]) : 1.0f;
+      rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * norm[m] + float(D_) * 0x1p-125f) * factor;
+      residual[m] = (residual[m] + flushed) * factor;
+      norm[m] *= factor;
+    }
+    terms.norm = norm;
+    terms.residual = residual;
+    terms.rest = rest;
+  }
+
+  void refine(const Candidates& found, int64_t begin, int64_t rows) {
+    RefineArgs args{found, rows, D_, row(x_, begin), weight_.const_data_ptr(), x_.stride(0), weight_.stride(0),
+                    eligible(), data<float>(bias_), scale_ ? data<float>(*scale_) : nullptr, dtype_};
+    // Each task reads all candidates to find its own, so few tasks; more than threads, for balance.
+    int64_t tasks = 4 * int64_t(torch::stable::get_num_threads());
+    parallel(latents_, (latents_ + tasks - 1) / tasks,
+             [&, run = FASTSPARSE_KERNEL(topk_encode_refine)](int64_t b, int64_t e) { run(args, b, e); });
+  }
+
+  Tensor x_, weight_, bias_, values_, indices_;
+  std::optional<Tensor> scale_;
+  std::vector<int64_t> eligible_;  // empty: all latents are
+  int64_t N_, D_, k_, latents_ = 0;
+  DType dtype_;
+  ScalarType accumulator_;
+  Activation activation_;
+  torch::stable::Device cpu_{torch::headeronly::DeviceType::CPU};
+  // Scratch, kept from block to block.
+  std::optional<Tensor> buffer_, thresholds_, scores_;
+  std::vector<int32_t> counts_;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                       int64_t k, const std::string& activation,
+                                       const std::optional<Tensor>& latent_scale,
+                                       const std::optional<Tensor>& latent_mask) {
+  return Encoder(x, weight, bias, k, activation, latent_scale, latent_mask).run();
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("topk_encode", TORCH_BOX(&topk_encode)); }
+
+}  // namespace fastsparse::edge
+
+// For tests: -1 screens where it pays, 0 never, 1 wherever it is possible.
+extern "C" __attribute__((visibility("default"))) void fastsparse_cpu_set_screening(int choice) {
+  fastsparse::edge::screening.store(choice);
+}

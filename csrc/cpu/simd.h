@@ -1,0 +1,193 @@
+// Vectors of one instruction-set level, on the compilers' portable vector types; intrinsics only where those have
+// no word for it (comparison masks, half precision).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/dtype.h"
+
+namespace fastsparse::FASTSPARSE_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <typename C> inline constexpr int kLanes = kVectorBytes / sizeof(C);
+
+template <typename C> struct VectorOf;
+template <> struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <> struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <typename C> using Vector = typename VectorOf<C>::type;
+
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+
+template <typename C> inline Vector<C> broadcast(C value) { return value - Vector<C>{}; }
+
+// ---- scalars ----
+
+inline float to_float(float value) { return value; }
+inline double to_float(double value) { return value; }
+inline float to_float(bf16 value) {
+  uint32_t word = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &word, 4);
+  return result;
+}
+inline float to_float(f16 value) {
+  // Shift exponent and mantissa into place, then rebias by a multiplication, which also handles subnormals.
+  uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
+  if (magnitude >= 0x0f800000) magnitude = (magnitude & 0x007fffff) | 0x7f800000;  // Inf, NaN
+  else {
+    float scaled;
+    std::memcpy(&scaled, &magnitude, 4);
+    scaled *= 0x1p112f;
+    std::memcpy(&magnitude, &scaled, 4);
+  }
+  magnitude |= sign;
+  float result;
+  std::memcpy(&result, &magnitude, 4);
+  return result;
+}
+
+inline void from_float(float value, float& out) { out = value; }
+inline void from_float(double value, double& out) { out = value; }
+inline void from_float(float value, bf16& out) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  out.bits = value != value ? 0x7fc0 : uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
+}
+inline void from_float(float value, f16& out) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  uint16_t sign = uint16_t(word >> 16 & 0x8000);
+  word &= 0x7fffffff;
+  if (word > 0x7f800000) out.bits = 0x7e00;         // NaN
+  else if (word >= 0x477ff000) out.bits = sign | 0x7c00;  // 65520 and above round to infinity
+  else if (word >= 0x38800000) out.bits = sign | uint16_t((word - 0x38000000 + 0xfff + (word >> 13 & 1)) >> 13);
+  else {  // subnormal: adding 0.5 lines the mantissa up with the last bit, and rounds
+    float shifted;
+    std::memcpy(&shifted, &word, 4);
+    shifted += 0.5f;
+    std::memcpy(&word, &shifted, 4);
+    out.bits = sign | uint16_t(word - 0x3f000000);
+  }
+}
+
+// ---- vectors ----
+
+inline Vector<float> load(const float* from) {
+  Vector<float> result;
+  std::memcpy(&result, from, sizeof result);
+  return result;
+}
+inline Vector<double> load(const double* from) {
+  Vector<double> result;
+  std::memcpy(&result, from, sizeof result);
+  return result;
+}
+inline Vector<float> load(const bf16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (Vector<float>)(__builtin_convertvector(halves, Words) << 16);
+}
+inline Vector<float> load(const f16* from) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  Vector<float> result;
+  for (int i = 0; i < kLanes<float>; ++i) result[i] = to_float(from[i]);
+  return result;
+#endif
+}
+
+// A vector of which only `left` elements may be read, if they are fewer; the other lanes are 0.
+template <typename T> inline Vector<Accumulator<T>> load_up_to(const T* from, int64_t left) {
+  constexpr int lanes = kLanes<Accumulator<T>>;
+  if (left >= lanes) return load(from);
+  T part[lanes] = {};
+  std::memcpy(static_cast<void*>(part), from, left * sizeof(T));
+  return load(part);
+}
+
+inline void store(Vector<float> value, float* to) { std::memcpy(to, &value, sizeof value); }
+inline void store(Vector<double> value, double* to) { std::memcpy(to, &value, sizeof value); }
+inline void store(Vector<float> value, bf16* to) {  // round to nearest, ties to even; NaN stays NaN
+  Words words = (Words)value;
+  Words rounded = (words + 0x7fff + (words >> 16 & 1)) >> 16;
+  Words number = (Words)(value == value);
+  Halves halves = __builtin_convertvector((number & rounded) | (~number & 0x7fc0), Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+inline void store(Vector<float> value, f16* to) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) from_float(value[i], to[i]);
+#endif
+}
+
+template <typename C> inline C sum(Vector<C> value) {
+  C lanes[kLanes<C>];
+  std::memcpy(lanes, &value, sizeof lanes);
+  for (int half = kLanes<C> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline Vector<float> absolute(Vector<float> value) { return (Vector<float>)((Words)value & 0x7fffffff); }
+inline Vector<double> absolute(Vector<double> value) {
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
+  return (Vector<double>)((Bits)value & 0x7fffffffffffffff);
+}
+// The larger of the two; `floor` where `value` is NaN.
+template <typename V> inline V at_least(V value, V floor) { return value > floor ? value : floor; }
+// The smaller of the two; `ceiling` where `value` is NaN.
+template <typename V> inline V at_most(V value, V ceiling) { return value < ceiling ? value : ceiling; }
+
+// Bit i is set where lane i of a comparison holds.
+inline uint32_t mask_of(VectorOf<float>::bits comparison) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)comparison);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps((__m256)comparison));
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes<float>; ++i) mask |= uint32_t(comparison[i] & 1) << i;
+  return mask;
+#endif
+}
+inline uint32_t mask_of(VectorOf<double>::bits comparison) {
+#if defined(__AVX512F__)
+  return _mm512_movepi64_mask((__m512i)comparison);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_pd((__m256d)comparison));
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes<double>; ++i) mask |= uint32_t(comparison[i] & 1) << i;
+  return mask;
+#endif
+}
+
+template <typename T> inline void prefetch(const T* address) { __builtin_prefetch(address, 0, 3); }
+
+}  // namespace fastsparse::FASTSPARSE_ISA

@@ -1,0 +1,45 @@
+#include "cpu/spmm_t.h"
+
+#include <cstring>
+
+#include "cpu/gather_sum.h"
+
+namespace fastsparse::FASTSPARSE_ISA {
+
+void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
+  with_type(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t m = latent_begin; m < latent_end; ++m) {
+      int64_t begin = args.offsets[m], count = args.offsets[m + 1] - begin;
+      T* out = static_cast<T*>(args.out) + m * args.D;
+      if (count == 0) std::memset(static_cast<void*>(out), 0, args.D * sizeof(T));
+      else if (count <= kSegment)
+        gather_sum(static_cast<const Accumulator<T>*>(args.values) + begin, args.rows + begin, count,
+                   static_cast<const T*>(args.x), args.x_stride, args.D, out);
+    }
+  });
+}
+
+void spmm_t_segment(const SpmmTArgs& args, Segment segment, void* partial) {
+  with_type(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    gather_sum(static_cast<const Accumulator<T>*>(args.values) + segment.begin, args.rows + segment.begin,
+               segment.end - segment.begin, static_cast<const T*>(args.x), args.x_stride, args.D,
+               static_cast<Accumulator<T>*>(partial));
+  });
+}
+
+void spmm_t_join(const SpmmTArgs& args, int64_t latent, const void* partials, int64_t count) {
+  with_type(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    auto* partial = static_cast<const Accumulator<T>*>(partials);
+    T* out = static_cast<T*>(args.out) + latent * args.D;
+    for (int64_t d = 0; d < args.D; ++d) {
+      Accumulator<T> total = 0;
+      for (int64_t i = 0; i < count; ++i) total += partial[i * args.D + d];
+      from_float(total, out[d]);
+    }
+  });
+}
+
+}  // namespace fastsparse::FASTSPARSE_ISA
