@@ -94,13 +94,21 @@ def backends() -> dict[str, Backend]:
 
 
 def _describe(name: str) -> Backend:
+    failure = _failure(name)
+    if failure is not None:
+        return Backend(name, False, failure)
     if name == "reference":
         return Backend(name, True, "plain PyTorch, every device, slow")
+    return Backend(name, True, f"C++, instruction-set level {_cpu.level}, up to {_cpu.best_level} here")
+
+
+def _failure(name: str) -> str | None:
+    """Why a backend can't run. Asks the library nothing: torch.compile traces this and can't trace ctypes."""
+    if name == "reference":
+        return None
     if name == "cpu":
-        if _cpu.failure is not None:
-            return Backend(name, False, _cpu.failure)
-        return Backend(name, True, f"C++, instruction-set level {_cpu.level}, up to {_cpu.best_level} here")
-    return Backend(name, False, f"this version of fastsparse has no {name} kernels")
+        return _cpu.failure
+    return f"this version of fastsparse has no {name} kernels"
 
 
 @contextmanager
@@ -133,9 +141,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _require(name: str) -> None:
-    backend = _describe(name)
-    if not backend.available:
-        raise RuntimeError(f"backend {name!r} was asked for and can't run here: {backend.detail}")
+    failure = _failure(name)
+    if failure is not None:
+        raise RuntimeError(f"backend {name!r} was asked for and can't run here: {failure}")
 
 
 def wants_reference(x: Tensor) -> bool:
