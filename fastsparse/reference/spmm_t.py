@@ -1,4 +1,4 @@
-"""Transposed sparse code times dense matrix: ``out[m]`` sums ``values[n, j] * x[n]`` where latent m is active."""
+"""Transposed sparse code times dense matrix: ``out[m]`` sums ``values[n, j] * x[n]`` where indices are m."""
 
 from torch import Tensor
 
