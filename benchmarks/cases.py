@@ -1,0 +1,151 @@
+"""What one measured problem leaves behind: figures, ratios and rooflines, ready for JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.ceilings import Work, roofline
+from benchmarks.harness import Contender, Timing, measure, ratios
+from benchmarks.shapes import Shape
+
+OURS = "fastsparse"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run was asked for.
+
+    Attributes:
+        peers: measure the peers too, instead of torch.compile and the variants of fastsparse.
+        quick: tiny shapes, a trial of the machinery.
+        seconds: time for the rounds of one case.
+    """
+
+    peers: bool = False
+    quick: bool = False
+    seconds: float = 5.0
+
+    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [shape.tiny() if self.quick else shape for shape in shapes]
+
+
+def run_case(
+    name: str,
+    shape: Shape,
+    contenders: Sequence[Contender],
+    options: Options,
+    *,
+    work: Work | None = None,
+    need: float = 0,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Measure the contenders on one problem.
+
+    Args:
+        name: unique within the bench.
+        shape: the problem.
+        contenders: those whose name begins with ``fastsparse`` are ours; every ratio is of one of them to
+        another. options: how the run was asked for.
+        work: what one call must do at least, for the roofline.
+        need: bytes of memory that the case takes beyond what is held already.
+        facts: what else describes the problem (dtype, data).
+    """
+    case = describe(name, shape, **facts)
+    if (shortage := short_of_memory(need)) is not None:
+        return {**case, "skipped": shortage, "contenders": {}, "ratios": {}}
+    bounds = {"seconds": 0.0, "min_rounds": 2} if options.quick else {"seconds": options.seconds}
+    timings = measure(contenders, **bounds)
+    return {**case, **figures(timings, work)}
+
+
+def describe(name: str, shape: Shape, **facts: Any) -> dict[str, Any]:
+    sizes = {key: value for key, value in asdict(shape).items() if key in ("N", "D", "M", "k")}
+    return {"name": name, "shape": sizes, "headline": shape.headline, **facts}
+
+
+def figures(timings: Mapping[str, Timing], work: Work | None = None) -> dict[str, Any]:
+    summaries = {name: timing.summary() for name, timing in timings.items()}
+    timed = {name: timing for name, timing in timings.items() if timing.seconds}
+    if work is not None:
+        for name, timing in timed.items():
+            if not name.startswith("product"):
+                summaries[name]["roofline"] = roofline(work, timing, timed)
+    mine = [name for name in timed if name.startswith(OURS)]
+    return {
+        "contenders": summaries,
+        "ratios": {
+            ours: {other: ratios(timed[ours], timed[other]) for other in timed if other not in mine}
+            for ours in mine
+        },
+    }
+
+
+def short_of_memory(need: float) -> str | None:
+    """Why a case that takes ``need`` bytes can't be run here; None if it can, or if there is no telling."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}["MemAvailable"]
+    if need <= 0.9 * free:
+        return None
+    return f"needs {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are available"
+
+
+def matrix_bytes(*shapes: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+    return float(sum(rows * columns for rows, columns in shapes) * dtype.itemsize)
+
+
+def wrong(case: Mapping[str, Any]) -> list[str]:
+    """The contenders of a case whose answers were wrong."""
+    return [
+        f"{case['name']}: {name}: {record['failure']}"
+        for name, record in case["contenders"].items()
+        if str(record.get("failure", "")).startswith("wrong answer")
+    ]
+
+
+def lines(case: dict[str, Any]) -> str:
+    """A case as text: one line a contender."""
+    if "skipped" in case:
+        return f"  skipped: {case['skipped']}"
+    out = []
+    for name, record in case["contenders"].items():
+        if "failure" in record:
+            out.append(f"  {name:30} {record['failure']}")
+            continue
+        spread = (
+            f"[{quantity(record['q1'], record['unit'])}, {quantity(record['q3'], record['unit'])}]"
+            if "q1" in record
+            else ""
+        )
+        extras = [
+            f"{key.replace('share', 'share of the floor').replace('_', ' ')} {value:.0%}"
+            for key, value in record.get("roofline", {}).items()
+            if key.startswith("share")
+        ]
+        extras += [
+            f"{ratio['of_medians']:.2f}x {other}" for other, ratio in case["ratios"].get(name, {}).items()
+        ]
+        out.append(
+            f"  {name:30} {quantity(record['median'], record['unit']):>10} {spread:24} {', '.join(extras)}"
+        )
+    return "\n".join(out) or f"  {case}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A figure for people.
+
+    Example:
+        >>> quantity(0.0123, "s"), quantity(3.2e6, "bytes")
+        ('12.3 ms', '3.05 MiB')
+    """
+    if unit == "bytes":
+        return f"{value / 2**20:.3g} MiB"
+    for scale, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value >= scale:
+            return f"{value / scale:.3g} {name}"
+    return f"{value / 1e-9:.3g} ns"

@@ -1,0 +1,80 @@
+"""The data that is measured on: seeded, so that every run sees the same.
+
+``gaussian`` is the textbook case. ``correlated`` has what makes real residual streams hard for a screen:
+factors shared by tokens and latents with a power-law spectrum, heavy-tailed token norms, and a few outlier
+dimensions tens of times larger than the rest (Dettmers et al. 2022, arXiv 2208.07339; Sun et al. 2024, arXiv
+2402.17762).
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import Shape
+
+KINDS = ("gaussian", "correlated")
+FACTORS, OUTLIERS = 64, 4
+BLOCK = 1 << 22  # elements drawn by one generator: the draw does not depend on the number of threads
+
+
+def normal(rows: int, columns: int, seed: int) -> Tensor:
+    """(rows, columns) fp32, standard normal; torch draws with one thread, too slowly for a million latents."""
+    out = np.empty(rows * columns, np.float32)
+    starts = range(0, out.size, BLOCK)
+    seeds = np.random.SeedSequence(seed).spawn(len(starts))
+
+    def fill(job: tuple[int, np.random.SeedSequence]) -> None:
+        start, child = job
+        part = out[start : start + BLOCK]
+        np.random.Generator(np.random.SFC64(child)).standard_normal(out=part, dtype=np.float32)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, zip(starts, seeds, strict=True)))
+    return torch.from_numpy(out).view(rows, columns)
+
+
+def tokens(shape: Shape, kind: str, seed: int = 0) -> Tensor:
+    """x (N, D) fp32."""
+    x = normal(shape.N, shape.D, seed)
+    if kind == "correlated":
+        loadings = _loadings(shape)
+        x = 0.3 * x + normal(shape.N, len(loadings), seed + 1) @ loadings
+        x *= torch.exp(0.5 * normal(shape.N, 1, seed + 2))
+        outlying = torch.linspace(1, shape.D - 2, min(OUTLIERS, shape.D)).long()
+        x[:, outlying] = 30 + 10 * normal(shape.N, len(outlying), seed + 3)
+    return x
+
+
+def dictionary(shape: Shape, kind: str, seed: int = 10) -> Tensor:
+    """Unit rows, (M, D) fp32: an encoder, or a decoder."""
+    weight = normal(shape.M, shape.D, seed)
+    if kind == "correlated":
+        loadings = _loadings(shape)
+        weight.mul_(0.3).addmm_(normal(shape.M, len(loadings), seed + 1), loadings)
+    return weight.div_(torch.linalg.vector_norm(weight, dim=1, keepdim=True))
+
+
+def bias(shape: Shape, seed: int = 20) -> Tensor:
+    """(M,) fp32."""
+    return 0.1 * normal(1, shape.M, seed)[0]
+
+
+def code(shape: Shape, kind: str, seed: int = 30) -> tuple[Tensor, Tensor]:
+    """values, indices (N, k): latents equally popular (``gaussian``), or by Zipf's law (``correlated``)."""
+    values = normal(shape.N, shape.k, seed).abs_()
+    generator = np.random.default_rng(seed + 1)
+    if kind == "gaussian":
+        drawn = generator.integers(shape.M, size=(shape.N, shape.k))
+    else:  # P(rank <= r) = log(r) / log(M); which latent has which rank is shuffled
+        rank = (shape.M ** generator.random((shape.N, shape.k))).astype(np.int64) - 1
+        drawn = generator.permutation(shape.M)[rank]
+    return values, torch.from_numpy(drawn)
+
+
+def _loadings(shape: Shape) -> Tensor:
+    """(FACTORS, D), norms falling as 1 / sqrt(rank)."""
+    strength = torch.arange(1, FACTORS + 1, dtype=torch.float32).rsqrt()
+    return strength.unsqueeze(1) * normal(FACTORS, shape.D, 5) / 2

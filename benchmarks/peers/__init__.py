@@ -1,0 +1,1 @@
+"""One module a peer, each saying which of its calls is measured. Imported only with ``--peers``."""

@@ -1,0 +1,85 @@
+"""One picture a result file: how many times as fast as fastsparse each contender is not."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import OURS
+from benchmarks.results import replace
+
+
+def require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise SystemExit("plots need matplotlib: pip install 'fastsparse-torch[bench]'") from None
+
+
+def draw(result: dict[str, Any], path: Path) -> bool:
+    """Draw the ratios of a result file as horizontal bars, quartiles of the per-round ratios as whiskers.
+
+    Args:
+        result: as :func:`benchmarks.results.read` returns it.
+        path: where the SVG goes, whole or not at all; the same result gives the same bytes.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    rows = [
+        (case["name"], other, ratio)
+        for case in result["cases"]
+        for other, ratio in case["ratios"].get(OURS, {}).items()
+        if not other.startswith("product") and other != "bare op"
+    ]
+    if not rows:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(name for name, _, _ in rows))
+    others = list(dict.fromkeys(other for _, other, _ in rows))
+    thickness = 0.8 / len(others)
+    with pyplot.rc_context({"svg.hashsalt": result["bench"], "font.size": 8, "svg.fonttype": "path"}):
+        figure, axes = pyplot.subplots(
+            figsize=(7.5, 0.8 + 0.16 * len(names) * (len(others) + 0.5)), layout="constrained"
+        )
+        for place, other in enumerate(others):
+            mine = [(names.index(name), ratio) for name, who, ratio in rows if who == other]
+            at = [position + (place - (len(others) - 1) / 2) * thickness for position, _ in mine]
+            length = [ratio["of_medians"] for _, ratio in mine]
+            axes.barh(at, [value - 1 for value in length], left=1, height=0.9 * thickness, label=other)
+            for y, (_, ratio) in zip(at, mine, strict=True):
+                if "by_round_q1" in ratio:
+                    axes.plot(
+                        [ratio["by_round_q1"], ratio["by_round_q3"]], [y, y], color="black", linewidth=0.7
+                    )
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        ticks = [
+            tick
+            for tick in (0.25, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200)
+            if _inside(tick, axes.get_xlim())
+        ]
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(axis="x", linewidth=0.3)
+        axes.set_axisbelow(True)
+        axes.set_title(f"{result['bench']}: fastsparse uses 1/x of the {_measure(result)} of")
+        axes.legend(loc="best", frameon=False)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+    replace(path, picture.getvalue())
+    return True
+
+
+def _measure(result: dict[str, Any]) -> str:
+    return "memory" if result["bench"] == "memory" else "time"
+
+
+def _inside(tick: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= tick <= limits[1]

@@ -1,0 +1,139 @@
+"""``python -m benchmarks.report``: the README's table, from the committed results.
+
+``--check`` writes nothing and fails if the table is not what the results say.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import OURS, quantity
+from benchmarks.results import RESULTS, read, replace
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+README = Path(__file__).parents[1] / "README.md"
+
+
+def render(results: Path, readme: Path) -> str:
+    """The Markdown of every machine under ``results``; links are relative to the README.
+
+    Raises:
+        ValueError: there are no results, or a file is not a result or is a quick trial's.
+    """
+    sections = [machine(folder, readme) for folder in sorted(results.glob("*")) if any(folder.glob("*.json"))]
+    if not sections:
+        raise ValueError(
+            f"report: {results.name} must hold <machine>/<bench>.json, found none: run `make bench`"
+        )
+    return "\n\n".join(sections)
+
+
+def machine(folder: Path, readme: Path) -> str:
+    """A machine's heading, table, plots and bars."""
+    files = {path: read(path) for path in sorted(folder.glob("*.json"))}
+    for path, result in files.items():
+        if result["quick"]:
+            raise ValueError(f"report: {path.name} is a quick trial: its figures mean nothing")
+    origin = max((result["provenance"] for result in files.values()), key=lambda origin: origin["date"])
+    origins = sorted(
+        {(result["provenance"]["date"], result["provenance"]["commit"]) for result in files.values()}
+    )
+    measured = "; ".join(f"{date}, commit {commit}" for date, commit in origins)
+    heading = (
+        f"Measured on {origin['cpu']}, {origin['cores']} cores, {origin['instruction_set']}, "
+        f"{origin['threads']} threads, torch {origin['torch']} ({measured}). "
+        f"Medians; columns say how many times as fast as that library we are (memory: how many times less)."
+    )
+    plots = [
+        f"[{path.stem}]({Path(os.path.relpath(path.with_suffix('.svg'), readme.parent)).as_posix()})"
+        for path in files
+        if path.with_suffix(".svg").exists()
+    ]
+    parts = [heading, table(list(files.values()))]
+    if plots:
+        parts.append(f"All cases, as pictures: {', '.join(plots)}.")
+    parts.append(verdict(list(files.values())))
+    return "\n\n".join(parts)
+
+
+def table(files: list[dict[str, Any]]) -> str:
+    """The headline cases, a row each; a peers' file adds columns to the rows of its bench."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    columns: list[str] = []
+    for result in sorted(files, key=lambda result: result["peers"]):
+        for case in result["cases"]:
+            ours = case["contenders"].get(OURS, {})
+            if not case["headline"] or "median" not in ours:
+                continue
+            row = rows.setdefault((result["bench"], case["name"]), {"case": case, "ours": ours, "ratios": {}})
+            for other, ratio in case["ratios"].get(OURS, {}).items():
+                if not other.startswith("product"):
+                    row["ratios"].setdefault(other, ratio["of_medians"])
+                    columns += [] if other in columns else [other]
+    lines = [["op", "case", "shape", OURS, *columns]]
+    for (bench, name), row in rows.items():
+        shape = " ".join(f"{key}={value}" for key, value in row["case"]["shape"].items())
+        cells = [f"{row['ratios'][other]:.2f}x" if other in row["ratios"] else "" for other in columns]
+        lines.append([bench, name, shape, quantity(row["ours"]["median"], row["ours"]["unit"]), *cells])
+    lines.insert(1, ["---"] * 3 + ["---:"] * (1 + len(columns)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(files: list[dict[str, Any]]) -> str:
+    """How many bars stand, and each that doesn't."""
+    bars = [bar for result in files for bar in result["bars"]]
+    failed = [bar for bar in bars if not bar["passed"]]
+    lines = [f"{len(bars) - len(failed)} of {len(bars)} required figures stand{':' if failed else '.'}"]
+    for bar in failed:
+        got = "not measured" if bar["measured"] is None else f"{bar['measured']:.3g} {bar['unit']}"
+        note = f" ({bar['note']})" if bar["note"] else ""
+        lines.append(
+            f"- missed: {bar['name']}: {bar['relation']} {bar['required']:g} {bar['unit']}, got {got}{note}"
+        )
+    if failed:
+        lines[0] = lines[0].replace("stand:", "stand; these don't:") + "\n"
+    return "\n".join(lines)
+
+
+def fill(text: str, block: str) -> str:
+    """``text`` with ``block`` between the two markers.
+
+    Raises:
+        ValueError: not exactly one of each marker, in order.
+
+    Example:
+        >>> fill(f"a {BEGIN} old {END} z", "new") == f"a {BEGIN}\\nnew\\n{END} z"
+        True
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"report: README must hold {BEGIN} and after it {END}, once each")
+    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{block}\n{text[text.index(END) :]}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description="Fill the README's table from the results."
+    )
+    parser.add_argument("--check", action="store_true", help="fail if the README is stale; write nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--readme", type=Path, default=README, help="file to fill")
+    chosen = parser.parse_args(arguments)
+    try:
+        before = chosen.readme.read_text()
+        after = fill(before, render(chosen.results, chosen.readme))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if after == before:
+        return 0
+    if chosen.check:
+        print(f"{chosen.readme.name} is stale: run `python -m benchmarks.report`", file=sys.stderr)
+        return 1
+    replace(chosen.readme, after.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Result files: written whole or not at all, and readable by the report."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FORMAT = 1
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write JSON atomically: a reader, or a crash, never sees half a file.
+
+    Raises:
+        ValueError: the result holds NaN or an infinity, which JSON has no word for.
+        OSError: the folder can't be written; an older file of that name is left as it was.
+    """
+    text = json.dumps({"format": FORMAT, **result}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    replace(path, text.encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put ``content`` in the place of ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 is meant for secrets
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        ValueError: it is not one, naming the file and what is wrong.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name}: must be JSON, got {error}") from None
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        found = result.get("format") if isinstance(result, dict) else type(result).__name__
+        raise ValueError(f"{path.name}: format must be {FORMAT}, got {found!r}")
+    return result
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The floats of a nested structure at ``digits`` significant digits: more is noise and makes diffs long."""
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.{digits}g}")
+    return value

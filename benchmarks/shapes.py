@@ -1,0 +1,71 @@
+"""The shapes that are measured: those that the project promises something at, and those that people train."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One problem size.
+
+    Attributes:
+        name: unique; where it comes from.
+        N, D, M, k: tokens, model width, latents, active latents.
+        speedup: how many times as fast as torch eager the encoder must be here.
+        faiss: the same against ``faiss.knn``.
+        headline: shown in the README; also measured in bf16 and under torch.compile.
+        correlated: also measured on correlated, heavy-tailed data.
+    """
+
+    name: str
+    N: int
+    D: int
+    M: int
+    k: int
+    speedup: float = 1.0
+    faiss: float = 1.0
+    headline: bool = False
+    correlated: bool = False
+
+    def __str__(self) -> str:
+        return f"N={self.N} D={self.D} M={self.M} k={self.k}"
+
+    def tiny(self) -> "Shape":
+        """The same case small enough for a trial of the machinery; its figures mean nothing."""
+        return replace(self, N=min(self.N, 64), D=min(self.D, 64), M=min(self.M, 1024), k=min(self.k, 16))
+
+
+HEADLINE = (
+    Shape("wide", 1024, 768, 16384, 32, speedup=2.5, faiss=1.8, headline=True, correlated=True),
+    Shape("small", 4096, 384, 6144, 16, speedup=2.0, faiss=1.5, headline=True, correlated=True),
+    Shape("deep", 512, 2048, 32768, 64, speedup=2.0, faiss=1.4, headline=True, correlated=True),
+)
+
+FEW_TOKENS = (
+    Shape("1 token", 1, 768, 16384, 32, headline=True),
+    Shape("8 tokens", 8, 768, 16384, 32),
+    Shape("64 tokens", 64, 768, 16384, 32),
+)
+
+# What people train. A step's full batch where it fits the time that a run may take: openai's 16384 tokens and
+# the SAELens batches at D > 768 are cut, which is noted in the name.
+TRAINING = (
+    Shape("openai, 4096 of 16384 tokens", 4096, 768, 32768, 32, speedup=1.2),
+    Shape("sparsify Llama-3-8B, 64 tokens", 64, 4096, 131072, 192, speedup=1.2, correlated=True),
+    Shape("sparsify Llama-3-8B, 256 tokens", 256, 4096, 131072, 192, speedup=1.2),
+    Shape("SAELens 16k", 4096, 768, 16384, 100, speedup=1.2, correlated=True),
+    Shape("SAELens 16k D=2304, 1024 of 4096 tokens", 1024, 2304, 16384, 100, speedup=1.2),
+    Shape("SAELens 16k D=3584, 1024 of 4096 tokens", 1024, 3584, 16384, 100, speedup=1.2),
+    Shape("SAELens 65k D=2304, 64 of 4096 tokens", 64, 2304, 65536, 100, speedup=1.2),
+    Shape("SAELens 131k, 64 of 4096 tokens", 64, 768, 131072, 100, speedup=1.2),
+    Shape("SAELens 262k, 64 of 4096 tokens", 64, 768, 262144, 100, speedup=1.2),
+    Shape("SAELens 1M, 64 of 4096 tokens", 64, 768, 1048576, 100, speedup=1.2),
+)
+
+ALL = HEADLINE + FEW_TOKENS + TRAINING
+
+STEP = (
+    Shape("SAE step", 2048, 768, 16384, 32, headline=True),
+    Shape("small SAE step", 1024, 384, 6144, 16, headline=True),
+)
+
+MEMORY = Shape("encode", 8192, 256, 131072, 32, headline=True)
