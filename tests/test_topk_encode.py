@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import DTYPES, LAYOUTS, assert_topk, integers, laid_out, random
+from oracle import DTYPES, LAYOUTS, assert_topk, backend_names, integers, laid_out, random, running
 from strategies import tensors
 
 import fastsparse
@@ -29,6 +29,13 @@ SHAPES = [
     (100, 64, 8192, 16),
     (17, 384, 6144, 16),
 ]
+
+
+@pytest.fixture(params=backend_names(screened=True))
+def backend(request) -> str:
+    """Every backend, and the compiled one with its screen forced as well."""
+    with running(request.param):
+        yield request.param
 
 
 def encode(x, weight, bias=None, *, k, **options):

@@ -1,0 +1,232 @@
+"""Every op inside PyTorch's machinery: gradcheck, opcheck, torch.compile, torch.export, autocast, vmap."""
+
+import pytest
+import torch
+from oracle import random, random_indices
+
+import fastsparse
+
+N, k, M, D = 5, 3, 11, 4
+INDICES = random_indices(N, k, M, seed=9)
+
+
+def tensors(*names: str, dtype=torch.float32, tokens: int = N) -> list[torch.Tensor]:
+    """The named float tensors of a problem, as leaves that want a gradient."""
+    shapes = {"x": (tokens, D), "weight": (M, D), "bias": (M,), "values": (tokens, k), "offset": (D,)}
+    return [random(*shapes[name], seed=i, dtype=dtype).requires_grad_() for i, name in enumerate(names)]
+
+
+def indices_for(tensor: torch.Tensor) -> torch.Tensor:
+    """Fixed indices for any number of tokens, traceable."""
+    return torch.arange(tensor.shape[0]).unsqueeze(1) % (M - k) + torch.arange(k)
+
+
+# What users call, as functions of float tensors alone, and the tensors by name.
+FUNCTIONS = {
+    "topk_encode": (
+        lambda x, weight, bias: fastsparse.topk_encode(x, weight, bias, k=k)[0],
+        ("x", "weight", "bias"),
+    ),
+    "topk_encode_abs": (
+        lambda x, weight: fastsparse.topk_encode(
+            x, weight, k=k, activation="abs", latent_scale=torch.linspace(-1, 2, M, dtype=x.dtype)
+        )[0],
+        ("x", "weight"),
+    ),
+    "spmm": (
+        lambda values, weight: fastsparse.spmm(values, indices_for(values), weight),
+        ("values", "weight"),
+    ),
+    "sddmm": (lambda x, weight: fastsparse.sddmm(x, weight, indices_for(x)), ("x", "weight")),
+    "spmm_t": (lambda values, x: fastsparse.spmm_t(values, indices_for(values), x, M), ("values", "x")),
+    "sparse_decode": (
+        lambda values, weight, offset: fastsparse.sparse_decode(values, indices_for(values), weight, offset),
+        ("values", "weight", "offset"),
+    ),
+}
+functions = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@functions
+def test_gradcheck(backend, name):
+    function, inputs = FUNCTIONS[name]
+    assert torch.autograd.gradcheck(function, tensors(*inputs, dtype=torch.float64))
+
+
+@functions
+def test_gradgradcheck(backend, name):
+    function, inputs = FUNCTIONS[name]
+    assert torch.autograd.gradgradcheck(function, tensors(*inputs, dtype=torch.float64))
+
+
+@functions
+def test_gradcheck_of_an_empty_batch(backend, name):
+    function, inputs = FUNCTIONS[name]
+    leaves = tensors(*inputs, tokens=0)
+    function(*leaves).sum().backward()
+    assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves)
+
+
+OP_INPUTS = {
+    "topk_encode": [
+        lambda x, weight, bias: (x, weight, bias, k, "relu", None, None),
+        lambda x, weight, bias: (x, weight, None, k, "none", bias.detach(), torch.arange(M) > 2),
+        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, bias, M, "abs", None, None),
+    ],
+    "spmm": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, weight)],
+    "sddmm": [lambda x, weight, bias: (x, weight, INDICES)],
+    "spmm_t": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, x, M)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("op", "make"),
+    [(op, make) for op, makes in OP_INPUTS.items() for make in makes],
+    ids=lambda v: str(v)[:11],
+)
+def test_opcheck(op, make, dtype):
+    inputs = make(*tensors("x", "weight", "bias"))
+    inputs = [
+        value.detach().to(dtype).requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for value in inputs
+    ]
+    overload = getattr(torch.ops.fastsparse, op).default
+    torch.library.opcheck(overload, tuple(inputs), atol=1e-2 if dtype == torch.bfloat16 else None,
+                          rtol=1e-2 if dtype == torch.bfloat16 else None)  # fmt: skip
+
+
+def autoencoder(x, weight, bias, decoder):
+    """A whole TopK autoencoder, as users compile it."""
+    code = fastsparse.topk_encode(x, weight, bias, k=k)
+    return fastsparse.sparse_decode(*code, decoder)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_with_a_changing_number_of_tokens(compiler):
+    torch._dynamo.reset()
+    compiled = torch.compile(autoencoder, fullgraph=True, dynamic=True, backend=compiler)
+    frames = torch._dynamo.utils.counters["frames"]
+    frames.clear()
+    for tokens in (7, 5, 64, 33):
+        leaves = tensors("x", "weight", "bias", tokens=tokens)
+        inputs = [[leaf.detach().clone().requires_grad_() for leaf in (*leaves, leaves[1])] for _ in range(2)]
+        outs = [run(*leaves) for run, leaves in zip((compiled, autoencoder), inputs, strict=True)]
+        torch.testing.assert_close(outs[0], outs[1])
+        for out in outs:
+            out.square().sum().backward()
+        for mine, theirs in zip(*inputs, strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad)
+    assert frames["ok"] == 1, "recompiled for another number of tokens"
+    torch._dynamo.reset()
+
+
+@functions
+def test_compile_each(backend, name):
+    torch._dynamo.reset()
+    function, inputs = FUNCTIONS[name]
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (6, 9):
+        leaves = tensors(*inputs, tokens=tokens)
+        torch.testing.assert_close(compiled(*leaves), function(*leaves))
+    torch._dynamo.reset()
+
+
+def test_a_compiled_function_follows_the_backend():
+    torch._dynamo.reset()
+    x, weight, bias = tensors("x", "weight", "bias")
+    seen = []
+
+    def record(graph, _):
+        seen.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    compiled = torch.compile(autoencoder, fullgraph=True, backend=record)
+    compiled(x, weight, bias, weight)
+    with fastsparse.use_backend("reference"):
+        compiled(x, weight, bias, weight)
+    assert len(seen) == 2
+    assert "fastsparse.topk_encode.default" in seen[0]
+    assert "fastsparse.topk_encode.default" not in seen[1]
+    torch._dynamo.reset()
+
+
+def test_export_with_a_changing_number_of_tokens():
+    class Autoencoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias, self.decoder = map(
+                torch.nn.Parameter, tensors("weight", "bias", "weight")
+            )
+
+        def forward(self, x):
+            return autoencoder(x, self.weight, self.bias, self.decoder)
+
+    module = Autoencoder()
+    (x,) = tensors("x")
+    exported = torch.export.export(module, (x.detach(),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    targets = {str(node.target) for node in exported.graph.nodes}
+    assert {"fastsparse.topk_encode.default", "fastsparse.spmm.default"} <= targets
+    for tokens in (5, 8, 100):
+        (x,) = tensors("x", tokens=tokens)
+        torch.testing.assert_close(exported.module()(x), module(x))
+
+
+@functions
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(backend, name, dtype):
+    function, inputs = FUNCTIONS[name]
+    leaves = tensors(*inputs)
+    halves = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+    with torch.autocast("cpu", dtype):
+        out = function(*leaves)
+    assert out.dtype == dtype
+    right = function(*halves)
+    assert torch.equal(out, right)
+    out.sum().backward()
+    right.sum().backward()
+    for leaf, half in zip(leaves, halves, strict=True):
+        assert leaf.grad.dtype == torch.float32
+        assert torch.equal(leaf.grad, half.grad.float())
+
+
+@functions
+def test_autocast_leaves_double_alone(backend, name):
+    function, inputs = FUNCTIONS[name]
+    leaves = tensors(*inputs, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = function(*leaves)
+    assert out.dtype == torch.float64
+    assert torch.equal(out, function(*leaves))
+
+
+@functions
+def test_no_grad_and_inference_mode(backend, name):
+    function, inputs = FUNCTIONS[name]
+    leaves = tensors(*inputs)
+    right = function(*leaves).detach()
+    with torch.no_grad():
+        out = function(*leaves)
+        assert not out.requires_grad
+        assert torch.equal(out, right)
+    with torch.inference_mode():
+        assert torch.equal(function(*leaves), right)
+
+
+def test_vmap_is_right_or_refused():
+    x, weight, bias = (tensor.detach() for tensor in tensors("x", "weight", "bias"))
+    batch = torch.stack((x, 2 * x))
+    values = torch.vmap(lambda x: fastsparse.topk_encode(x, weight, bias, k=k).values)(batch)
+    torch.testing.assert_close(values, fastsparse.topk_encode(batch, weight, bias, k=k).values)
+
+
+@functions
+def test_forward_mode(name):
+    function, inputs = FUNCTIONS[name]
+    primals = [leaf.detach() for leaf in tensors(*inputs)]
+    tangents = [random(*primal.shape, seed=7) for primal in primals]
+    _, tangent = torch.func.jvp(function, tuple(primals), tuple(tangents))
+    with fastsparse.use_backend("reference"):
+        torch.testing.assert_close(tangent, torch.func.jvp(function, tuple(primals), tuple(tangents))[1])
