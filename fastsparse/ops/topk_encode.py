@@ -18,7 +18,8 @@ def _check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
 
 def _reference(x, weight, bias, k, activation, latent_scale, latent_mask):
     _check_eligible(weight, k, latent_mask)
-    return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
+    with torch.autocast(x.device.type, enabled=False):  # else the product of fp32 copies would be one of halves
+        return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
 
 
 def _fake(x, weight, bias, k, activation, latent_scale, latent_mask):

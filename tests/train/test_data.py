@@ -1,0 +1,192 @@
+"""Shards on disk, and the order in which their tokens come."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastsparse.train.shards import Shards
+from fastsparse.train.stream import TokenStream
+
+D = 3
+
+
+def numbered(start: int, rows: int) -> torch.Tensor:
+    """Rows that say which they are, exactly in every dtype (up to 256)."""
+    return torch.arange(start, start + rows).unsqueeze(1).expand(rows, D).contiguous().float()
+
+
+def write(path: Path, rows: torch.Tensor, dtype: str = "float32") -> str:
+    if path.suffix == ".npy":
+        np.save(path, rows.numpy().astype(dtype))
+    else:
+        save_file({"x": rows.to(getattr(torch, dtype))}, path)
+    return str(path)
+
+
+def take(sources: list[str], count: int, *, batch: int = 8, start: int = 0, **options) -> list[int]:
+    """The first column of the first ``count`` tokens of a stream."""
+    options = {"seed": 0, "block_tokens": 4, "buffer_tokens": 16} | options
+    batches = TokenStream(Shards(sources), **options).batches(batch, start)
+    rows = torch.cat([next(batches) for _ in range(-(-count // batch))])[:count]
+    assert (rows == rows[:, :1]).all()
+    return rows[:, 0].int().tolist()
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[str]:
+    """57 rows in six files of every dtype and both formats, one of them empty, one in Fortran order."""
+    write(tmp_path / "a.npy", numbered(0, 10))
+    write(tmp_path / "b.safetensors", numbered(10, 7), "bfloat16")
+    write(tmp_path / "c.npy", numbered(17, 13), ">f8")
+    write(tmp_path / "d.safetensors", numbered(30, 0))
+    write(tmp_path / "e.safetensors", numbered(30, 9), "float16")
+    np.save(tmp_path / "f.npy", np.asfortranarray(numbered(39, 18).numpy().astype("float16")))
+    return [str(tmp_path)]
+
+
+def test_an_epoch_is_a_permutation_of_all_tokens(mixed: list[str]) -> None:
+    epochs = take(mixed, 3 * 57)
+    first, second, third = epochs[:57], epochs[57:114], epochs[114:]
+    for epoch in (first, second, third):
+        assert sorted(epoch) == list(range(57))
+    assert len({tuple(first), tuple(second), tuple(third)}) == 3
+
+
+def test_the_order_depends_on_the_seed_alone(mixed: list[str]) -> None:
+    assert take(mixed, 100) == take(mixed, 100)
+    assert take(mixed, 100) != take(mixed, 100, seed=1)
+    assert take(mixed, 100) == take(mixed, 100, batch=50)
+
+
+def test_any_position_is_reached_at_once(mixed: list[str]) -> None:
+    whole = take(mixed, 200)
+    for start in range(130):
+        assert take(mixed, 40, start=start) == whole[start : start + 40]
+
+
+def test_neighbours_come_apart(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.npy", numbered(0, 4096))
+    order = np.array(take([source], 4096, batch=64, block_tokens=16, buffer_tokens=1024))
+    # Few neighbours were neighbours on the disk, and the first buffer is drawn from all over the file.
+    assert (np.abs(np.diff(order)) == 1).sum() < 100
+    assert order[:64].min() < 1000
+    assert order[:64].max() > 3000
+    mean = order.reshape(8, 512).mean(axis=1)
+    assert np.abs(mean - 2047.5).max() < 600
+
+
+def test_a_buffer_as_large_as_the_data_shuffles_all_of_it(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.npy", numbered(0, 64))
+    order = take([source], 64, buffer_tokens=1 << 20)
+    assert sorted(order) == list(range(64))
+    assert np.abs(np.diff(order)).mean() > 10
+
+
+def test_files_are_read_lazily(tmp_path: Path) -> None:
+    """A sparse file of 64 GiB of zeros, more than this test's machine may hold in memory."""
+    shape = (2**26, 256)
+    array = np.lib.format.open_memmap(tmp_path / "huge.npy", mode="w+", dtype=np.float32, shape=shape)
+    del array
+    shards = Shards([str(tmp_path / "huge.npy")])
+    assert shards.rows == 2**26
+    batches = TokenStream(shards, seed=0, block_tokens=256, buffer_tokens=1024).batches(100, start=2**25)
+    assert next(batches).shape == (100, 256)
+
+
+def test_more_shards_than_open_files(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    for index in range(150):
+        write(tmp_path / f"{index:03}.npy", numbered(index, 1))
+        write(tmp_path / f"{index:03}.safetensors", numbered(150 + index, 1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, hard))
+    try:
+        assert sorted(take([str(tmp_path)], 300)) == list(range(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_sources(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.npy", numbered(0, 2)), write(tmp_path / "b.safetensors", numbered(2, 2))
+    (tmp_path / "tokens.json").write_text("[]")
+    (tmp_path / "within").mkdir()
+    c = write(tmp_path / "within" / "c.npy", numbered(4, 2))
+
+    def names(*sources: str) -> list[str]:
+        return [str(shard.path) for shard in Shards(sources).shards]
+
+    assert names(str(tmp_path)) == [a, b]
+    assert names(str(tmp_path / "*.npy")) == [a]
+    assert names(str(tmp_path / "**" / "*.npy")) == [a, c]
+    assert names(b, str(tmp_path), a) == [b, a]
+
+
+def test_one_of_several_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"mlp": numbered(0, 2), "attn": numbered(5, 2)}, path)
+    assert Shards([str(path)], tensor="attn").shards[0].tensor == "attn"
+    with pytest.raises(ValueError, match=r"a.safetensors: holds 2 tensors \(attn, mlp\); name the one"):
+        Shards([str(path)])
+    with pytest.raises(ValueError, match=r"tensor must be one of.*\(attn, mlp\), got 'resid'"):
+        Shards([str(path)], tensor="resid")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_bad_shards(tmp_path: Path, suffix: str) -> None:
+    good = write(tmp_path / f"a{suffix}", numbered(0, 5))
+
+    def rejects(tensor: torch.Tensor, message: str, dtype: str = "float32") -> None:
+        bad = write(tmp_path / f"bad{suffix}", tensor, dtype)
+        with pytest.raises(ValueError, match=f"bad{suffix}: {message}"):
+            Shards([good, bad])
+
+    rejects(torch.ones(5, 4), r"every shard must have the width of the first, .*\(D = 3\), got D = 4")
+    rejects(torch.ones(5, 3), r"must hold float32, .*got [iI]", dtype="int32")
+    rejects(torch.ones(5), r"must hold a matrix \(N, D\) of activations, got shape \(5,\)")
+    rejects(torch.ones(5, 3, 2), r"must hold a matrix .*got shape \(5, 3, 2\)")
+    rejects(torch.ones(5, 0), r"must hold a matrix .*got shape \(5, 0\)")
+    broken = tmp_path / f"broken{suffix}"
+    broken.write_bytes(Path(good).read_bytes()[:-4])
+    with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
+        Shards([str(broken)])
+    broken.write_bytes(b"something else entirely")
+    with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
+        Shards([str(broken)])
+    broken.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
+        Shards([str(broken)])
+
+
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a.npy: not a whole .npy array of numbers"):
+        Shards([str(tmp_path)])
+
+
+def test_missing_sources(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the folder holds no .npy or .safetensors file"):
+        Shards([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match=r"nothing: no such file or folder"):
+        Shards([str(tmp_path / "nothing")])
+    with pytest.raises(FileNotFoundError, match=r"no file matches it as a glob"):
+        Shards([str(tmp_path / "*.npy")])
+    with pytest.raises(ValueError, match=r"must name at least one"):
+        Shards([])
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ValueError, match=r"a.txt: a shard must be a .npy or .safetensors file, got .txt"):
+        Shards([str(tmp_path / "a.txt")])
+    empty = write(tmp_path / "a.npy", numbered(0, 0))
+    with pytest.raises(ValueError, match="must hold at least one token"):
+        Shards([empty])
+
+
+def test_a_shard_that_shrinks_while_in_use(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.safetensors", numbered(0, 50))
+    shards = Shards([source])
+    Path(source).unlink()
+    with pytest.raises(OSError, match=r"a.safetensors: can't be read any more"):
+        next(TokenStream(shards, seed=0, block_tokens=4, buffer_tokens=8).batches(4))

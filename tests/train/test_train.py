@@ -1,0 +1,409 @@
+"""Training from stored activations: that it learns, what it leaves behind, and what it refuses."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fastsparse.nn import TopKSAE
+from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
+from fastsparse.train import checkpoint as checkpoint_module
+
+D, M, K = 16, 48, 3
+TIMINGS = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """2000 sparse combinations of 48 atoms, off centre, in two shards of different formats and dtypes."""
+    folder = tmp_path_factory.mktemp("activations")
+    generator = torch.Generator().manual_seed(0)
+    atoms = F.normalize(torch.randn(M, D, generator=generator), dim=1)
+    chosen = torch.rand(2000, M, generator=generator).topk(K, dim=1).indices
+    x = (atoms[chosen] * (1 + torch.rand(2000, K, 1, generator=generator))).sum(dim=1) + 2
+    np.save(folder / "a.npy", x[:900].numpy())
+    save_file({"x": x[900:].bfloat16()}, folder / "b.safetensors")
+    return str(folder)
+
+
+@pytest.fixture
+def config(data: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        data=[data], output=str(tmp_path / "run"), num_latents=M, k=K, steps=40, batch_size=128, lr=5e-3,
+        dead_after=1000, block_tokens=16, buffer_tokens=256, log_every=5, checkpoint_every=15, device="cpu",
+    )  # fmt: skip
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path)
+
+
+def records(path: Path) -> list[dict]:
+    """The log without its timings."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def names(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != ".lock")
+
+
+def interrupt_at(step: int, number: int = signal.SIGINT) -> Callable[[Metrics], None]:
+    def hook(metrics: Metrics) -> None:
+        if metrics.step == step:
+            os.kill(os.getpid(), number)
+
+    return hook
+
+
+def test_it_learns_and_leaves_a_log_and_checkpoints(config: TrainConfig) -> None:
+    seen: list[Metrics] = []
+    result = train(replace(config, steps=300), on_metrics=seen.append)
+    assert result.metrics.fvu < 0.25 < seen[0].fvu
+    assert [metrics.step for metrics in seen] == list(range(5, 301, 5))
+    assert result.metrics.tokens == 300 * 128
+    assert 0 < result.metrics.l0 <= K
+    assert result.metrics.tokens_per_second > 0
+    log = records(result.log)
+    assert [line["step"] for line in log] == [metrics.step for metrics in seen]
+    assert log[-1]["loss"] == seen[-1].loss
+    expected = ["checkpoint-000000285.safetensors", "checkpoint-000000300.safetensors", "log.jsonl"]
+    assert names(config.output) == expected
+    assert not result.sae.training
+    norms = result.sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(M))
+
+
+def test_the_same_seed_gives_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = train(config)
+    torch.manual_seed(2)  # the global generator has no part in it
+    state = torch.get_rng_state()
+    second = train(replace(config, output=str(tmp_path / "again")))
+    assert torch.equal(torch.get_rng_state(), state)
+    other = train(replace(config, output=str(tmp_path / "other"), seed=1))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.sae.parameters(), second.sae.parameters(), strict=True)
+    )
+    assert records(first.log) == records(second.log)
+    assert not torch.equal(first.sae.W_dec, other.sae.W_dec)
+
+
+def test_load_sae(config: TrainConfig) -> None:
+    result = train(config)
+    for path in (config.output, result.checkpoint):
+        sae = load_sae(path)
+        assert (sae.k, sae.dead_after, sae.training) == (K, 1000, False)
+        for name, tensor in result.sae.state_dict().items():
+            assert torch.equal(sae.state_dict()[name], tensor)
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint"):
+        load_sae(Path(config.output).parent)
+
+
+def test_checkpoints_hold_tensors_and_json_only(config: TrainConfig) -> None:
+    result = train(config)
+    with safe_open(result.checkpoint, framework="pt") as file:
+        metadata = json.loads(file.metadata()["fastsparse"])
+        stored = set(file.keys())
+    assert metadata["step"] == 40
+    assert metadata["config"]["lr"] == 5e-3
+    parameters = {"W_enc", "b_enc", "W_dec", "b_dec"}
+    assert stored == {f"sae.{name}" for name in (*parameters, "tokens_since_fired")} | {
+        f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in parameters
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_goes_on_to_the_same_end(config: TrainConfig, tmp_path: Path, number: int) -> None:
+    whole = train(config)
+    stopped = replace(config, output=str(tmp_path / "stopped"))
+    before = signal.getsignal(number)
+    with pytest.raises(
+        TrainingInterrupted, match=r"interrupted after step 2[01]; .*checkpoint-00000002"
+    ) as caught:
+        train(stopped, on_metrics=interrupt_at(20, number))
+    assert caught.value.signal_number == number
+    assert signal.getsignal(number) == before
+    result = train(stopped)
+    assert_same_run(result, whole)
+
+
+def assert_same_run(result, whole) -> None:
+    ours, expected = weights(result.checkpoint), weights(whole.checkpoint)
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(ours[name], expected[name]), name
+    assert records(result.log) == records(whole.log)
+
+
+def test_a_run_can_be_made_longer_where_the_schedule_allows(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(config)
+    longer = replace(config, output=str(tmp_path / "longer"))
+    train(replace(longer, steps=23))
+    assert_same_run(train(longer), whole)
+    with pytest.raises(ValueError, match=r"steps: must be at least the 40 that .* has done, got 39"):
+        train(replace(longer, steps=39))
+    decaying = replace(config, output=str(tmp_path / "decaying"), decay_steps=5)
+    train(replace(decaying, steps=20))
+    with pytest.raises(ValueError, match=r"steps: must be 20 to resume from .*, got 21"):
+        train(replace(decaying, steps=21))
+
+
+def test_a_finished_run_is_only_loaded(config: TrainConfig) -> None:
+    result = train(config)
+    before = result.checkpoint.stat().st_mtime_ns
+    again = train(config)
+    assert again.metrics is None
+    assert again.checkpoint == result.checkpoint
+    assert result.checkpoint.stat().st_mtime_ns == before
+    assert torch.equal(again.sae.W_enc, result.sae.W_enc)
+    assert len(records(again.log)) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 4}, "k: must be 3 to resume from .*, got 4"),
+        ({"lr": 1e-3}, "lr: must be 0.005 to resume from .*, got 0.001"),
+        ({"lr": None}, "lr: must be 0.005 to resume from"),
+        ({"seed": 1}, "seed: must be 0 to resume"),
+        ({"batch_size": 64}, "batch_size: must be 128 to resume"),
+        ({"num_latents": 50}, "num_latents: must be 48 to resume"),
+        ({"warmup_steps": 1}, "warmup_steps: must be 0 to resume"),
+        ({"bf16": True}, "bf16: must be False to resume"),
+        ({"buffer_tokens": 512}, "buffer_tokens: must be 256 to resume"),
+    ],
+)
+def test_changed_configurations_are_refused(config: TrainConfig, change: dict, message: str) -> None:
+    train(replace(config, steps=5))
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, **change))
+    train(replace(config, steps=6, log_every=1, checkpoint_every=1, keep_checkpoints=1))
+
+
+def test_changed_data_are_refused_and_moved_data_are_not(
+    config: TrainConfig, data: str, tmp_path: Path
+) -> None:
+    train(replace(config, steps=5))
+    with pytest.raises(ValueError, match=r"data: must be the 2 shards that .* was trained on"):
+        train(replace(config, data=[f"{data}/a.npy"]))
+    with pytest.raises(ValueError, match=r"data: must be the 2 shards"):
+        train(replace(config, data=[f"{data}/b.safetensors", f"{data}/a.npy"]))
+    moved = tmp_path / "moved"
+    moved.symlink_to(data)
+    train(replace(config, steps=6, data=[str(moved)]))
+
+
+def broken_checkpoints() -> dict[str, tuple[Callable[[Path], None], str]]:
+    def rewrite(path: Path, change: Callable[[dict], None], metadata: dict | None = None) -> None:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            kept = file.metadata()
+        change(tensors)
+        save_file(tensors, path, kept if metadata is None else metadata)
+
+    return {
+        "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole checkpoint"),
+        "empty": (lambda p: p.write_bytes(b""), "not a whole checkpoint"),
+        "foreign": (lambda p: rewrite(p, lambda t: None, {}), "must be a training checkpoint of format 1"),
+        "no JSON": (lambda p: rewrite(p, lambda t: None, {"fastsparse": "{"}), "not a whole checkpoint"),
+        "shape": (
+            lambda p: rewrite(p, lambda t: t.update({"sae.b_enc": torch.zeros(3)})),
+            r"sae.b_enc must be float32 of shape \(48,\), got float32 of shape \(3,\)",
+        ),
+        "dtype": (
+            lambda p: rewrite(p, lambda t: t.update({"sae.b_enc": torch.zeros(M).double()})),
+            r"sae.b_enc must be float32 of shape \(48,\), got float64",
+        ),
+        "missing": (lambda p: rewrite(p, lambda t: t.pop("sae.b_dec")), "misses tensors: sae.b_dec"),
+        "unknown": (lambda p: rewrite(p, lambda t: t.update(y=torch.ones(1))), "holds unknown tensors: y"),
+    }
+
+
+@pytest.mark.parametrize("kind", broken_checkpoints())
+def test_broken_checkpoints(config: TrainConfig, kind: str) -> None:
+    path = train(config).checkpoint
+    damage, message = broken_checkpoints()[kind]
+    damage(path)
+    for use in (lambda: train(replace(config, steps=60)), lambda: load_sae(path)):
+        with pytest.raises(ValueError, match=f"{path.name}: .*{message}"):
+            use()
+    path.unlink()  # what the user can do: fall back to the one before
+    train(replace(config, steps=60))
+
+
+def test_full_disk_at_a_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file size limit makes the real writer fail in the midst of a write, as a full disk would."""
+    first = train(replace(config, steps=15)).checkpoint
+    kept = first.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"checkpoint-000000030.*could not be written.*newest whole.*-000000015"
+        ):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(config.output) == [first.name, "log.jsonl"]
+    assert first.read_bytes() == kept
+    resumed = train(config)
+    whole = train(replace(config, output=config.output + "-whole"))
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_full_disk_at_the_last_moment(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    first = train(replace(config, steps=15)).checkpoint
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_module.os, function, full)
+    with pytest.raises(OSError, match=r"No space left on device"):
+        train(config)
+    assert names(config.output) == [first.name, "log.jsonl"]
+
+
+def test_full_disk_at_the_log(config: TrainConfig) -> None:
+    train(replace(config, steps=15))
+    log = Path(config.output) / "log.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 50, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"log.jsonl: the log could not be written: .*File too large"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_same_run(train(config), train(replace(config, output=config.output + "-whole")))
+
+
+def test_a_foreign_log_is_not_cut(config: TrainConfig) -> None:
+    log = Path(config.output) / "log.jsonl"
+    log.parent.mkdir()
+    log.write_text("notes\n")
+    with pytest.raises(ValueError, match=r"log.jsonl: line 1 is no record of a training log: b'notes"):
+        train(config)
+    assert log.read_text() == "notes\n"
+
+
+def test_one_run_a_folder(config: TrainConfig) -> None:
+    errors: list[BaseException] = []
+
+    def second(_: Metrics) -> None:
+        if not errors:
+            with pytest.raises(
+                BlockingIOError, match="another training run is using this output folder"
+            ) as caught:
+                train(config)
+            errors.append(caught.value)
+
+    train(config, on_metrics=second)
+    assert errors
+
+
+def test_outside_the_main_thread(config: TrainConfig) -> None:
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(config)))
+    thread.start()
+    thread.join()
+    assert results[0].metrics.step == 40
+
+
+def test_no_thread_or_file_is_left_behind(config: TrainConfig) -> None:
+    def state() -> tuple[int, set[str]]:
+        alive = {thread.name for thread in threading.enumerate() if thread.name.startswith("fastsparse")}
+        return len(os.listdir("/proc/self/fd")), alive
+
+    train(replace(config, steps=1))
+    before = state()
+    with pytest.raises(TrainingInterrupted):
+        train(config, on_metrics=interrupt_at(10))
+    deadline = time.monotonic() + 10
+    while state()[1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert state() == before
+
+
+def test_non_finite_activations_stop_the_run(config: TrainConfig, data: str, tmp_path: Path) -> None:
+    x = np.load(f"{data}/a.npy")
+    x[500, 3] = np.nan
+    np.save(tmp_path / "nan.npy", x)
+    broken = replace(config, data=[str(tmp_path / "nan.npy")], checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is nan: the activations hold NaN"):
+        train(broken)
+    for name in names(config.output):
+        if name.startswith("checkpoint"):
+            assert load_sae(Path(config.output) / name).W_enc.isfinite().all()
+
+
+def test_schedule() -> None:
+    config = TrainConfig(
+        data=["x"], output="y", num_latents=2**12, k=1, steps=10, warmup_steps=4, decay_steps=2
+    )
+    assert config.learning_rate == 4e-4
+    rates = [config.rate_at(step) / 4e-4 for step in range(1, 11)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 2 / 3, 1 / 3])
+
+
+def test_bf16(config: TrainConfig) -> None:
+    result = train(replace(config, bf16=True, steps=300))
+    assert result.sae.W_enc.dtype == torch.float32
+    assert result.metrics.fvu < 0.3
+
+
+def test_the_rate_reaches_the_optimiser(config: TrainConfig) -> None:
+    """Adam's first steps move every parameter that has a gradient by the rate, whatever the gradient."""
+    frozen = train(replace(config, lr=0.0, steps=3)).sae
+    begun = TopKSAE(D, M, K, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(frozen.W_enc, begun.W_enc)
+    moved = train(replace(config, lr=0.01, steps=1, output=config.output + "-moved")).sae
+    change = (moved.W_enc - begun.W_enc).abs()
+    torch.testing.assert_close(change.max().item(), 0.01, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k": 49}, ValueError, r"k: must be at most num_latents \(48\), got 49"),
+        ({"k": 0}, ValueError, "k: must be at least 1, got 0"),
+        ({"k": 1.5}, TypeError, r"k: must be int, got 1.5"),
+        ({"num_latents": True}, TypeError, "num_latents: must be int, got True"),
+        ({"lr": -1.0}, ValueError, "lr: must be finite and at least 0, got -1.0"),
+        ({"lr": float("nan")}, ValueError, "lr: must be finite"),
+        ({"lr": "fast"}, TypeError, r"lr: must be None or float or int, got 'fast'"),
+        ({"bf16": 1}, TypeError, "bf16: must be bool, got 1"),
+        ({"output": None}, TypeError, "output: must be str, got None"),
+        ({"steps": 0}, ValueError, "steps: must be at least 1, got 0"),
+        ({"seed": -1}, ValueError, "seed: must be at least 0, got -1"),
+        ({"device": "tpu"}, ValueError, "device: must be auto, cpu or cuda, got 'tpu'"),
+        ({"data": "folder"}, TypeError, "data: must be a list of paths, got 'folder'"),
+        ({"warmup_steps": 30, "decay_steps": 11}, ValueError, r"must be at most steps \(40\), got 30 \+ 11"),
+        ({"batch_size": 2001}, ValueError, r"batch_size: must be at most .*\(2000\), got 2001"),
+    ],
+)
+def test_bad_configurations(config: TrainConfig, change: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        train(replace(config, **change))
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_not_silently_replaced(config: TrainConfig) -> None:
+    with pytest.raises(RuntimeError, match="device: cuda was asked for and can't be used"):
+        train(replace(config, device="cuda"))
