@@ -1,0 +1,144 @@
+"""A training step against the same step in plain dense PyTorch: same answer first, then the time."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsparse.nn import TopKSAE
+
+# Rounding may swap two latents whose scores are equal to the last digits. That moves the loss by rounding
+# only, and a parameter's gradient by one token's share of it.
+LOSS_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Times of interleaved training steps, in seconds, and how far the answers were apart.
+
+    Attributes:
+        fastsparse: one time a round.
+        dense: one time a round.
+        loss_error: relative difference of the losses of the first step.
+        gradient_error: largest relative difference (in norm) of a parameter's gradient in the first step.
+    """
+
+    fastsparse: list[float]
+    dense: list[float]
+    loss_error: float
+    gradient_error: float
+
+    @property
+    def speedup(self) -> float:
+        """Ratio of the medians."""
+        return statistics.median(self.dense) / statistics.median(self.fastsparse)
+
+
+def dense_loss(sae: TopKSAE, x: Tensor) -> Tensor:
+    """The TopK SAE as a textbook writes it: every pre-activation and every code in full, (N, M)."""
+    scores = F.linear(x - sae.b_dec, sae.W_enc, sae.b_enc)
+    values, indices = torch.topk(scores, sae.k)
+    code = torch.zeros_like(scores).scatter(-1, indices, torch.relu(values))
+    reconstruction = code @ sae.W_dec + sae.b_dec
+    return (x - reconstruction).square().sum() / (x - x.mean(dim=0)).square().sum()
+
+
+def sparse_loss(sae: TopKSAE, x: Tensor) -> Tensor:
+    """The same by fastsparse."""
+    return sae.loss(x).loss
+
+
+def compare(
+    sae: TopKSAE,
+    rows: Tensor,
+    *,
+    batch: int,
+    rounds: int,
+    lr: float,
+    watch: Callable[[list[int]], object] = lambda rounds: rounds,
+) -> Comparison:
+    """Time whole training steps of both (forward, backward, optimiser, unit norms), one of each a round.
+
+    Args:
+        sae: the SAE to start from; it is not changed.
+        rows: (N, D) activations on the SAE's device, N >= batch.
+        batch: tokens a step.
+        rounds: how many steps of each are timed, after one of each that is not.
+        lr: learning rate of Adam.
+        watch: wraps the rounds, to show progress.
+
+    Returns:
+        :class:`Comparison`.
+
+    Raises:
+        RuntimeError: loss or gradients differ by more than rounding: then there is nothing to compare.
+    """
+    contenders = []
+    for loss in (sparse_loss, dense_loss):
+        own = copy.deepcopy(sae).train()
+        own.tokens_since_fired.zero_()  # no latent is dead at the start: AuxK, which dense has not, stays out
+        own.dead_after = (rounds + 2) * batch  # nor during the comparison
+        optimizer = torch.optim.Adam(own.parameters(), lr=lr, fused=True)
+        contenders.append((own, loss, optimizer))
+    generator = torch.Generator().manual_seed(0)
+
+    def sample() -> Tensor:
+        return rows[torch.randint(len(rows), (batch,), generator=generator).to(rows.device)]
+
+    errors = _check([(own, loss) for own, loss, _ in contenders], sample())
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in watch(list(range(rounds + 1))):
+        x = sample()
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
+            seconds = _time(lambda which=which, x=x: _step(*contenders[which], x), x.device)
+            if number > 0:  # the first round warms up
+                times[which].append(seconds)
+    return Comparison(*times, *errors)
+
+
+def _step(
+    sae: TopKSAE, loss: Callable[[TopKSAE, Tensor], Tensor], optimizer: torch.optim.Adam, x: Tensor
+) -> None:
+    optimizer.zero_grad()
+    loss(sae, x).backward()
+    sae.remove_parallel_gradient_()
+    optimizer.step()
+    sae.normalize_decoder_()
+
+
+def _time(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _check(
+    contenders: list[tuple[TopKSAE, Callable[[TopKSAE, Tensor], Tensor]]], x: Tensor
+) -> tuple[float, float]:
+    """Relative differences of loss and gradients; RuntimeError where they are more than rounding."""
+    losses, gradients = [], []
+    for sae, loss in contenders:
+        value = loss(sae, x)
+        value.backward()
+        losses.append(value.item())
+        gradients.append({name: parameter.grad for name, parameter in sae.named_parameters()})
+        sae.zero_grad()
+    fast, dense = gradients
+    loss_error = abs(losses[0] - losses[1]) / abs(losses[1])
+    gradient_error = max(((fast[name] - dense[name]).norm() / dense[name].norm()).item() for name in dense)
+    if not (loss_error <= LOSS_TOLERANCE and gradient_error <= GRADIENT_TOLERANCE):
+        raise RuntimeError(
+            f"fastsparse and dense PyTorch disagree: loss by {loss_error:.1e} (at most {LOSS_TOLERANCE:.0e} "
+            f"expected), gradients by {gradient_error:.1e} (at most {GRADIENT_TOLERANCE:.0e} expected)"
+        )
+    return loss_error, gradient_error
