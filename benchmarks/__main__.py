@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(chosen.threads)
     import torch
 
-    from benchmarks import bars, plots, provenance, results
+    from benchmarks import bars, ceilings, plots, provenance, results
     from benchmarks.cases import Options, lines, wrong
 
     folder = chosen.output or (None if chosen.quick else results.RESULTS)
@@ -72,9 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
             target = folder / origin["machine"] / f"{stem}.json"
             result = {
                 "bench": name, "peers": chosen.peers, "quick": chosen.quick, "provenance": origin,
+                "copy_bandwidth": ceilings.copy_bandwidth(),
                 "cases": cases, "bars": [bar.record() for bar in own_bars],
             }  # fmt: skip
-            results.write(target, results.rounded(result))
+            results.write(target, results.tidy(result))
             plots.draw(results.read(target), target.with_suffix(".svg"))
     print(f"\nbars\n{bars.table(all_bars)}")
     for fault in faults:

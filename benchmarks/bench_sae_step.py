@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks import shapes, steps
 from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import OURS, Options, matrix_bytes, run_case
+from benchmarks.cases import OURS, Options, matrix_bytes, run_case, short_of_memory, skipped
 from benchmarks.ceilings import Work, products
 from benchmarks.checks import close
 from benchmarks.harness import Contender
@@ -22,17 +22,22 @@ REQUIRED = {"sparsify": 2.5, "SAELens": 10.0, "dictionary_learning": 10.0}  # at
 def run(options: Options) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
     for place, shape in enumerate(options.shapes(shapes.STEP)):
         case = _case(shape, options)
+        required = REQUIRED if options.peers and place == 0 else {}
         yield (
             case,
             [
-                speed_bar(f"SAE step ({shape}): against {peer}", case, peer, required)
-                for peer, required in REQUIRED.items()
-                if options.peers and place == 0
+                speed_bar(f"SAE step ({shape}): against {who}", case, who, least)
+                for who, least in required.items()
             ],
         )
 
 
 def _case(shape: Shape, options: Options) -> dict[str, Any]:
+    facts = {"data": "gaussian", "dtype": "fp32"}
+    # Weights, gradients and copies of every contender; the dense code, its gradient and temporaries.
+    need = 16 * matrix_bytes((shape.M, shape.D)) + 5 * matrix_bytes((shape.N, shape.M))
+    if (shortage := short_of_memory(need)) is not None:
+        return skipped(shape.name, shape, shortage, **facts)
     parameters, x = steps.problem(shape, "gaussian")
     expected = steps.ReferenceStep(parameters, shape.k).run(x)
     contenders = [
@@ -47,11 +52,9 @@ def _case(shape: Shape, options: Options) -> dict[str, Any]:
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
     # The encoder's product, and decode, d_values, d_W_dec, d_W_enc on k latents a token; both weights are
     # read and both gradients written once.
-    work = Work(2 * N * D * M + 8 * N * k * D, 4 * matrix_bytes((M, D)) + 2 * matrix_bytes((N, D)))
-    return run_case(
-        shape.name, shape, contenders, options,
-        work=work, need=4 * matrix_bytes((N, M)), data="gaussian", dtype="fp32",
-    )  # fmt: skip
+    product = 2.0 * N * D * M
+    work = Work(product + 8 * N * k * D, 4 * matrix_bytes((M, D)) + 2 * matrix_bytes((N, D)), product)
+    return run_case(shape.name, shape, contenders, options, work=work, **facts)
 
 
 def _builders(options: Options) -> dict[str, Callable[..., Step]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 import fastsparse
 from benchmarks import data, shapes
 from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import OURS, Options, matrix_bytes, run_case
+from benchmarks.cases import OURS, Options, matrix_bytes, run_case, short_of_memory, skipped
 from benchmarks.ceilings import Work, products
 from benchmarks.checks import TopKOracle
 from benchmarks.harness import Contender
@@ -25,12 +25,17 @@ BF16_ROUNDING = 2.0**-8
 def run(options: Options) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
     for shape in options.shapes(shapes.ALL):
         for kind in data.KINDS if shape.correlated else data.KINDS[:1]:
+            if (shortage := short_of_memory(_need(shape))) is not None:
+                case = skipped(f"{shape.name}, {kind}", shape, shortage, data=kind, dtype="fp32")
+                yield case, _bars(shape, kind, case, options)
+                continue
             x, weight = data.tokens(shape, kind), data.dictionary(shape, kind)
             # FAISS has no bias: with zeros everyone solves the same problem, and we still pay for adding it.
             bias = torch.zeros(shape.M) if options.peers else data.bias(shape)
-            yield _fp32(shape, kind, x, weight, bias, options)
+            case = _fp32(shape, kind, x, weight, bias, options)
+            yield case, _bars(shape, kind, case, options)
             if shape.headline and kind == "gaussian" and not options.peers:
-                yield _bf16(shape, kind, x.bfloat16(), weight.bfloat16(), bias.bfloat16(), options)
+                yield _bf16(shape, kind, x.bfloat16(), weight.bfloat16(), bias.bfloat16(), options), []
 
 
 def torch_encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -45,7 +50,7 @@ def _forced(level: str, encode: Callable[[], Any]) -> Any:
 
 def _fp32(
     shape: Shape, kind: str, x: Tensor, weight: Tensor, bias: Tensor, options: Options
-) -> tuple[dict[str, Any], list[Bar]]:
+) -> dict[str, Any]:
     oracle = TopKOracle.of(x, weight, bias, shape.k)
     ours = partial(fastsparse.topk_encode, x, weight, bias, k=shape.k)
     contenders = [
@@ -61,25 +66,16 @@ def _fp32(
         if shape.headline:
             contenders.append(_compiled(x, weight, bias, shape.k, oracle))
         contenders += products(x, weight)
-    name = f"{shape.name}, {kind}"
     with torch.no_grad():
-        case = run_case(
-            name, shape, contenders, options,
-            work=_work(shape, torch.float32), need=2 * matrix_bytes((shape.N, shape.M)),
-            data=kind, dtype="fp32",
+        return run_case(
+            f"{shape.name}, {kind}", shape, contenders, options,
+            work=_work(shape, torch.float32), data=kind, dtype="fp32",
         )  # fmt: skip
-    at = f"topk_encode, {shape.name} ({shape}), {kind}"
-    if options.peers:
-        return case, [speed_bar(f"{at}: against faiss.knn", case, "faiss", shape.faiss)]
-    return case, [
-        speed_bar(f"{at}: against torch", case, "torch", shape.speedup),
-        speed_bar(f"{at}: AVX2 forced, against torch", case, "torch", 1.0, ours=AVX2),
-    ]
 
 
 def _bf16(
     shape: Shape, kind: str, x: Tensor, weight: Tensor, bias: Tensor, options: Options
-) -> tuple[dict[str, Any], list[Bar]]:
+) -> dict[str, Any]:
     """bf16 inputs: we select on fp32 scores, torch on scores rounded to bf16."""
     oracle = TopKOracle.of(x, weight, bias, shape.k)
     exact = partial(oracle.check, stored=BF16_ROUNDING)
@@ -92,11 +88,10 @@ def _bf16(
         ),
     ]
     with torch.no_grad():
-        case = run_case(
+        return run_case(
             f"{shape.name}, {kind}, bf16", shape, [*contenders, *products(x, weight)[1:2]], options,
             work=_work(shape, torch.bfloat16), data=kind, dtype="bf16",
         )  # fmt: skip
-    return case, []
 
 
 def _compiled(x: Tensor, weight: Tensor, bias: Tensor, k: int, oracle: TopKOracle) -> Contender:
@@ -105,6 +100,22 @@ def _compiled(x: Tensor, weight: Tensor, bias: Tensor, k: int, oracle: TopKOracl
     return Contender("torch.compile", partial(compiled, x, weight, bias, k), oracle.check)
 
 
+def _bars(shape: Shape, kind: str, case: dict[str, Any], options: Options) -> list[Bar]:
+    at = f"topk_encode, {shape.name} ({shape}), {kind}"
+    if options.peers:
+        return [speed_bar(f"{at}: against faiss.knn", case, "faiss", shape.faiss)]
+    return [
+        speed_bar(f"{at}: against torch", case, "torch", shape.speedup),
+        speed_bar(f"{at}: AVX2 forced, against torch", case, "torch", 1.0, ours=AVX2),
+    ]
+
+
 def _work(shape: Shape, dtype: torch.dtype) -> Work:
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
-    return Work(2 * N * D * M, matrix_bytes((M, D), (N, D), (N, k), (1, M), dtype=dtype) + 8 * N * k)
+    product = 2.0 * N * D * M
+    return Work(product, matrix_bytes((M, D), (N, D), (N, k), (1, M), dtype=dtype) + 8 * N * k, product)
+
+
+def _need(shape: Shape) -> float:
+    """Bytes: the weights in fp32 and, here and in our screen, in bf16; torch's product and its relu."""
+    return 2 * matrix_bytes((shape.M, shape.D), (shape.N, shape.M))

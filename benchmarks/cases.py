@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ceilings import Work, roofline
+from benchmarks.ceilings import PRODUCT, Work, roofline
 from benchmarks.harness import Contender, Timing, measure, ratios
 from benchmarks.shapes import Shape
 
@@ -39,7 +39,6 @@ def run_case(
     options: Options,
     *,
     work: Work | None = None,
-    need: float = 0,
     **facts: Any,
 ) -> dict[str, Any]:
     """Measure the contenders on one problem.
@@ -47,18 +46,19 @@ def run_case(
     Args:
         name: unique within the bench.
         shape: the problem.
-        contenders: those whose name begins with ``fastsparse`` are ours; every ratio is of one of them to
-        another. options: how the run was asked for.
+        contenders: those whose name begins with ``fastsparse`` are ours, to which every ratio is taken.
+        options: how the run was asked for.
         work: what one call must do at least, for the roofline.
-        need: bytes of memory that the case takes beyond what is held already.
         facts: what else describes the problem (dtype, data).
     """
-    case = describe(name, shape, **facts)
-    if (shortage := short_of_memory(need)) is not None:
-        return {**case, "skipped": shortage, "contenders": {}, "ratios": {}}
     bounds = {"seconds": 0.0, "min_rounds": 2} if options.quick else {"seconds": options.seconds}
     timings = measure(contenders, **bounds)
-    return {**case, **figures(timings, work)}
+    return {**describe(name, shape, **facts), **figures(timings, work)}
+
+
+def skipped(name: str, shape: Shape, reason: str, **facts: Any) -> dict[str, Any]:
+    """What stands in the place of a case that was not run."""
+    return {**describe(name, shape, **facts), "skipped": reason, "contenders": {}, "ratios": {}}
 
 
 def describe(name: str, shape: Shape, **facts: Any) -> dict[str, Any]:
@@ -71,15 +71,15 @@ def figures(timings: Mapping[str, Timing], work: Work | None = None) -> dict[str
     timed = {name: timing for name, timing in timings.items() if timing.seconds}
     if work is not None:
         for name, timing in timed.items():
-            if not name.startswith("product"):
+            if name.startswith(PRODUCT):
+                summaries[name]["flops_per_second"] = work.product / min(timing.seconds)
+            else:
                 summaries[name]["roofline"] = roofline(work, timing, timed)
     mine = [name for name in timed if name.startswith(OURS)]
+    others = [name for name in timed if not name.startswith((OURS, PRODUCT))]
     return {
         "contenders": summaries,
-        "ratios": {
-            ours: {other: ratios(timed[ours], timed[other]) for other in timed if other not in mine}
-            for ours in mine
-        },
+        "ratios": {ours: {other: ratios(timed[ours], timed[other]) for other in others} for ours in mine},
     }
 
 
@@ -123,7 +123,7 @@ def lines(case: dict[str, Any]) -> str:
             else ""
         )
         extras = [
-            f"{key.replace('share', 'share of the floor').replace('_', ' ')} {value:.0%}"
+            f"{key.removeprefix('share').removeprefix('_')} floor {value:.0%}"
             for key, value in record.get("roofline", {}).items()
             if key.startswith("share")
         ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.harness import Contender, Timing
 
+PRODUCT = "product"  # how the names of the ceilings begin
 COPY_BYTES = 256 << 20
 CEILING_SAMPLES = 3
 
@@ -35,15 +36,15 @@ def copy_bandwidth() -> float:
 
 
 def products(x: Tensor, weight: Tensor) -> list[Contender]:
-    """x @ weight.T by every library at hand, in fp32 and bf16: what a product of this shape can take at least."""
+    """x @ weight.T by every library at hand, in fp32 and bf16: the ceiling for this shape."""
     x16, weight16 = x.bfloat16(), weight.bfloat16()
     calls: dict[str, Callable[[], Tensor]] = {
-        "product fp32": lambda: F.linear(x, weight),
-        "product bf16": lambda: F.linear(x16, weight16),
+        f"{PRODUCT} fp32": lambda: F.linear(x, weight),
+        f"{PRODUCT} bf16": lambda: F.linear(x16, weight16),
     }
     if torch.backends.mkldnn.is_available() and not weight.is_cuda:
         onednn = torch.ops.mkldnn._linear_pointwise.default
-        calls["product fp32, oneDNN"] = lambda: onednn(x, weight, None, "none", [], "")
+        calls[f"{PRODUCT} fp32, oneDNN"] = lambda: onednn(x, weight, None, "none", [], "")
     return [Contender(name, run, _finite, samples=CEILING_SAMPLES) for name, run in calls.items()]
 
 
@@ -53,10 +54,17 @@ def _finite(answer: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call must do at least: multiply-adds times two, and bytes that must cross memory once."""
+    """What one call must do at least.
+
+    Attributes:
+        flops: multiply-adds, times two.
+        bytes: what must cross memory once.
+        product: the part of ``flops`` that is the measured matrix product.
+    """
 
     flops: float
     bytes: float
+    product: float = 0.0
 
 
 def roofline(work: Work, timing: Timing, timings: dict[str, Timing]) -> dict[str, float]:
@@ -67,17 +75,17 @@ def roofline(work: Work, timing: Timing, timings: dict[str, Timing]) -> dict[str
     the fp32 floor above 1 is no mistake.
     """
     moving = work.bytes / copy_bandwidth()
-    out = {"flops": work.flops, "bytes": work.bytes, "copy_bandwidth": copy_bandwidth()}
+    out = {"flops": work.flops, "bytes": work.bytes}
     median = timing.summary()["median"]
     for dtype in ("fp32", "bf16"):
         best = [
             min(other.seconds)
             for name, other in timings.items()
-            if name.startswith(f"product {dtype}") and other.seconds
+            if name.startswith(f"{PRODUCT} {dtype}") and other.seconds
         ]
         if best:
             floor = max(min(best), moving)
             out |= {f"floor_{dtype}": floor, f"share_{dtype}": floor / median}
-    if "floor_fp32" not in out:  # no product in it: bytes alone
+    if len(out) == 2:  # no product in it: bytes alone
         out |= {"floor": moving, "share": moving / median}
     return out

@@ -21,7 +21,7 @@ BLOCK = 1 << 22  # elements drawn by one generator: the draw does not depend on 
 
 
 def normal(rows: int, columns: int, seed: int) -> Tensor:
-    """(rows, columns) fp32, standard normal; torch draws with one thread, too slowly for a million latents."""
+    """(rows, columns) fp32, standard normal; torch draws with one thread, too slow for a million latents."""
     out = np.empty(rows * columns, np.float32)
     starts = range(0, out.size, BLOCK)
     seeds = np.random.SeedSequence(seed).spawn(len(starts))

@@ -14,6 +14,8 @@ import torch
 import fastsparse
 
 ROOT = Path(__file__).parents[1]
+# What differs from the commit, but for what a run itself writes.
+CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
 PEERS = ("faiss-cpu", "eai-sparsify", "sae-lens", "dictionary-learning")
 
 # AMD's model numbers, first and last of a range, by family ("Revision Guide" of each family).
@@ -42,7 +44,7 @@ def provenance() -> dict[str, Any]:
         "fastsparse": fastsparse.__version__,
         "backend": cpu.detail if cpu.available else "reference: the compiled kernels are not here",
         "commit": commit,
-        "modified": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "modified": None if commit is None else bool(_git(*CHANGES)),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -69,9 +69,8 @@ def table(files: list[dict[str, Any]]) -> str:
                 continue
             row = rows.setdefault((result["bench"], case["name"]), {"case": case, "ours": ours, "ratios": {}})
             for other, ratio in case["ratios"].get(OURS, {}).items():
-                if not other.startswith("product"):
-                    row["ratios"].setdefault(other, ratio["of_medians"])
-                    columns += [] if other in columns else [other]
+                row["ratios"].setdefault(other, ratio["of_medians"])
+                columns += [] if other in columns else [other]
     lines = [["op", "case", "shape", OURS, *columns]]
     for (bench, name), row in rows.items():
         shape = " ".join(f"{key}={value}" for key, value in row["case"]["shape"].items())

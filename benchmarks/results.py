@@ -4,12 +4,14 @@ import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
+ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
@@ -56,12 +58,22 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
-def rounded(value: Any, digits: int = 5) -> Any:
-    """The floats of a nested structure at ``digits`` significant digits: more is noise and makes diffs long."""
+def tidy(value: Any, digits: int = 5) -> Any:
+    """A nested structure fit for publishing.
+
+    Floats are kept at ``digits`` significant digits (more is noise, and makes diffs long); absolute paths,
+    which error messages like to hold, are cut from texts.
+
+    Example:
+        >>> tidy({"a": (1.23456789, "can't open /home/someone/file.txt: no such file")})
+        {'a': [1.2346, "can't open <path>: no such file"]}
+    """
     if isinstance(value, dict):
-        return {key: rounded(item, digits) for key, item in value.items()}
+        return {key: tidy(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(item, digits) for item in value]
+        return [tidy(item, digits) for item in value]
     if isinstance(value, float) and math.isfinite(value):
         return float(f"{value:.{digits}g}")
+    if isinstance(value, str):
+        return ABSOLUTE_PATH.sub("<path>", value)
     return value
