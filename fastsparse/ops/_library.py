@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
 
@@ -18,3 +20,14 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     return getattr(torch.ops.fastsparse, name).default
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
+    """Raise where PyTorch would silently drop a tangent: registered ops have no forward-mode rule."""
+    if forward_ad._current_level < 0:
+        return
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f'{op}: forward-mode differentiation must run inside fastsparse.use_backend("reference"), '
+            "the kernels have none"
+        )

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastsparse import reference
 from fastsparse._validation import check_range
 from fastsparse.backends import wants_reference
-from fastsparse.ops._library import register
+from fastsparse.ops._library import refuse_forward_mode, register
 
 
 def _reference(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -43,4 +43,5 @@ SDDMM = register(
 def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     if wants_reference(weight):
         return _reference(x, weight, indices)
+    refuse_forward_mode("sddmm", x, weight)
     return SDDMM(x, weight, indices)

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastsparse import reference
 from fastsparse._validation import check_range
 from fastsparse.backends import wants_reference
-from fastsparse.ops._library import register
+from fastsparse.ops._library import refuse_forward_mode, register
 
 
 def _reference(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
@@ -43,4 +43,5 @@ SPMM = register(
 def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     if wants_reference(weight):
         return _reference(values, indices, weight)
+    refuse_forward_mode("spmm", values, weight)
     return SPMM(values, indices, weight)

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastsparse import reference
 from fastsparse._validation import check_range
 from fastsparse.backends import wants_reference
-from fastsparse.ops._library import register
+from fastsparse.ops._library import refuse_forward_mode, register
 
 
 def _reference(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
@@ -44,4 +44,5 @@ SPMM_T = register(
 def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
     if wants_reference(x):
         return _reference(values, indices, x, num_latents)
+    refuse_forward_mode("spmm_t", values, x)
     return SPMM_T(values, indices, x, num_latents)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastsparse import reference
 from fastsparse.backends import wants_reference
-from fastsparse.ops._library import register
+from fastsparse.ops._library import refuse_forward_mode, register
 
 
 def _check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
@@ -18,7 +18,7 @@ def _check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
 
 def _reference(x, weight, bias, k, activation, latent_scale, latent_mask):
     _check_eligible(weight, k, latent_mask)
-    with torch.autocast(x.device.type, enabled=False):  # else the product of fp32 copies would be one of halves
+    with torch.autocast(x.device.type, enabled=False):  # which would take the product down to halves
         return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
 
 
@@ -48,7 +48,7 @@ def _backward(ctx, grad: Tensor | None, _):
     d_weight = ops.spmm_t.default(grad, indices, x, num_latents) if needs_weight else None
     d_bias = None
     if needs_bias:
-        d_bias = ops.spmm_t.default(grad, indices, grad.new_ones(len(grad), 1), num_latents)[:, 0]
+        d_bias = ops.spmm_t.default(grad, indices, grad.new_ones(grad.shape[0], 1), num_latents)[:, 0]
     return d_x, d_weight, d_bias, None, None, None, None
 
 
@@ -73,4 +73,5 @@ def topk_encode(
 ) -> tuple[Tensor, Tensor]:
     if wants_reference(x):
         return _reference(x, weight, bias, k, activation, latent_scale, latent_mask)
+    refuse_forward_mode("topk_encode", x, weight, bias)
     return TOPK_ENCODE(x, weight, bias, k, activation, latent_scale, latent_mask)
