@@ -81,7 +81,7 @@ def probe(who: str, shape: Shape) -> tuple[int, str]:
 
 
 def _give_back_free_memory() -> None:
-    """What malloc holds in reserve would otherwise be used up before the process grows, and hide that growth."""
+    """Or what malloc holds in reserve would be used up before the process grows, and hide that growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)

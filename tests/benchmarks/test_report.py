@@ -1,0 +1,133 @@
+import pytest
+
+from benchmarks import plots, report, results
+from benchmarks.bars import Bar, speed_bar, table
+
+
+def case(name: str, ours: float, others: dict[str, float], *, headline: bool = True) -> dict:
+    contenders = {"fastsparse": {"median": ours, "unit": "s", "check": "right"}}
+    ratios = {other: {"of_medians": seconds / ours} for other, seconds in others.items()}
+    shape = {"N": 4, "D": 8, "M": 16, "k": 2}
+    return {
+        "name": name, "shape": shape, "headline": headline, "contenders": contenders, "ratios": {"fastsparse": ratios},
+    }  # fmt: skip
+
+
+def result(cases: list[dict], bars: tuple[Bar, ...] = (), **changes) -> dict:
+    origin = {
+        "cpu": "A CPU", "cores": 2, "instruction_set": "AVX512", "threads": 2, "torch": "2.13.0",
+        "commit": "abc", "date": "2025-01-01",
+    }  # fmt: skip
+    base = {"bench": "topk_encode", "peers": False, "quick": False, "provenance": origin}
+    return base | {"cases": cases, "bars": [bar.record() for bar in bars]} | changes
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A README and results with one machine: a run of our own and a peers' run."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
+    folder = tmp_path / "results" / "cpu-kind-2core"
+    bars = (
+        Bar("fast enough", ">=", 2.0, 2.5),
+        Bar("not yet", ">=", 2.0, 1.5),
+        Bar("unknown", ">", 1, None, note="why"),
+    )
+    own = result(
+        [case("wide", 0.1, {"torch": 0.25}), case("hidden", 0.1, {"torch": 0.2}, headline=False)], bars
+    )
+    results.write(folder / "topk_encode.json", own)
+    results.write(
+        folder / "topk_encode-peers.json", result([case("wide", 0.11, {"faiss": 0.22})], peers=True)
+    )
+    return readme, tmp_path / "results"
+
+
+def run(place, *extra: str) -> int:
+    readme, folder = place
+    return report.main(["--readme", str(readme), "--results", str(folder), *extra])
+
+
+def test_the_block_is_filled_and_the_rest_kept(place):
+    assert run(place) == 0
+    text = place[0].read_text()
+    assert text.startswith(f"# title\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nrest\n")
+    assert "old" not in text
+    assert "hidden" not in text
+    # A row for the case, its time from our own run, a column from each run.
+    assert "| topk_encode | wide | N=4 D=8 M=16 k=2 | 100 ms | 2.50x | 2.00x |" in text
+    assert "| op | case | shape | fastsparse | torch | faiss |" in text
+
+
+def test_what_is_missed_is_said(place):
+    run(place)
+    text = place[0].read_text()
+    assert "1 of 3 required figures stand; these don't:" in text
+    assert "- missed: not yet: >= 2 x, got 1.5 x" in text
+    assert "- missed: unknown: > 1 x, got not measured (why)" in text
+
+
+def test_check_fails_when_stale_and_writes_nothing(place, capsys):
+    before = place[0].read_bytes()
+    assert run(place, "--check") == 1
+    assert "stale" in capsys.readouterr().err
+    assert place[0].read_bytes() == before
+    run(place)
+    assert run(place, "--check") == 0
+    newer = result([case("wide", 0.05, {"torch": 0.25})])
+    results.write(place[1] / "cpu-kind-2core" / "topk_encode.json", newer)
+    assert run(place, "--check") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", report.BEGIN, f"{report.END}{report.BEGIN}", (report.BEGIN + report.END) * 2]
+)
+def test_markers_must_be_there_once(place, capsys, text):
+    place[0].write_text(text)
+    assert run(place) == 2
+    assert "once each" in capsys.readouterr().err
+    assert place[0].read_text() == text
+
+
+def test_no_results_and_quick_results_are_refused(place, capsys, tmp_path):
+    assert report.main(["--readme", str(place[0]), "--results", str(tmp_path / "none")]) == 2
+    assert "found none" in capsys.readouterr().err
+    results.write(place[1] / "cpu-kind-2core" / "sae_step.json", result([], quick=True))
+    assert run(place) == 2
+    assert "quick trial" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("relation", "required", "measured", "passed"),
+    [
+        (">=", 2.0, 2.0, True), (">", 2.0, 2.0, False), ("<=", 2.0, 2.0, True), ("<", 2.0, 2.0, False),
+        (">=", 2.0, 1.9, False), ("<", 2.0, 1.9, True), (">=", 2.0, None, False),
+    ],
+)  # fmt: skip
+def test_bars_stand_or_fall(relation, required, measured, passed):
+    assert Bar("a", relation, required, measured).passed is passed
+
+
+def test_a_bar_without_a_figure_says_why():
+    wrong = case("wide", 0.1, {})
+    wrong["contenders"]["torch"] = {"failure": "wrong answer: off"}
+    assert speed_bar("a", wrong, "torch", 2.0).note == "torch: wrong answer: off"
+    assert speed_bar("a", wrong, "faiss", 2.0).note == "faiss: not run"
+    lines = table([speed_bar("a", wrong, "torch", 2.0), Bar("b", ">=", 1.0, 1.5)]).splitlines()
+    assert lines[0].startswith("pass  b")  # what failed comes last
+    assert "not measured" in lines[1]
+
+
+def test_the_same_result_draws_the_same_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = result([case("wide", 0.1, {"torch": 0.25, "faiss": 0.05}), case("small", 0.1, {"torch": 0.2})])
+    pictures = []
+    for name in ("a.svg", "b.svg"):
+        assert plots.draw(drawn, tmp_path / name)
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1]
+    assert pictures[0].startswith(b"<?xml")
+    assert len(pictures[0]) < 200_000
+    assert not plots.draw(result([]), tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()

@@ -1,0 +1,93 @@
+import doctest
+import getpass
+import importlib
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from benchmarks import provenance, results
+
+
+def test_written_results_come_back(tmp_path):
+    path = tmp_path / "machine" / "bench.json"
+    results.write(path, {"bench": "ä", "figure": 1.5})
+    assert results.read(path) == {"format": results.FORMAT, "bench": "ä", "figure": 1.5}
+    assert [file.name for file in path.parent.iterdir()] == ["bench.json"]
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_figure_that_is_none_leaves_the_old_file(tmp_path, figure):
+    path = tmp_path / "bench.json"
+    results.write(path, {"figure": 1})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        results.write(path, {"figure": figure})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "bench.json"
+    results.write(path, {"figure": 1})
+    before = path.read_bytes()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        results.write(path, {"figure": 2})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 1', "must be JSON"),
+        ('{"format": 99}', "got 99"),
+        ("{}", "got None"),
+        ("[1]", "got 'list'"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, text, message):
+    path = tmp_path / "bench.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        results.read(path)
+
+
+def test_paths_are_cut_from_messages():
+    failure = "OSError: /home/someone/lib/_ops_cpu.so: cannot open '/tmp/a/b' (1/2 of and/or N/A)"
+    assert results.tidy(failure) == "OSError: <path>: cannot open '<path>' (1/2 of and/or N/A)"
+
+
+def test_provenance_says_what_a_figure_depends_on_and_nothing_private():
+    origin = provenance.provenance()
+    for key in (
+        "machine",
+        "cpu",
+        "cores",
+        "threads",
+        "instruction_set",
+        "backend",
+        "commit",
+        "date",
+        "torch",
+    ):
+        assert key in origin
+    text = json.dumps(results.tidy(origin))
+    assert "<path>" not in text
+    for private in (str(Path.home()), str(provenance.ROOT), platform.node(), f"/{getpass.getuser()}/"):
+        assert private not in text
+    assert origin["machine"].startswith("cpu-")
+    assert origin["machine"].endswith(f"{origin['cores']}core")
+
+
+@pytest.mark.parametrize("name", ["harness", "results", "provenance", "cases", "report"])
+def test_examples_in_the_docs_run(name):
+    outcome = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
