@@ -1,0 +1,99 @@
+# Verbs of the project. `make help` lists them. Everything is made in .venv: nothing outside this folder changes.
+#
+#   PYTHON=python3.12         the interpreter that .venv is made with
+#   TORCH="torch==2.13.0"     which PyTorch, as arguments of pip install
+#   FASTSPARSE_CPU=0          do without a C++ compiler (see setup.py)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+export FASTSPARSE_CPU ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --no-input
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
+
+.PHONY: help demo test lint bench bench-peers wheel sanitize abi clean
+.DELETE_ON_ERROR:
+
+help:  ## list these verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small transformer and write report.html
+	$(PY) -m fastsparse.demo
+
+test: $(VENV)/.extra-test kernels  ## run the whole suite
+	$(PY) -m pytest
+
+lint: $(VENV)/.extra-test  ## check style with ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(VENV)/.extra-bench kernels  ## measure against PyTorch
+	$(PY) -m benchmarks
+
+bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
+	PYTHON=$(PY) benchmarks/peers/install.sh .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --no-input 'setuptools>=77' wheel
+	FASTSPARSE_CPU=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
+	.venv-peers/bin/python -m benchmarks --peers
+
+wheel: $(TORCH_STAMP)  ## build a wheel into dist/ and try it in a fresh environment
+	rm -rf dist build/wheel-env
+	$(PY) -m pip wheel --quiet --no-input --no-deps --no-build-isolation --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet --no-input $(TORCH) dist/*.whl
+	cd dist && ../build/wheel-env/bin/python -W ignore -c "import fastsparse, torch; x = torch.eye(4); \
+	  print(fastsparse.__file__, *fastsparse.backends().values(), sep='\n'); \
+	  code = fastsparse.topk_encode(x, x, k=2); assert torch.equal(fastsparse.sparse_decode(*code, x), x)"
+
+# A whole second package in build/sanitize. The interpreter isn't instrumented, so the runtime is preloaded, and
+# libstdc++ with it, which must be there when the sanitizer looks for what it has to intercept.
+SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)"
+sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan and UBSan
+	FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
+	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
+	  --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode))
+
+abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
+	$(VENV)/bin/torch-abi-audit --verbose --check torch fastsparse/_ops_cpu.so
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
+
+# ---- what the verbs stand on ----
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "make: $(PYTHON) must be Python 3.10 or later (PYTHON=... chooses another)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "make: $(PYTHON) has no venv module: on Debian, apt install python3-venv" >&2; exit 1; }
+
+# PyTorch before anything that depends on it, so that nothing else chooses its version.
+$(TORCH_STAMP): | $(PY)
+	rm -f $(VENV)/.torch-*
+	$(INSTALL) $(TORCH)
+	$(INSTALL) 'setuptools>=77' wheel 'pybind11>=2.13' numpy
+	touch $@
+
+# The package in place with an extra's dependencies. Its kernels are built below, where only what changed is.
+$(VENV)/.extra-%: setup.py pyproject.toml $(TORCH_STAMP)
+	FASTSPARSE_CPU=0 $(INSTALL) --no-build-isolation -e '.[$*]'
+	touch $@
+
+.PHONY: kernels
+ifeq ($(FASTSPARSE_CPU),1)
+kernels: fastsparse/_ops_cpu.so
+else
+kernels:
+endif
+
+fastsparse/_ops_cpu.so: $(SOURCES) $(TORCH_STAMP)
+	@command -v $${CXX:-g++} > /dev/null \
+	  || { echo "make: no C++ compiler: on Debian, apt install g++ (or go without: FASTSPARSE_CPU=0)" >&2; exit 1; }
+	@$(PY) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo "make: Python.h is missing: on Debian, apt install python3-dev" >&2; exit 1; }
+	$(PY) setup.py --quiet build_ext --inplace
