@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         result, report = run(Settings(output=options.output, steps=options.steps, device=options.device))
     except KeyboardInterrupt as error:
         print(
-            f"fastsparse.demo: {error or 'interrupted; run the same command again to go on'}", file=sys.stderr
+            f"fastsparse.demo: {str(error) or 'interrupted; run the same command again to go on'}",
+            file=sys.stderr,
         )
         return 128 + getattr(error, "signal_number", signal.SIGINT)
     except (OSError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -68,6 +68,9 @@ def collect(chapters: dict[str, str], output: Path, device: torch.device) -> Act
 
     Returns:
         The finished folder. It appears under its name in one rename, so it is either complete or absent.
+
+    Raises:
+        ValueError: there is too little text to hold any of it out.
     """
     finished = output / f"activations-{fingerprint(chapters)}"
     if finished.exists():
@@ -79,10 +82,15 @@ def collect(chapters: dict[str, str], output: Path, device: torch.device) -> Act
         coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return coded["input_ids"], coded["offset_mapping"]
 
+    cut = list(windows(chapters, tokenize, WINDOW))
+    train, held_out = split(cut)
+    if not held_out:
+        raise ValueError(
+            f"collect: chapters must fill at least 10 windows of {WINDOW} tokens, got {len(cut)}"
+        )
     partial = finished.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    train, held_out = split(list(windows(chapters, tokenize, WINDOW)))
     _write_shards(partial / "train", residuals(model, tokenizer, train, "training text"))
     _write_shards(partial / "held_out", residuals(model, tokenizer, held_out, "held-out text"))
     entries = [_entry(window, held_out=False) for window in train]

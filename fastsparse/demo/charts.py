@@ -9,7 +9,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 42  # margins for labels
-GAP = 4  # slots of the histogram between the latents that never fire and the others
+GAP = 5  # slots of the histogram between the latents that never fire and the others
 
 
 def _x(share: float) -> float:
@@ -70,7 +70,7 @@ def fvu_curve(steps: Sequence[int], fvu: Sequence[float], held_out: float) -> st
         f'<polyline class="line" points="{" ".join(points[0])}"/>',
         f'<line class="mark-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>',
         *_legend("line", 0, "training batches"),
-        *_legend("mark-line", 1, f"held-out text, in the end: {held_out:.3f}"),
+        *_legend("mark-line", 1, f"held-out text: {held_out:.3f}"),
         _text(_x(0.5), HEIGHT - 4, "training step"),
     ]
     return _svg("FVU over the training steps", parts)
@@ -78,7 +78,7 @@ def fvu_curve(steps: Sequence[int], fvu: Sequence[float], held_out: float) -> st
 
 def _legend(kind: str, row: int, label: str) -> list[str]:
     """A sample of a line and its label, at the top right."""
-    x, y = _x(0.36), TOP + 10 + 19 * row
+    x, y = _x(0.42), TOP + 10 + 19 * row
     return [
         f'<line class="{kind}" x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y}" y2="{y}"/>',
         _text(x + 30, y + 4, label, "start", "note"),
@@ -127,7 +127,7 @@ def step_bars(times: Sequence[tuple[str, Sequence[float]]]) -> str:
     for row, (name, seconds) in enumerate(times):
         quartiles = statistics.quantiles(seconds, n=4)
         low, median, high = (WIDTH * room * quartile / top for quartile in quartiles)
-        y = 40 + 96 * row
+        y = 60 + 96 * row
         parts += [
             _text(0, y - 8, name, "start", "name"),
             f'<rect class="{"bar" if row == 0 else "bar other"}" x="0" y="{y}" '

@@ -145,9 +145,10 @@ def _header(result: Result) -> str:
 <p class="eyebrow">fastsparse demo</p>
 <h1>What a small language model notices while it reads the Python manual</h1>
 <p class="lede">MiniLM read {result.num_train + result.num_held_out:,} tokens of Python&rsquo;s language
-reference. Halfway up the model, every token is a vector of {result.d_model} numbers. A sparse autoencoder
-learned to write each of these vectors as a sum of at most {result.k} out of {result.num_latents:,}
-directions, its <em>latents</em>. Many turn out to stand for something: <a href="#features">read for yourself</a>.</p>
+reference. Halfway up the model, every token is a vector of {result.d_model} numbers.
+A sparse autoencoder learned to write each of these vectors as a sum of at most {result.k} out of
+{result.num_latents:,} directions, its <em>latents</em>. Many turn out to stand for something:
+<a href="#features">read for yourself</a>.</p>
 </header>"""
 
 
@@ -174,7 +175,8 @@ def _tiles(result: Result) -> str:
         (
             f"{result.seconds:,.0f} s",
             "of training",
-            f"{result.steps[-1]:,} steps of {result.batch:,} tokens: {result.tokens_per_second:,.0f} a second",
+            f"{result.steps[-1]:,} steps of {result.batch:,} tokens, "
+            f"{result.tokens_per_second:,.0f} tokens/s",
         ),
     ]
     items = (
@@ -196,9 +198,10 @@ def _features(result: Result) -> str:
 <h2>{len(result.features)} telling latents</h2>
 <p class="how">Each with contexts where it is strong, every one from another part of the text, on different
 words where there are any. The deeper the colour, the stronger the activation. Nobody picked or named them.
-They are ranked by dominance (how much of a token&rsquo;s reconstruction is due to this one latent) times
-spread (how evenly its contexts come from all topics) times variety (whether it answers to a meaning rather than to a
-spelling). <span class="held">held out</span> marks text that the autoencoder never trained on.</p>
+They are ranked by dominance (how much of a token&rsquo;s reconstruction is due to this one latent)
+times spread (how evenly its contexts come from all topics) times variety (whether it answers to a meaning
+rather than to a spelling). <span class="held">held out</span> marks text that the autoencoder never trained
+on.</p>
 <div class="cards">{"".join(map(_card, result.features))}</div>
 </section>"""
 
