@@ -47,8 +47,7 @@ def _case(shape: Shape, options: Options) -> dict[str, Any]:
         )
         for name, build in _builders(options).items()
     ]
-    if not options.peers:
-        contenders += products(x, parameters.W_enc)
+    contenders += products(x, parameters.W_enc)
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
     # The encoder's product, and decode, d_values, d_W_dec, d_W_enc on k latents a token; both weights are
     # read and both gradients written once.
@@ -67,7 +66,7 @@ def _builders(options: Options) -> dict[str, Callable[..., Step]]:
         **ours_and_torch,
         "sparsify": sparsify.SparsifyStep,
         "SAELens": sae_lens.SAELensStep,
-        "SAELens, sparse activations": partial(sae_lens.SAELensStep, use_sparse_activations=True),
+        "SAELens, sparse activations": partial(sae_lens.SAELensStep, sparse=True),
         "dictionary_learning": dictionary_learning.DictionaryLearningStep,
     }
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 60
-MIN_SAMPLE = (
-    1e-3  # seconds: a shorter call is repeated within one sample, so that the clock's own cost vanishes
-)
+MIN_SAMPLE = 1e-3  # seconds: a shorter call is repeated within one sample, so that the clock costs nothing
 
 
 class WrongAnswer(Exception):  # noqa: N818 - a verdict, not a fault
@@ -70,8 +68,7 @@ def summarize(samples: Sequence[float]) -> dict[str, float | int]:
 
 
 def ratios(ours: Timing, other: Timing) -> dict[str, float]:
-    """How many times as fast as ``other`` we are: the ratio of medians, and the median and quartiles by
-    round.
+    """How many times as fast as ``other`` we are: the ratio of medians, median and quartiles by round.
 
     Example:
         >>> ratios(Timing("a", [1.0, 1.0, 2.0]), Timing("b", [2.0, 3.0, 4.0]))["of_medians"]

@@ -47,9 +47,13 @@ class Step:
         raise NotImplementedError
 
     def run(self, x: Tensor) -> "Step":
-        """Forward and backward from fresh gradients, as after ``zero_grad(set_to_none=True)``."""
+        """Forward and backward, as after ``optimizer.step()`` and ``zero_grad(set_to_none=True)``.
+
+        Writing to no rows marks the parameters as changed: nobody gains by keeping what derives from them.
+        """
         for leaf in self.leaves.values():
             leaf.grad = None
+            leaf.detach()[:0].zero_()
         loss = self.loss(x)
         loss.backward()
         self.last_loss = loss.detach()

@@ -1,8 +1,8 @@
 """dictionary_learning: ``AutoEncoderTopK.forward``, the model that its ``TopKTrainer`` trains.
 
 Its decoder is an ``nn.Linear`` with weight (D, M). The package imports nnsight for its activation buffers;
-that drags in torchvision and another torch, and patches torch's tensor constructors for the whole process, so
-an empty stand-in is put in its place. The SAE doesn't use it.
+that drags in torchvision and another torch, and patches einops, math and parts of torch for the whole
+process, so an empty stand-in is put in its place. The SAE doesn't use it.
 """
 
 import importlib.util

@@ -1,33 +1,34 @@
-"""SAELens (sae-lens): ``TopKTrainingSAE.training_forward_pass``, the forward of its trainer, and
-``loss.backward()``.
+"""SAELens (sae-lens): ``TopKTrainingSAE.training_forward_pass``, as its trainer calls it, and ``backward()``.
 
-Everything as by default. That includes scaling by decoder norms, which for unit rows is the same function
-with the same gradients; and dense latents: ``use_sparse_activations=True`` is measured as a contender of its
-own. Its W_enc is (D, M), and its loss sums over D where ours takes the mean.
+By default everything is as SAELens has it: dense latents, and scaling by decoder norms, which for unit rows
+is the same function with the same gradients. ``sparse=True`` sets ``use_sparse_activations=True``; on a CPU
+its backward needs ``rescale_acts_by_decoder_norm=False`` (else: "Could not run 'aten::view' with arguments from
+the 'SparseCPU' backend"). Its W_enc is (D, M), and its loss sums over D where ours takes the mean.
 """
 
 from torch import Tensor
 
-from benchmarks.steps import Parameters, Step
+from benchmarks.steps import NAMES, Parameters, Step
 
 
 class SAELensStep(Step):
-    def __init__(self, parameters: Parameters, k: int, *, use_sparse_activations: bool = False) -> None:
+    def __init__(self, parameters: Parameters, k: int, *, sparse: bool = False) -> None:
         from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.saes.sae import TrainStepInput
 
         self.k = k
         M, D = parameters.W_enc.shape
         self.scale = float(D)
-        self.sae = TopKTrainingSAE(
-            TopKTrainingSAEConfig(
-                d_in=D, d_sae=M, k=k, apply_b_dec_to_input=True, use_sparse_activations=use_sparse_activations
-            )
+        config = TopKTrainingSAEConfig(
+            d_in=D,
+            d_sae=M,
+            k=k,
+            apply_b_dec_to_input=True,
+            use_sparse_activations=sparse,
+            rescale_acts_by_decoder_norm=not sparse,
         )
-        self.leaves = {
-            "W_enc": self.sae.W_enc, "b_enc": self.sae.b_enc, "W_dec": self.sae.W_dec, "b_dec":
-            self.sae.b_dec,
-        }  # fmt: skip
+        self.sae = TopKTrainingSAE(config)
+        self.leaves = {name: getattr(self.sae, name) for name in NAMES}
         for name, leaf in self.leaves.items():
             value = getattr(parameters, name)
             leaf.data = (value.T if name == "W_enc" else value).contiguous().clone()

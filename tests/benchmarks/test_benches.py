@@ -84,7 +84,9 @@ def test_a_step_and_its_gradients_are_compared():
     for kind in (steps.FastsparseStep, steps.DenseStep):
         step = kind(parameters, shape.k)
         assert "d_W_dec" in _check(expected, step.run(x))
+        before = step.leaves["W_enc"]._version
         _check(expected, step.run(x))  # gradients don't pile up
+        assert step.leaves["W_enc"]._version > before  # as after an optimiser's step
     other = steps.DenseStep(replace(parameters, b_dec=parameters.b_dec + 0.1), shape.k)
     with pytest.raises(WrongAnswer):
         _check(expected, other.run(x))

@@ -64,6 +64,8 @@ def changed(tensor: torch.Tensor, place: tuple[int, int], value: float) -> torch
         (lambda v, i: (v * 1.001, i), "values differ"),
         (lambda v, i: (changed(v, (3, 2), float("nan")), i), "values differ"),
         (lambda v, i: (v, changed(i, (3, 2), int(i[3, 1]))), "twice"),
+        (lambda v, i: (v, changed(i, (3, 2), M)), "indices must be in"),
+        (lambda v, i: (v, changed(i, (3, 2), -1)), "indices must be in"),
         (lambda v, i: (v, i.roll(1, 0)), "miss a latent"),
         (lambda v, i: (v, i.roll(1, 1)), "another latent"),
         (lambda v, i: (v[:, :-1], i[:, :-1]), "shapes"),
@@ -74,6 +76,15 @@ def changed(tensor: torch.Tensor, place: tuple[int, int], value: float) -> torch
 def test_a_wrong_answer_is_refused(oracle, answer, spoil, message):
     with pytest.raises(WrongAnswer, match=message):
         oracle.check(spoil(*answer))
+
+
+def test_a_wrong_latent_is_refused_even_where_the_cut_is_a_tie(problem):
+    x, weight, bias = problem
+    twins = torch.cat([weight, weight]), torch.cat([bias, bias])
+    oracle = TopKOracle.of(x, *twins, 1)
+    values, indices = reference.topk_encode(x, *twins, 1)
+    with pytest.raises(WrongAnswer, match="another latent"):
+        oracle.check((values, changed(indices, (7, 0), (int(indices[7, 0]) + 1) % M)))
 
 
 def test_one_wrong_latent_is_refused(oracle, answer):
