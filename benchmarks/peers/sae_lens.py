@@ -2,8 +2,8 @@
 
 By default everything is as SAELens has it: dense latents, and scaling by decoder norms, which for unit rows
 is the same function with the same gradients. ``sparse=True`` sets ``use_sparse_activations=True``; on a CPU
-its backward needs ``rescale_acts_by_decoder_norm=False`` (else: "Could not run 'aten::view' with arguments from
-the 'SparseCPU' backend"). Its W_enc is (D, M), and its loss sums over D where ours takes the mean.
+its backward needs ``rescale_acts_by_decoder_norm=False`` (else: "Could not run 'aten::view' with arguments
+from the 'SparseCPU' backend"). Its W_enc is (D, M), and its loss sums over D where ours takes the mean.
 """
 
 from torch import Tensor
