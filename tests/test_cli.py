@@ -1,0 +1,165 @@
+"""The command line: what it prints, what it returns, and that Ctrl-C and kill -9 are survived."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastsparse.__main__ import main
+
+SIZES = ["--num-latents", "32", "--k", "2", "--batch-size", "32", "--device", "cpu", "--log-every", "1"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    generator = torch.Generator().manual_seed(0)
+    np.save(tmp_path / "a.npy", torch.randn(300, 8, generator=generator).numpy())
+    return str(tmp_path / "a.npy")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fastsparse", *arguments]
+
+
+def wait_for_steps(log: Path, steps: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_bytes().count(b"\n") >= steps):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def last_record(log: Path) -> dict:
+    return json.loads(log.read_text().splitlines()[-1])
+
+
+def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", data, "--output", str(run), "--steps", "7", *SIZES]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("step 7: loss ")
+    assert f"checkpoint: {run}/checkpoint-000000007.safetensors\nlog: {run}/log.jsonl\n" in out
+    assert err == ""  # no progress bar where there is no terminal
+    assert last_record(run / "log.jsonl")["step"] == 7
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith("all steps had been done before\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
+        (["{empty}/x.npy", "--output", "{run}"], "no such file or folder"),
+        (["{data}", "--output", "{run}", "--k", "99"], "k: must be at most num_latents (32), got 99"),
+        (["{data}", "--output", "{data}"], "{data}"),
+    ],
+)
+def test_errors_are_explained_without_a_traceback(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    names = {"empty": tmp_path / "empty", "run": tmp_path / "run", "data": data}
+    assert main(["train", *SIZES, *(argument.format(**names) for argument in arguments)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("fastsparse: error: ")
+    assert message.format(**names) in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["train", "x", "--output", "y", "--k", "two"], ["fly"]])
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: fastsparse" in capsys.readouterr().err
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    for option in ("--num-latents", "--dead-after", "--bf16", "--keep-checkpoints", "(default: 4096)"):
+        assert option in out
+
+
+def test_ctrl_c_then_kill_9_then_on_to_the_same_end(data: str, tmp_path: Path) -> None:
+    def arguments(run: Path) -> list[str]:
+        return ["train", data, "--output", str(run), "--steps", "900", "--checkpoint-every", "100", *SIZES]
+
+    assert main(arguments(tmp_path / "whole")) == 0
+    run = tmp_path / "run"
+    for number, steps in ((signal.SIGINT, 150), (signal.SIGKILL, 400)):
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command(*arguments(run)), **pipe) as process:
+            wait_for_steps(run / "log.jsonl", steps, process)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            step = last_record(run / "log.jsonl")["step"]
+            checkpoint = run / f"checkpoint-{step:09d}.safetensors"
+            advice = f"run the same command again to go on from {checkpoint}"
+            assert err == f"fastsparse: interrupted after step {step}; {advice}\n"
+            assert checkpoint.exists()
+            assert out == ""
+        else:
+            assert process.returncode == -signal.SIGKILL
+    assert main(arguments(run)) == 0
+    name = "checkpoint-000000900.safetensors"
+    ours, expected = load_file(run / name), load_file(tmp_path / "whole" / name)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+
+
+def test_progress_bar_on_a_terminal(data: str, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    run = tmp_path / "run"
+    arguments = command("train", data, "--output", str(run), "--steps", "60", *SIZES)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(controller, 65536)
+            except OSError:  # how Linux says that the other side is closed
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(controller)
+    assert process.returncode == 0
+    text = shown.decode()
+    for word in ("60/60", "loss 0.", "FVU 0.", "L0 ", "dead 0", "tokens/s"):
+        assert word in text
+
+
+def test_missing_extra_is_named(tmp_path: Path) -> None:
+    script = (
+        "import sys, importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'tqdm' else find(name, *rest)\n"
+        "from fastsparse.__main__ import main\n"
+        "sys.exit(main(['train', 'x', '--output', 'y', '--num-latents', '2', '--k', '1']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    expected = "fastsparse.train needs tqdm, which is not installed: pip install 'fastsparse-torch[train]'"
+    assert done.stderr == f"fastsparse: error: {expected}\n"
+
+
+def test_info_as_a_process() -> None:
+    done = subprocess.run(command("info", "--json"), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["torch"] == torch.__version__

@@ -1,0 +1,197 @@
+"""kill -9 at random and at the worst moments: a run that was killed ends as one that never was, bit for bit.
+
+Runs are processes of their own, forked from a server that has imported everything, so that many are cheap.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from fastsparse.train import Metrics, TrainConfig, train
+from fastsparse.train import checkpoint as checkpoint_module
+
+STEPS = 240
+KILLS = 24
+
+
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    # PyTorch's optimisers import torch._dynamo in their first step, which takes seconds.
+    context.set_forkserver_preload(["fastsparse.train", "torch._dynamo"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
+    # In memory where possible: fsync is for power cuts, is slow on a disk, and makes no difference to a kill.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path_factory.getbasetemp()
+    folder = Path(tempfile.mkdtemp(prefix="fastsparse-test-", dir=memory))
+    generator = torch.Generator().manual_seed(0)
+    for shard in range(3):
+        np.save(folder / f"{shard}.npy", torch.randn(300, 8, generator=generator).numpy())
+    yield TrainConfig(
+        data=[str(folder / "*.npy")], output=str(folder / "whole"), num_latents=32, k=2, steps=STEPS,
+        batch_size=32, dead_after=200, warmup_steps=20, decay_steps=50, block_tokens=8, buffer_tokens=128,
+        log_every=1, checkpoint_every=2, device="cpu",
+    )  # fmt: skip
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(config: TrainConfig, processes: multiprocessing.context.BaseContext) -> Path:
+    """The folder of an uninterrupted run."""
+    run = processes.Process(target=plainly, args=(config,))
+    run.start()
+    run.join(120)
+    assert run.exitcode == 0
+    return Path(config.output)
+
+
+def plainly(config: TrainConfig) -> None:
+    # By default tqdm's lock is a named semaphore, which a killed process of this kind leaves behind.
+    tqdm.set_lock(threading.RLock())
+    train(config)
+
+
+def slowly(config: TrainConfig) -> None:
+    """Train with pauses, so that the killer can keep up on a busy machine."""
+    tqdm.set_lock(threading.RLock())
+    train(config, on_metrics=lambda metrics: time.sleep(0.004))
+
+
+def last_step(folder: Path) -> int:
+    try:
+        return folder.joinpath("log.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def state(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The last checkpoint's tensors, and the log without timings."""
+    lines = [json.loads(line) for line in folder.joinpath("log.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"], line["tokens_per_second"]
+    return load_file(folder / f"checkpoint-{STEPS:09d}.safetensors"), lines
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    (ours, log), (expected, expected_log) = state(folder), state(whole)
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(ours[name], expected[name]), name
+    assert log == expected_log
+    assert [line["step"] for line in log] == list(range(1, STEPS + 1))
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(whole))
+
+
+def moments(rng: random.Random) -> Iterator[tuple[int, float]]:
+    """(step to wait for, seconds to wait then): all over the run, the start of a process included."""
+    for kill in range(KILLS):
+        if kill % 4 == 0:
+            yield 0, rng.uniform(0, 0.4)  # while it reads the checkpoint, cuts the log, fills the buffer
+        else:
+            yield kill * STEPS // (KILLS + 2), rng.uniform(0, 0.02)
+
+
+def test_kills_at_random_moments(
+    config: TrainConfig, whole: Path, processes: multiprocessing.context.BaseContext
+) -> None:
+    folder = whole.parent / "random"
+    config = replace(config, output=str(folder))
+    kills = 0
+    for step, pause in moments(random.Random(0)):
+        run = processes.Process(target=slowly, args=(config,))
+        run.start()
+        deadline = time.monotonic() + 60
+        while last_step(folder) < step and run.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(pause)
+        run.kill()
+        run.join()
+        assert run.exitcode in (-signal.SIGKILL, 0)
+        kills += run.exitcode == -signal.SIGKILL
+    assert kills >= 20
+    run = processes.Process(target=plainly, args=(config,))
+    run.start()
+    run.join(120)
+    assert run.exitcode == 0
+    assert_same(folder, whole)
+
+
+def die_in(config: TrainConfig, place: str) -> None:
+    """Train until the third checkpoint is being written, and die right there."""
+    done = 0
+
+    def count(last_act: Callable[[], None] = lambda: None) -> None:
+        nonlocal done
+        done += 1
+        if done == 3:
+            last_act()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    module = checkpoint_module
+    if place == "half-written":
+        whole_save = module.save_file
+
+        def save_file(tensors: dict, path: Path, metadata: dict) -> None:
+            whole_save(tensors, path, metadata)
+            count(lambda: os.truncate(path, os.path.getsize(path) // 2))
+
+        module.save_file = save_file
+    elif place == "before the rename":
+        rename = os.replace
+        module.os.replace = lambda *arguments: (count(), rename(*arguments))
+    elif place == "before old ones are removed":
+        unlink = Path.unlink
+        Path.unlink = lambda path, **options: (
+            path.suffix == ".safetensors" and count(),
+            unlink(path, **options),
+        )
+    else:
+        raise AssertionError(place)
+    plainly(config)
+
+
+@pytest.mark.parametrize("place", ["half-written", "before the rename", "before old ones are removed"])
+def test_kills_at_the_worst_moments(
+    config: TrainConfig, whole: Path, processes: multiprocessing.context.BaseContext, place: str
+) -> None:
+    folder = whole.parent / place.replace(" ", "-")
+    config = replace(config, output=str(folder))
+    for target, expected in ((die_in, -signal.SIGKILL), (plainly, 0)):
+        run = processes.Process(target=target, args=(config, place) if target is die_in else (config,))
+        run.start()
+        run.join(120)
+        assert run.exitcode == expected
+        if target is die_in:
+            checkpoints = [name for name in os.listdir(folder) if name.endswith(".safetensors")]
+            assert 0 < len(checkpoints) <= 3
+            assert (folder / "checkpoint.partial").exists() == (place != "before old ones are removed")
+    assert_same(folder, whole)
+
+
+def test_the_comparison_can_fail(config: TrainConfig, whole: Path) -> None:
+    """Another order of the data is seen."""
+    folder = whole.parent / "other"
+    metrics: list[Metrics] = []
+    train(replace(config, output=str(folder), seed=1), on_metrics=metrics.append)
+    assert len(metrics) == STEPS
+    with pytest.raises(AssertionError):
+        assert_same(folder, whole)
