@@ -1,4 +1,4 @@
-// Storage types of tensors, and the type that sums over them are carried in.
+// Storage types of tensors, the type that sums over them are carried in, and ranges.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,8 @@ namespace fastsparse {
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
+
+struct Range { int64_t begin, end; };
 
 enum class DType : int { f32, bf16, f16, f64 };
 

@@ -16,7 +16,7 @@ inline void gather_sum(const Accumulator<T>* coefficients, const int64_t* rows, 
   constexpr int lanes = kLanes<C>;
   constexpr int registers = kVectorBytes == 64 ? 16 : 8;
   constexpr int64_t block = registers * lanes;
-  constexpr int64_t ahead = 6, line = 64 / sizeof(T);
+  constexpr int64_t ahead = 3, line = 64 / sizeof(T);
   int64_t d = 0;
   for (; d + block <= D; d += block) {
     Vector<C> total[registers] = {};

@@ -101,10 +101,25 @@ inline Vector<double> load(const double* from) {
   std::memcpy(&result, from, sizeof result);
   return result;
 }
+// GCC splits 512-bit conversions between 16 and 32 bits in two, hence the intrinsics.
+inline Words widen(Halves halves) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+inline Halves narrow(Words words) {
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)words);
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
 inline Vector<float> load(const bf16* from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
-  return (Vector<float>)(__builtin_convertvector(halves, Words) << 16);
+  return (Vector<float>)(widen(halves) << 16);
 }
 inline Vector<float> load(const f16* from) {
 #if defined(__AVX512F__)
@@ -133,7 +148,7 @@ inline void store(Vector<float> value, bf16* to) {  // round to nearest, ties to
   Words words = (Words)value;
   Words rounded = (words + 0x7fff + (words >> 16 & 1)) >> 16;
   Words number = (Words)(value == value);
-  Halves halves = __builtin_convertvector((number & rounded) | (~number & 0x7fc0), Halves);
+  Halves halves = narrow((number & rounded) | (~number & 0x7fc0));
   std::memcpy(to, &halves, sizeof halves);
 }
 inline void store(Vector<float> value, f16* to) {
@@ -161,29 +176,39 @@ inline Vector<double> absolute(Vector<double> value) {
 }
 // The larger of the two; `floor` where `value` is NaN.
 template <typename V> inline V at_least(V value, V floor) { return value > floor ? value : floor; }
-// The smaller of the two; `ceiling` where `value` is NaN.
-template <typename V> inline V at_most(V value, V ceiling) { return value < ceiling ? value : ceiling; }
 
-// Bit i is set where lane i of a comparison holds.
-inline uint32_t mask_of(VectorOf<float>::bits comparison) {
+// Bit i is set where !(a[i] < b[i]), so also where either is NaN.
+inline uint32_t not_below(Vector<float> a, Vector<float> b) {
 #if defined(__AVX512F__)
-  return _mm512_movepi32_mask((__m512i)comparison);
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ);
 #elif defined(__AVX2__)
-  return uint32_t(_mm256_movemask_ps((__m256)comparison));
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLT_UQ)));
 #else
   uint32_t mask = 0;
-  for (int i = 0; i < kLanes<float>; ++i) mask |= uint32_t(comparison[i] & 1) << i;
+  for (int i = 0; i < kLanes<float>; ++i) mask |= uint32_t(!(a[i] < b[i])) << i;
   return mask;
 #endif
 }
-inline uint32_t mask_of(VectorOf<double>::bits comparison) {
+// Bit i is set where !(a[i] <= b[i]), so also where either is NaN.
+inline uint32_t not_at_most(Vector<float> a, Vector<float> b) {
 #if defined(__AVX512F__)
-  return _mm512_movepi64_mask((__m512i)comparison);
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLE_UQ);
 #elif defined(__AVX2__)
-  return uint32_t(_mm256_movemask_pd((__m256d)comparison));
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ)));
 #else
   uint32_t mask = 0;
-  for (int i = 0; i < kLanes<double>; ++i) mask |= uint32_t(comparison[i] & 1) << i;
+  for (int i = 0; i < kLanes<float>; ++i) mask |= uint32_t(!(a[i] <= b[i])) << i;
+  return mask;
+#endif
+}
+inline uint32_t not_at_most(Vector<double> a, Vector<double> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_NLE_UQ);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_NLE_UQ)));
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes<double>; ++i) mask |= uint32_t(!(a[i] <= b[i])) << i;
   return mask;
 #endif
 }

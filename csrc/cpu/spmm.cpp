@@ -4,15 +4,15 @@
 
 namespace fastsparse::FASTSPARSE_ISA {
 
-void spmm(const SpmmArgs& args, int64_t row_begin, int64_t row_end) {
+void spmm(const SpmmArgs& args, Range rows, Range columns) {
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto* values = static_cast<const Accumulator<T>*>(args.values);
     auto* weight = static_cast<const T*>(args.weight);
     auto* out = static_cast<T*>(args.out);
-    for (int64_t n = row_begin; n < row_end; ++n)
-      gather_sum(values + n * args.k, args.indices + n * args.k, args.k, weight, args.weight_stride, args.D,
-                 out + n * args.D);
+    for (int64_t n = rows.begin; n < rows.end; ++n)
+      gather_sum(values + n * args.k, args.indices + n * args.k, args.k, weight + columns.begin, args.weight_stride,
+                 columns.end - columns.begin, out + n * args.D + columns.begin);
   });
 }
 

@@ -17,6 +17,6 @@ struct SpmmArgs {
   DType dtype;             // of weight and out
 };
 
-FASTSPARSE_DECLARE_KERNEL(void spmm(const SpmmArgs& args, int64_t row_begin, int64_t row_end))
+FASTSPARSE_DECLARE_KERNEL(void spmm(const SpmmArgs& args, Range rows, Range columns))
 
 }  // namespace fastsparse

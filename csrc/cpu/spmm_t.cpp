@@ -20,11 +20,11 @@ void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
   });
 }
 
-void spmm_t_segment(const SpmmTArgs& args, Segment segment, void* partial) {
+void spmm_t_segment(const SpmmTArgs& args, Range entries, void* partial) {
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    gather_sum(static_cast<const Accumulator<T>*>(args.values) + segment.begin, args.rows + segment.begin,
-               segment.end - segment.begin, static_cast<const T*>(args.x), args.x_stride, args.D,
+    gather_sum(static_cast<const Accumulator<T>*>(args.values) + entries.begin, args.rows + entries.begin,
+               entries.end - entries.begin, static_cast<const T*>(args.x), args.x_stride, args.D,
                static_cast<Accumulator<T>*>(partial));
   });
 }

@@ -24,14 +24,10 @@ struct SpmmTArgs {
   DType dtype;            // of x and out
 };
 
-struct Segment {
-  int64_t begin, end;  // entries
-};
-
 // Latents with at most one segment, straight into out; zero where a latent has no entry.
 FASTSPARSE_DECLARE_KERNEL(void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end))
 // One segment of a hot latent into a row of D partial sums of the accumulation type.
-FASTSPARSE_DECLARE_KERNEL(void spmm_t_segment(const SpmmTArgs& args, Segment segment, void* partial))
+FASTSPARSE_DECLARE_KERNEL(void spmm_t_segment(const SpmmTArgs& args, Range entries, void* partial))
 // The sum of a hot latent's `count` rows of partial sums.
 FASTSPARSE_DECLARE_KERNEL(void spmm_t_join(const SpmmTArgs& args, int64_t latent, const void* partials, int64_t count))
 

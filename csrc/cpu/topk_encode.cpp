@@ -155,12 +155,15 @@ template <typename C> void plain_row(const PlainArgs& args, int64_t n) {
   C threshold = static_cast<C*>(candidates.threshold)[n];
   if (stripe.begin == 0) {
     C bound = bound_by_groups<C>(candidates.k, stripe.count, [&](int64_t v) { return key_of(score_at(v), v); });
-    threshold = std::nextafter(bound, -kInfinity<C>);  // the bound's own latent must pass
+    // The bound's own latent must pass; with no bound everything, -inf too: NaN compares so.
+    threshold = bound > -kInfinity<C> ? std::nextafter(bound, -kInfinity<C>) : C(__builtin_nan(""));
+  } else if (stripe.doubled && count > candidates.k) {
+    compact(buffer, candidates.k, count, threshold);
   }
   for (int64_t v = 0; v < stripe.count; v += lanes) {
     Vector<C> score = score_at(v), key = key_of(score, v);
     // Strictly above: a later latent loses a tie. NaN passes.
-    uint32_t passing = mask_of(~(key <= broadcast(threshold))) & lanes_left(stripe.count - v, lanes);
+    uint32_t passing = not_at_most(key, broadcast(threshold)) & lanes_left(stripe.count - v, lanes);
     if (__builtin_expect(passing == 0, 1)) continue;
     for (; passing; passing &= passing - 1) {
       int lane = __builtin_ctz(passing);
@@ -211,7 +214,8 @@ void certify_row(const Candidates& candidates, int64_t n) {
   count = kept;
 }
 
-void screen_row(const ScreenArgs& args, int64_t n) {
+// `Keyed`: keys differ from scores, by a scale or an absolute value.
+template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
   constexpr int lanes = kLanes<float>;
   const Candidates& candidates = args.candidates;
   const Stripe& stripe = args.stripe;
@@ -223,38 +227,44 @@ void screen_row(const ScreenArgs& args, int64_t n) {
     return;
   }
   float g = float(args.D) * 0x1p-24f;
-  Vector<float> a = broadcast(kSafety * (x_residual * (1 + g) + 2 * g * x_norm));
-  Vector<float> b = broadcast(kSafety * (x_norm + x_residual) * (1 + g));
+  const Vector<float> a = broadcast(kSafety * (x_residual * (1 + g) + 2 * g * x_norm));
+  const Vector<float> b = broadcast(kSafety * (x_norm + x_residual) * (1 + g));
   const bf16* scores = args.scores + n * stripe.score_stride;
-  auto* bias = static_cast<const float*>(stripe.bias);
-  auto* scale = static_cast<const float*>(stripe.scale);
+  const float *bias = static_cast<const float*>(stripe.bias), *scale = static_cast<const float*>(stripe.scale);
+  const float *norm = stripe.norm, *residual = stripe.residual, *rest = stripe.rest;
 
-  struct Bracket { Vector<float> upper, lower; };
-  auto bracket = [&](int64_t v) {
+  struct Bracket { Vector<float> key, error; };
+  auto bracket = [&](int64_t v) __attribute__((always_inline)) {
     Vector<float> score = load_up_to(scores + v, stripe.count - v), key = score + load(bias + v);
-    if (scale) {
-      Vector<float> factor = load(scale + v);
-      score *= factor;
-      key *= factor;
+    if constexpr (Keyed) {
+      if (scale) {
+        Vector<float> factor = load(scale + v);
+        score *= factor;
+        key *= factor;
+      }
+      if (candidates.absolute) key = absolute(key);
     }
-    if (candidates.absolute) key = absolute(key);
-    Vector<float> error = a * load(stripe.norm + v) + (b * load(stripe.residual + v) + load(stripe.rest + v)) +
-                          broadcast(kRounding) * absolute(score);
-    return Bracket{at_most(key + error, broadcast(kInfinity<float>)),
-                   at_least(key - error, broadcast(-kInfinity<float>))};
+    return Bracket{key, a * load(norm + v) + (b * load(residual + v) + load(rest + v)) +
+                            broadcast(kRounding) * absolute(score)};
   };
 
   Candidate<float>* buffer = row_buffer<float>(candidates, n);
   float& threshold = static_cast<float*>(candidates.threshold)[n];
   if (stripe.begin == 0)
-    threshold = bound_by_groups<float>(candidates.k, stripe.count, [&](int64_t v) { return bracket(v).lower; });
+    threshold = bound_by_groups<float>(candidates.k, stripe.count, [&](int64_t v) {
+      Bracket bounds = bracket(v);
+      return bounds.key - bounds.error;
+    });
+  else if (stripe.doubled) certify_row(candidates, n);
   for (int64_t v = 0; v < stripe.count; v += lanes) {
     Bracket bounds = bracket(v);
-    uint32_t passing = mask_of(bounds.upper >= broadcast(threshold)) & lanes_left(stripe.count - v, lanes);
+    uint32_t passing = not_below(bounds.key + bounds.error, broadcast(threshold)) & lanes_left(stripe.count - v, lanes);
     if (__builtin_expect(passing == 0, 1)) continue;
     for (; passing; passing &= passing - 1) {
       int lane = __builtin_ctz(passing);
-      buffer[count++] = {bounds.upper[lane], bounds.lower[lane], int32_t(stripe.begin + v + lane)};
+      float upper = bounds.key[lane] + bounds.error[lane], lower = bounds.key[lane] - bounds.error[lane];
+      buffer[count++] = {upper == upper ? upper : kInfinity<float>, lower == lower ? lower : -kInfinity<float>,
+                         int32_t(stripe.begin + v + lane)};
     }
     if (count > candidates.capacity) {
       certify_row(candidates, n);
@@ -269,7 +279,10 @@ void screen_row(const ScreenArgs& args, int64_t n) {
 }  // namespace
 
 void topk_encode_screen(const ScreenArgs& args, int64_t row_begin, int64_t row_end) {
-  for (int64_t n = row_begin; n < row_end; ++n) screen_row(args, n);
+  bool keyed = args.stripe.scale || args.candidates.absolute;
+  for (int64_t n = row_begin; n < row_end; ++n)
+    if (keyed) screen_row<true>(args, n);
+    else screen_row<false>(args, n);
 }
 
 void topk_encode_certify(const Candidates& candidates, int64_t row_begin, int64_t row_end) {

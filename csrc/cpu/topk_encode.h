@@ -38,6 +38,7 @@ struct WidenArgs {
 struct Stripe {
   int64_t begin, count;  // eligible latents [begin, begin + count)
   int64_t score_stride;  // between rows of scores
+  bool doubled;          // twice as many latents have been seen as when the thresholds were last raised
   const void* bias;      // (count) of the accumulation type
   const void* scale;     // (count) or null
   const float* norm;     // (count) |w~| |scale|             } screen only
@@ -93,7 +94,7 @@ struct SelectArgs {
   Activation activation;
   void* values;             // (N, k) of dtype
   int64_t* indices;
-  DType accumulator, dtype;
+  DType dtype;
 };
 
 FASTSPARSE_DECLARE_KERNEL(void topk_encode_round(const RoundArgs& args, int64_t begin, int64_t end))

@@ -23,8 +23,17 @@ Tensor with_unit_stride(const Tensor& tensor) {
   return tensor.stride(1) == 1 || tensor.size(1) <= 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
+Tensor as_contiguous(const Tensor& tensor, ScalarType dtype) {
+  return torch::stable::contiguous(tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype));
+}
+
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return torch::stable::empty({sizes.begin(), sizes.size()}, dtype);
+}
+
+Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_stride, ScalarType dtype) {
+  return torch::stable::from_blob(const_cast<void*>(memory), {rows, columns}, {row_stride, 1},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
 }
 
 void check_indices(const char* op, const Tensor& indices, int64_t M) {

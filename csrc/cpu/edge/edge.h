@@ -7,6 +7,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <optional>
 
 #include "cpu/dtype.h"
@@ -22,8 +24,35 @@ ScalarType accumulator_of(ScalarType dtype);
 
 // The tensor with unit stride along its rows, copied only where it hasn't.
 Tensor with_unit_stride(const Tensor& tensor);
+// The tensor contiguous and of a dtype, copied only where it isn't.
+Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
 // A new, uninitialised, contiguous tensor on the CPU.
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype);
+
+// Uninitialised memory that is kept from use to use and grows when it must. (A tensor costs a trip through the
+// dispatcher, which is most of the time of a tiny call.)
+class Scratch {
+ public:
+  template <typename T> T* get(int64_t count) {
+    size_t bytes = size_t(count) * sizeof(T);
+    if (bytes > bytes_) {
+      memory_.reset();  // before the larger one is there
+      memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
+      bytes_ = bytes;
+    }
+    return reinterpret_cast<T*>(memory_.get());
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t bytes_ = 0;
+};
+// A tensor over memory that outlives it.
+Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_stride, ScalarType dtype);
 
 // Raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M).
 void check_indices(const char* op, const Tensor& indices, int64_t M);

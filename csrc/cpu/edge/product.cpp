@@ -52,7 +52,8 @@ bool prefers_onednn() {
 }  // namespace
 
 Tensor product(const Tensor& a, const Tensor& b, const Tensor& out) {
-  bool worthwhile = a.scalar_type() == ScalarType::Float && a.size(0) > 1 && a.size(1) > 0;
+  constexpr int64_t tiny = int64_t{1} << 18;  // multiplications that take less time than finding oneDNN's kernel
+  bool worthwhile = a.scalar_type() == ScalarType::Float && a.size(0) * a.size(1) * b.size(0) >= tiny;
   return worthwhile && prefers_onednn() ? onednn_linear(a, b) : mm(a, b, out);
 }
 

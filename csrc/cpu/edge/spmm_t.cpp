@@ -43,15 +43,15 @@ Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int6
   ScalarType accumulator = accumulator_of(x.scalar_type());
   Tensor codes = torch::stable::contiguous(indices), rows = with_unit_stride(x);
   check_indices("spmm_t", codes, M);
-  Tensor coefficients = torch::stable::contiguous(torch::stable::to(values, accumulator));
+  Tensor coefficients = as_contiguous(values, accumulator);
   LatentMajor sorted = accumulator == ScalarType::Double ? latent_major<double>(coefficients, codes, M)
                                                          : latent_major<float>(coefficients, codes, M);
   Tensor out = allocate({M, D}, x.scalar_type());
   SpmmTArgs args{sorted.values.const_data_ptr(), sorted.rows.const_data_ptr<int64_t>(), sorted.offsets.data(),
                  rows.const_data_ptr(), out.mutable_data_ptr(), D, rows.stride(0), dtype_of(x)};
-  parallel(M, 16, [&, run = FASTSPARSE_KERNEL(spmm_t)](int64_t begin, int64_t end) { run(args, begin, end); });
+  parallel(M, 64, [&, run = FASTSPARSE_KERNEL(spmm_t)](int64_t begin, int64_t end) { run(args, begin, end); });
 
-  std::vector<Segment> segments;
+  std::vector<Range> segments;
   std::vector<int64_t> hot, first;  // latents of more than one segment, and where their segments begin
   for (int64_t m = 0; m < M; ++m) {
     int64_t begin = sorted.offsets[m], end = sorted.offsets[m + 1];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -48,8 +49,8 @@ class Encoder {
     if (latents_ >= std::numeric_limits<int32_t>::max())
       throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
                                   std::to_string(latents_));
-    bias_ = per_latent(bias);
-    if (latent_scale) scale_ = per_latent(latent_scale);
+    bias_ = per_latent(bias, bias_scratch_);
+    if (latent_scale) scale_ = per_latent(latent_scale, scale_scratch_);
     values_ = allocate({N_, k}, x.scalar_type());
     indices_ = allocate({N_, k}, ScalarType::Long);
   }
@@ -78,17 +79,21 @@ class Encoder {
   }
   const int64_t* eligible() const { return eligible_.empty() ? nullptr : eligible_.data(); }
 
+  bool fp64() const { return accumulator_ == ScalarType::Double; }
+  int64_t accumulator_bytes() const { return fp64() ? 8 : 4; }
+
   // A vector over the eligible latents in the accumulation type; zeros for none.
-  Tensor per_latent(const std::optional<Tensor>& vector) {
-    Tensor result = allocate({latents_ + kPad}, accumulator_);
-    torch::stable::zero_(result);
+  void* per_latent(const std::optional<Tensor>& vector, Scratch& scratch) {
+    char* result = scratch.get<char>((latents_ + kPad) * accumulator_bytes());
+    std::memset(result, 0, (latents_ + kPad) * accumulator_bytes());
     if (!vector) return result;
-    Tensor wide = torch::stable::contiguous(torch::stable::to(*vector, accumulator_));
-    auto copy = [&](auto* to, const auto* from) {
+    Tensor wide = as_contiguous(*vector, accumulator_);
+    auto copy = [&](auto* to, const void* source) {
+      auto* from = static_cast<decltype(to)>(const_cast<void*>(source));
       for (int64_t m = 0; m < latents_; ++m) to[m] = from[eligible() ? eligible_[m] : m];
     };
-    if (accumulator_ == ScalarType::Double) copy(data<double>(result), static_cast<const double*>(wide.const_data_ptr()));
-    else copy(data<float>(result), static_cast<const float*>(wide.const_data_ptr()));
+    if (fp64()) copy(reinterpret_cast<double*>(result), wide.const_data_ptr());
+    else copy(reinterpret_cast<float*>(result), wide.const_data_ptr());
     return result;
   }
 
@@ -102,29 +107,20 @@ class Encoder {
            k_ <= latents_ / 16;
   }
 
-  // How many latents to score at a time: whole vectors, scores and atoms within the cache's share.
-  int64_t stripe_latents(int64_t rows, int64_t element_bytes) const {
-    int64_t fitting = kStripeBytes / (element_bytes * std::max(rows, std::max<int64_t>(D_, 1)));
-    return std::min(latents_, std::clamp<int64_t>(fitting, 256, int64_t{1} << 20) / 16 * 16);
+  // How many latents to score at a time, in whole vectors: the scores, and the atoms where they are copied, share a
+  // cache.
+  int64_t stripe_latents(int64_t rows, int64_t element_bytes, bool copied) const {
+    int64_t fitting = kStripeBytes / (element_bytes * std::max(rows, copied ? D_ : 1));
+    return std::min(latents_, std::max<int64_t>(fitting, 256) / 16 * 16);
   }
 
-  Candidates candidates(int64_t rows, int64_t capacity, ScalarType type) {
-    bool fp64 = type == ScalarType::Double;
-    reserve(buffer_, rows * (capacity + kSlack) * candidate_bytes(fp64), ScalarType::Byte);
-    counts_.assign(rows, 0);
-    reserve(thresholds_, rows, type);
-    auto fill = [&](auto* threshold) {
-      std::fill(threshold, threshold + rows, -std::numeric_limits<std::decay_t<decltype(*threshold)>>::infinity());
-    };
-    if (fp64) fill(data<double>(*thresholds_));
-    else fill(data<float>(*thresholds_));
-    return {k_, capacity, activation_ == Activation::abs, buffer_->mutable_data_ptr(), counts_.data(),
-            thresholds_->mutable_data_ptr()};
-  }
-
-  static void reserve(std::optional<Tensor>& tensor, int64_t elements, ScalarType dtype) {
-    if (!tensor || tensor->scalar_type() != dtype || tensor->size(0) < elements)
-      tensor = allocate({elements}, dtype);
+  template <typename C> Candidates candidates(int64_t rows, int64_t capacity) {
+    int32_t* counts = counts_.get<int32_t>(rows);
+    std::fill(counts, counts + rows, 0);
+    C* thresholds = thresholds_.get<C>(rows);
+    std::fill(thresholds, thresholds + rows, -std::numeric_limits<C>::infinity());
+    void* buffer = buffer_.get<char>(rows * (capacity + kSlack) * candidate_bytes(sizeof(C) == 8));
+    return {k_, capacity, activation_ == Activation::abs, buffer, counts, thresholds};
   }
 
   const void* row(const Tensor& tensor, int64_t n) const {
@@ -135,15 +131,14 @@ class Encoder {
     SelectArgs args{candidates, eligible(), order, activation_,
                     data<char>(values_) + begin * k_ * int64_t(values_.element_size()),
                     data<int64_t>(indices_) + begin * k_,
-                    accumulator_ == ScalarType::Double ? DType::f64 : DType::f32, dtype_};
+                    dtype_};
     parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_select)](int64_t b, int64_t e) { run(args, b, e); });
   }
 
   // Tokens [begin, begin + rows), or those listed in `order`, from exact scores.
   void plain(int64_t begin, int64_t total_rows, const int64_t* order) {
-    bool fp64 = accumulator_ == ScalarType::Double;
     int64_t capacity = std::min(latents_, std::max<int64_t>(2 * k_, k_ + 256));
-    int64_t most = std::max<int64_t>(16, kBufferBytes / ((capacity + kSlack) * candidate_bytes(fp64)));
+    int64_t most = std::max<int64_t>(16, kBufferBytes / ((capacity + kSlack) * candidate_bytes(fp64())));
     for (int64_t done = 0; done < total_rows; done += most) {
       int64_t rows = std::min(most, total_rows - done);
       plain_block(begin + (order ? 0 : done), rows, order ? order + done : nullptr, capacity);
@@ -151,54 +146,54 @@ class Encoder {
   }
 
   void plain_block(int64_t begin, int64_t rows, const int64_t* order, int64_t capacity) {
-    int64_t element = accumulator_ == ScalarType::Double ? 8 : 4;
-    int64_t latents = stripe_latents(rows, element);
-    Candidates found = candidates(rows, capacity, accumulator_);
-    Tensor tokens = wide_rows(x_, begin, rows, order);
-    reserve(scores_, rows * latents, accumulator_);
+    bool copied = eligible() || weight_.scalar_type() != accumulator_;
+    int64_t latents = stripe_latents(rows, accumulator_bytes(), copied);
+    Candidates found = fp64() ? candidates<double>(rows, capacity) : candidates<float>(rows, capacity);
+    Tensor tokens = wide_rows(x_, begin, rows, order, tokens_);
+    char* scratch = scores_.get<char>(rows * latents * accumulator_bytes());
     for (int64_t m = 0; m < latents_; m += latents) {
       int64_t count = std::min(latents, latents_ - m);
-      Tensor atoms = wide_rows(weight_, m, count, eligible() ? eligible() + m : nullptr);
-      Tensor out = torch::stable::from_blob(scores_->mutable_data_ptr(), {rows, count}, {count, 1}, cpu_, accumulator_);
+      Tensor atoms = wide_rows(weight_, m, count, eligible() ? eligible() + m : nullptr, atoms_);
+      Tensor out = over(scratch, rows, count, count, accumulator_);
       Tensor scores = D_ > 0 ? product(tokens, atoms, out) : torch::stable::zero_(out);
-      PlainArgs args{found, stripe(m, count), scores.const_data_ptr(), element == 8 ? DType::f64 : DType::f32};
+      PlainArgs args{found, stripe(m, count, latents), scores.const_data_ptr(), fp64() ? DType::f64 : DType::f32};
       parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_plain)](int64_t b, int64_t e) { run(args, b, e); });
     }
     select(found, begin, rows, order);
   }
 
   // Rows of x or weight in the accumulation type: the tensor's own memory where that serves.
-  Tensor wide_rows(const Tensor& tensor, int64_t begin, int64_t count, const int64_t* order) {
+  Tensor wide_rows(const Tensor& tensor, int64_t begin, int64_t count, const int64_t* order, Scratch& scratch) {
     if (!order && tensor.scalar_type() == accumulator_)
-      return torch::stable::from_blob(const_cast<void*>(row(tensor, begin)), {count, D_}, {tensor.stride(0), 1}, cpu_,
-                                      accumulator_);
-    Tensor wide = allocate({count, D_}, accumulator_);
-    WidenArgs args{order ? tensor.const_data_ptr() : row(tensor, begin), order, tensor.stride(0), D_,
-                   dtype_, wide.mutable_data_ptr()};
+      return count == tensor.size(0) ? tensor
+                                     : over(row(tensor, begin), count, D_, tensor.stride(0), accumulator_);
+    WidenArgs args{order ? tensor.const_data_ptr() : row(tensor, begin), order, tensor.stride(0), D_, dtype_,
+                   scratch.get<char>(count * D_ * accumulator_bytes())};
     parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_widen)](int64_t b, int64_t e) { run(args, b, e); });
-    return wide;
+    return over(args.widened, count, D_, D_, accumulator_);
   }
 
-  Stripe stripe(int64_t begin, int64_t count) const {
-    int64_t element = int64_t(bias_.element_size());
-    auto at = [&](const Tensor& tensor) {
-      return static_cast<const char*>(tensor.const_data_ptr()) + begin * element;
-    };
-    return {begin, count, count, at(bias_), scale_ ? at(*scale_) : nullptr, nullptr, nullptr, nullptr};
+  Stripe stripe(int64_t begin, int64_t count, int64_t latents) const {
+    // The k-th best of twice as many latents is a bound worth the work of finding it.
+    int64_t position = begin / std::max<int64_t>(1, latents);
+    bool doubled = (position & (position - 1)) == 0;
+    auto at = [&](void* vector) { return static_cast<char*>(vector) + begin * accumulator_bytes(); };
+    return {begin, count, count, doubled, at(bias_), scale_ ? at(scale_) : nullptr, nullptr, nullptr, nullptr};
   }
 
   // bf16 copies of rows, and their norms.
   struct Rounded {
-    Tensor rows, norm, residual;
+    bf16* rows;
+    float *norm, *residual;
   };
-  void round(const Tensor& tensor, int64_t begin, int64_t count, const int64_t* order, const Rounded& to) {
+  Rounded round(const Tensor& tensor, int64_t begin, int64_t count, const int64_t* order, Scratch& rows,
+                Scratch& norms) {
+    float* norm = norms.get<float>(2 * (count + kPad));
+    Rounded to{rows.get<bf16>(count * D_), norm, norm + count + kPad};
     RoundArgs args{order ? tensor.const_data_ptr() : row(tensor, begin), order, tensor.stride(0), D_, dtype_,
-                   data<bf16>(to.rows), data<float>(to.norm), data<float>(to.residual)};
+                   to.rows, to.norm, to.residual};
     parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_round)](int64_t b, int64_t e) { run(args, b, e); });
-  }
-  Rounded rounded(int64_t count) const {
-    return {allocate({count, D_}, ScalarType::BFloat16), allocate({count + kPad}, ScalarType::Float),
-            allocate({count + kPad}, ScalarType::Float)};
+    return to;
   }
 
   // Tokens [begin, begin + rows) by screen, certify and refine; returns those that the screen can't decide.
@@ -212,65 +207,63 @@ class Encoder {
   }
 
   void screen_block(int64_t begin, int64_t rows, int64_t capacity, std::vector<int64_t>& hopeless) {
-    int64_t latents = stripe_latents(rows, 2);
-    Candidates found = candidates(rows, capacity, ScalarType::Float);
-    Rounded tokens = rounded(rows), atoms = rounded(latents);
-    round(x_, begin, rows, nullptr, tokens);
-    Tensor rest = allocate({latents + kPad}, ScalarType::Float);
-    reserve(scores_, rows * latents, ScalarType::BFloat16);
+    int64_t latents = stripe_latents(rows, 2, true);
+    Candidates found = candidates<float>(rows, capacity);
+    Rounded tokens = round(x_, begin, rows, nullptr, tokens_, token_norms_);
+    Tensor token_rows = over(tokens.rows, rows, D_, D_, ScalarType::BFloat16);
+    bf16* scratch = scores_.get<bf16>(rows * latents);
+    float* rest = rest_.get<float>(latents + kPad);
     for (int64_t m = 0; m < latents_; m += latents) {
       int64_t count = std::min(latents, latents_ - m);
-      round(weight_, m, count, eligible() ? eligible() + m : nullptr, atoms);
-      Stripe terms = stripe(m, count);
-      bracket(terms, data<float>(atoms.norm), data<float>(atoms.residual), data<float>(rest));
-      Tensor out = torch::stable::from_blob(scores_->mutable_data_ptr(), {rows, count}, {count, 1}, cpu_, ScalarType::BFloat16);
-      Tensor scores = product(tokens.rows, torch::stable::narrow(atoms.rows, 0, 0, count), out);
-      ScreenArgs args{found, terms, data<bf16>(scores), data<float>(tokens.norm), data<float>(tokens.residual), D_};
+      Rounded atoms = round(weight_, m, count, eligible() ? eligible() + m : nullptr, atoms_, atom_norms_);
+      Tensor scores = product(token_rows, over(atoms.rows, count, D_, D_, ScalarType::BFloat16),
+                              over(scratch, rows, count, count, ScalarType::BFloat16));
+      ScreenArgs args{found, bracketed(stripe(m, count, latents), atoms, rest), data<bf16>(scores), tokens.norm,
+                      tokens.residual, D_};
       parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_screen)](int64_t b, int64_t e) { run(args, b, e); });
     }
     parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_certify)](int64_t b, int64_t e) { run(found, b, e); });
     refine(found, begin, rows);
     select(found, begin, rows, nullptr);
     for (int64_t n = 0; n < rows; ++n)
-      if (counts_[n] == kHopeless) hopeless.push_back(begin + n);
+      if (found.count[n] == kHopeless) hopeless.push_back(begin + n);
   }
 
-  // Per-latent terms of the error bracket (derived in topk_encode.cpp), scaled as the keys are.
-  void bracket(Stripe& terms, float* norm, float* residual, float* rest) const {
-    auto* bias = static_cast<const float*>(terms.bias);
-    auto* scale = static_cast<const float*>(terms.scale);
+  // A stripe with its terms of the error bracket (derived in topk_encode.cpp), scaled as the keys are.
+  Stripe bracketed(Stripe stripe, const Rounded& atoms, float* rest) const {
+    auto* bias = static_cast<const float*>(stripe.bias);
+    auto* scale = static_cast<const float*>(stripe.scale);
     float flushed = float(std::sqrt(double(D_)) * 0x1p-125);
-    for (int64_t m = 0; m < terms.count; ++m) {
+    for (int64_t m = 0; m < stripe.count; ++m) {
       float factor = scale ? std::fabs(scale[m]) : 1.0f;
-      rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * norm[m] + float(D_) * 0x1p-125f) * factor;
-      residual[m] = (residual[m] + flushed) * factor;
-      norm[m] *= factor;
+      rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * atoms.norm[m] + float(D_) * 0x1p-125f) * factor;
+      atoms.residual[m] = (atoms.residual[m] + flushed) * factor;
+      atoms.norm[m] *= factor;
     }
-    terms.norm = norm;
-    terms.residual = residual;
-    terms.rest = rest;
+    stripe.norm = atoms.norm;
+    stripe.residual = atoms.residual;
+    stripe.rest = rest;
+    return stripe;
   }
 
   void refine(const Candidates& found, int64_t begin, int64_t rows) {
     RefineArgs args{found, rows, D_, row(x_, begin), weight_.const_data_ptr(), x_.stride(0), weight_.stride(0),
-                    eligible(), data<float>(bias_), scale_ ? data<float>(*scale_) : nullptr, dtype_};
+                    eligible(), static_cast<const float*>(bias_), static_cast<const float*>(scale_), dtype_};
     // Each task reads all candidates to find its own, so few tasks; more than threads, for balance.
     int64_t tasks = 4 * int64_t(torch::stable::get_num_threads());
     parallel(latents_, (latents_ + tasks - 1) / tasks,
              [&, run = FASTSPARSE_KERNEL(topk_encode_refine)](int64_t b, int64_t e) { run(args, b, e); });
   }
 
-  Tensor x_, weight_, bias_, values_, indices_;
-  std::optional<Tensor> scale_;
+  Tensor x_, weight_, values_, indices_;
   std::vector<int64_t> eligible_;  // empty: all latents are
   int64_t N_, D_, k_, latents_ = 0;
   DType dtype_;
   ScalarType accumulator_;
   Activation activation_;
-  torch::stable::Device cpu_{torch::headeronly::DeviceType::CPU};
-  // Scratch, kept from block to block.
-  std::optional<Tensor> buffer_, thresholds_, scores_;
-  std::vector<int32_t> counts_;
+  void *bias_ = nullptr, *scale_ = nullptr;  // per eligible latent, of the accumulation type
+  Scratch bias_scratch_, scale_scratch_;
+  Scratch buffer_, counts_, thresholds_, scores_, tokens_, token_norms_, atoms_, atom_norms_, rest_;
 };
 
 }  // namespace
