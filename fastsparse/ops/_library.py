@@ -6,27 +6,46 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastsparse.backends import wants_reference
+
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
 
 
 def register(
     schema: str, *, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable
 ) -> Callable:
-    """Define ``fastsparse::<schema>`` and return its overload; compiled libraries add kernels to it."""
+    """Define ``fastsparse::<schema>``, to which compiled libraries add kernels; returns what runs it.
+
+    What runs it takes the schema's arguments, a tensor first, and serves the backend that was asked for.
+    """
     name = schema[: schema.index("(")]
     qualified = f"fastsparse::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
-    return getattr(torch.ops.fastsparse, name).default
+    op = getattr(torch.ops.fastsparse, name).default
+
+    def run(*arguments):
+        if wants_reference(arguments[0]):
+            return reference(*arguments)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return op(*arguments)
+        _refuse_forward_mode(name, arguments)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            return op(*arguments)
+        # Without a gradient the registered autograd kernel, which is Python, would only cost its time.
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return run
 
 
-def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
+def _refuse_forward_mode(op: str, arguments: tuple) -> None:
     """Raise where PyTorch would silently drop a tangent: registered ops have no forward-mode rule."""
     if forward_ad._current_level < 0:
         return
-    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments):
         raise NotImplementedError(
             f'{op}: forward-mode differentiation must run inside fastsparse.use_backend("reference"), '
             "the kernels have none"

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from fastsparse import reference
 from fastsparse._validation import check_range
-from fastsparse.backends import wants_reference
-from fastsparse.ops._library import refuse_forward_mode, register
+from fastsparse.ops._library import register
 
 
 def _reference(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -31,17 +30,10 @@ def _backward(ctx, grad: Tensor):
     return d_x, d_weight, None
 
 
-SDDMM = register(
+sddmm = register(
     "sddmm(Tensor x, Tensor weight, Tensor indices) -> Tensor",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
 )
-
-
-def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    if wants_reference(weight):
-        return _reference(x, weight, indices)
-    refuse_forward_mode("sddmm", x, weight)
-    return SDDMM(x, weight, indices)

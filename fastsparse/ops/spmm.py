@@ -5,8 +5,7 @@ from torch import Tensor
 
 from fastsparse import reference
 from fastsparse._validation import check_range
-from fastsparse.backends import wants_reference
-from fastsparse.ops._library import refuse_forward_mode, register
+from fastsparse.ops._library import register
 
 
 def _reference(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
@@ -31,17 +30,10 @@ def _backward(ctx, grad: Tensor):
     return d_values, None, d_weight
 
 
-SPMM = register(
+spmm = register(
     "spmm(Tensor values, Tensor indices, Tensor weight) -> Tensor",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
 )
-
-
-def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    if wants_reference(weight):
-        return _reference(values, indices, weight)
-    refuse_forward_mode("spmm", values, weight)
-    return SPMM(values, indices, weight)

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from fastsparse import reference
 from fastsparse._validation import check_range
-from fastsparse.backends import wants_reference
-from fastsparse.ops._library import refuse_forward_mode, register
+from fastsparse.ops._library import register
 
 
 def _reference(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
@@ -32,17 +31,10 @@ def _backward(ctx, grad: Tensor):
     return d_values, None, d_x, None
 
 
-SPMM_T = register(
+spmm_t = register(
     "spmm_t(Tensor values, Tensor indices, Tensor x, SymInt num_latents) -> Tensor",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
 )
-
-
-def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
-    if wants_reference(x):
-        return _reference(values, indices, x, num_latents)
-    refuse_forward_mode("spmm_t", values, x)
-    return SPMM_T(values, indices, x, num_latents)

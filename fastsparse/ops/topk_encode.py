@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
-from fastsparse.backends import wants_reference
-from fastsparse.ops._library import refuse_forward_mode, register
+from fastsparse.ops._library import register
 
 
 def _check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
@@ -52,7 +51,7 @@ def _backward(ctx, grad: Tensor | None, _):
     return d_x, d_weight, d_bias, None, None, None, None
 
 
-TOPK_ENCODE = register(
+topk_encode = register(
     "topk_encode(Tensor x, Tensor weight, Tensor? bias, SymInt k, str activation, Tensor? latent_scale, "
     "Tensor? latent_mask) -> (Tensor values, Tensor indices)",
     reference=_reference,
@@ -60,18 +59,3 @@ TOPK_ENCODE = register(
     setup_context=_setup_context,
     backward=_backward,
 )
-
-
-def topk_encode(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    k: int,
-    activation: str,
-    latent_scale: Tensor | None,
-    latent_mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if wants_reference(x):
-        return _reference(x, weight, bias, k, activation, latent_scale, latent_mask)
-    refuse_forward_mode("topk_encode", x, weight, bias)
-    return TOPK_ENCODE(x, weight, bias, k, activation, latent_scale, latent_mask)
