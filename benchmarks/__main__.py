@@ -24,7 +24,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results)")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="time for the rounds of one case (default: 5)"
+        "--seconds",
+        type=float,
+        default=5.0,
+        help="time for the rounds of one case; headline cases get twice that (default: 5)",
     )
     parser.add_argument(
         "--threads", type=int, help="threads of every contender (default: torch's own choice)"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MIN_ROUNDS, MAX_ROUNDS = 5, 60
+MIN_ROUNDS, MAX_ROUNDS = 3, 60
 MIN_SAMPLE = 1e-3  # seconds: a shorter call is repeated within one sample, so that the clock costs nothing
 
 

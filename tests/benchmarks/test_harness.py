@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.harness import Contender, Timing, WrongAnswer, measure, ratios, summarize
+from benchmarks.harness import MIN_ROUNDS, Contender, Timing, WrongAnswer, measure, ratios, summarize
 
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=50)
 
@@ -52,7 +52,7 @@ def test_a_wrong_answer_is_never_timed():
     )
     assert len(calls) == 1  # the one that was checked
     assert timings["wrong"].summary() == {"failure": "wrong answer: off by one"}
-    assert timings["right"].summary()["samples"] == 5
+    assert timings["right"].summary()["samples"] == MIN_ROUNDS
 
 
 def test_a_fault_of_one_contender_is_reported_and_ends_nobody_else():
