@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-NAMES = ("topk_encode", "sparse_decode", "sae_step", "dispatch", "memory")
+from benchmarks.results import BENCHES
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -14,7 +14,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks", description="Measure fastsparse beside what people use today."
     )
     parser.add_argument(
-        "names", nargs="*", metavar="bench", help=f"which of {', '.join(NAMES)} (default: all)"
+        "names", nargs="*", metavar="bench", help=f"which of {', '.join(BENCHES)} (default: all)"
     )
     parser.add_argument(
         "--peers", action="store_true", help="against other libraries instead of torch.compile"
@@ -33,9 +33,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, help="threads of every contender (default: torch's own choice)"
     )
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.names) - set(NAMES))
+    unknown = sorted(set(options.names) - set(BENCHES))
     if unknown:
-        parser.error(f"bench must be among {', '.join(NAMES)}, got {', '.join(unknown)}")
+        parser.error(f"bench must be among {', '.join(BENCHES)}, got {', '.join(unknown)}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
     if not options.seconds > 0:
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     origin = provenance.provenance()
     print("\n".join(f"{key}: {value}" for key, value in origin.items()), flush=True)
     all_bars, faults = [], []
-    for name in chosen.names or NAMES:
+    for name in chosen.names or BENCHES:
         cases, own_bars = [], []
         for case, found in importlib.import_module(f"benchmarks.bench_{name}").run(options):
             cases.append(case)

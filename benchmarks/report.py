@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import OURS, quantity
-from benchmarks.results import RESULTS, read, replace
+from benchmarks.results import BENCHES, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 README = Path(__file__).parents[1] / "README.md"
@@ -37,10 +37,13 @@ def machine(folder: Path, readme: Path) -> str:
         if result["quick"]:
             raise ValueError(f"report: {path.name} is a quick trial: its figures mean nothing")
     origin = max((result["provenance"] for result in files.values()), key=lambda origin: origin["date"])
-    origins = sorted(
-        {(result["provenance"]["date"], result["provenance"]["commit"]) for result in files.values()}
+    origins = {
+        (item["date"], item["commit"], item["modified"]) for item in (r["provenance"] for r in files.values())
+    }
+    measured = "; ".join(
+        f"{date}, commit {commit}{' with changes' if modified else ''}"
+        for date, commit, modified in sorted(origins, key=str)
     )
-    measured = "; ".join(f"{date}, commit {commit}" for date, commit in origins)
     heading = (
         f"Measured on {origin['cpu']}, {origin['cores']} cores, {origin['instruction_set']}, "
         f"{origin['threads']} threads, torch {origin['torch']} ({measured}). "
@@ -62,7 +65,7 @@ def table(files: list[dict[str, Any]]) -> str:
     """The headline cases, a row each; a peers' file adds columns to the rows of its bench."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     columns: list[str] = []
-    for result in sorted(files, key=lambda result: result["peers"]):
+    for result in sorted(files, key=lambda result: (result["peers"], BENCHES.index(result["bench"]))):
         for case in result["cases"]:
             ours = case["contenders"].get(OURS, {})
             if not case["headline"] or "median" not in ours:

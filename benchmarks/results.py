@@ -11,6 +11,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
+BENCHES = ("topk_encode", "sparse_decode", "sae_step", "dispatch", "memory")  # in the order of the tables
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
 
 

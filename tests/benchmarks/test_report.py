@@ -15,7 +15,7 @@ def case(name: str, ours: float, others: dict[str, float], *, headline: bool = T
 def result(cases: list[dict], bars: tuple[Bar, ...] = (), **changes) -> dict:
     origin = {
         "cpu": "A CPU", "cores": 2, "instruction_set": "AVX512", "threads": 2, "torch": "2.13.0",
-        "commit": "abc", "date": "2025-01-01",
+        "commit": "abc", "modified": True, "date": "2025-01-01",
     }  # fmt: skip
     base = {"bench": "topk_encode", "peers": False, "quick": False, "provenance": origin}
     return base | {"cases": cases, "bars": [bar.record() for bar in bars]} | changes
@@ -54,6 +54,7 @@ def test_the_block_is_filled_and_the_rest_kept(place):
     assert text.endswith(f"{report.END}\nrest\n")
     assert "old" not in text
     assert "hidden" not in text
+    assert "(2025-01-01, commit abc with changes)" in text
     # A row for the case, its time from our own run, a column from each run.
     assert "| topk_encode | wide | N=4 D=8 M=16 k=2 | 100 ms | 2.50x | 2.00x |" in text
     assert "| op | case | shape | fastsparse | torch | faiss |" in text
