@@ -241,7 +241,7 @@ def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tens
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, the floating tensors in its dtype (fp64 stays, as in PyTorch's own autocast ops)."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(

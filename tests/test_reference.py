@@ -1,0 +1,100 @@
+"""The references themselves, against what PyTorch users write by hand and what the papers state."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import DTYPES, integers, random, random_indices
+
+from fastsparse import reference
+
+# Scores of three tokens for five latents, written out.
+SCORES = torch.tensor(
+    [[3.0, -7.0, 5.0, 5.0, -1.0], [-1.0, -2.0, -3.0, -4.0, -5.0], [0.0, 0.0, 1.0, 0.0, 0.0]]
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "indices"),
+    [
+        ({"activation": "relu"}, [[5, 5, 3], [0, 0, 0], [1, 0, 0]], [[2, 3, 0], [0, 1, 2], [2, 0, 1]]),
+        ({"activation": "none"}, [[5, 5, 3], [-1, -2, -3], [1, 0, 0]], [[2, 3, 0], [0, 1, 2], [2, 0, 1]]),
+        ({"activation": "abs"}, [[-7, 5, 5], [-5, -4, -3], [1, 0, 0]], [[1, 2, 3], [4, 3, 2], [2, 0, 1]]),
+        (
+            {"activation": "none", "latent_scale": torch.tensor([2.0, 1.0, 1.0, 1.0, -10.0])},
+            [[-1, 3, 5], [-5, -1, -2], [1, 0, 0]],
+            [[4, 0, 2], [4, 0, 1], [2, 0, 1]],
+        ),
+        (
+            {"activation": "none", "latent_mask": torch.tensor([True, True, False, False, True])},
+            [[3, -1, -7], [-1, -2, -5], [0, 0, 0]],
+            [[0, 4, 1], [0, 1, 4], [0, 1, 4]],
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_topk_encode_by_hand(options, values, indices, dtype):
+    options = {
+        name: option.to(dtype) if isinstance(option, torch.Tensor) and option.is_floating_point() else option
+        for name, option in options.items()
+    }
+    eye = torch.eye(5, dtype=dtype)
+    got = reference.topk_encode(SCORES.to(dtype), eye, None, 3, **options)
+    assert got[0].tolist() == values
+    assert got[0].dtype == dtype
+    assert got[1].tolist() == indices
+
+
+def test_topk_encode_puts_nan_first():
+    scores = torch.tensor([[1.0, torch.nan, torch.inf, -torch.inf, torch.nan]])
+    values, indices = reference.topk_encode(torch.ones(1, 1), torch.zeros(5, 1), scores[0], 5, "none")
+    assert indices.tolist() == [[1, 4, 2, 0, 3]]
+    assert torch.equal(values.nan_to_num(7.0), scores[:, indices[0]].nan_to_num(7.0))
+
+
+def test_topk_encode_is_topk_of_relu_of_linear():
+    x, weight, bias = (random(*shape, seed=1, dtype=torch.float64) for shape in ((40, 16), (300, 16), (300,)))
+    dense = torch.topk(torch.relu(F.linear(x, weight, bias)), 9)
+    values, indices = reference.topk_encode(x, weight, bias, 9)
+    torch.testing.assert_close(values, dense.values)
+    assert torch.equal(indices, dense.indices)
+
+
+@pytest.fixture
+def code():
+    """A code, its dense (N, M) form, and matrices that it multiplies; exact in fp32."""
+    values, indices = integers(12, 5, seed=1), random_indices(12, 5, 20, seed=2, distinct=False)
+    dense = torch.zeros(12, 20).scatter_add(1, indices, values)
+    return values, indices, dense, integers(20, 7, seed=3), integers(12, 7, seed=4)
+
+
+def test_products_are_the_dense_ones(code):
+    values, indices, dense, weight, x = code
+    assert torch.equal(reference.spmm(values, indices, weight), dense @ weight)
+    assert torch.equal(reference.sddmm(x, weight, indices), (x @ weight.T).gather(1, indices))
+    assert torch.equal(reference.spmm_t(values, indices, x, 20), dense.T @ x)
+
+
+def test_spmm_is_a_sparse_matrix_product(code):
+    values, indices, _, weight, _ = code
+    rows = torch.arange(12).repeat_interleave(5)
+    sparse = torch.sparse_coo_tensor(
+        torch.stack((rows, indices.flatten())), values.flatten(), (12, 20), check_invariants=True
+    )
+    assert torch.equal(reference.spmm(values, indices, weight), torch.sparse.mm(sparse, weight))
+
+
+def test_spmm_is_a_weighted_embedding_bag(code):
+    values, indices, _, weight, _ = code
+    bag = F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
+    assert torch.equal(reference.spmm(values, indices, weight), bag)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_are_summed_in_fp32(dtype):
+    many = torch.ones(1, 1001, dtype=dtype)
+    zeros = torch.zeros(1, 1001, dtype=torch.int64)
+    exact = torch.tensor([[1001.0]]).to(dtype)
+    assert torch.equal(reference.spmm(many, zeros, torch.ones(1, 1, dtype=dtype)), exact)
+    assert torch.equal(reference.sddmm(many, many, zeros[:, :1]), exact)
+    assert torch.equal(reference.spmm_t(many.T, zeros.T, many.T, 1), exact)
+    assert torch.equal(reference.topk_encode(many, many, None, 1)[0], exact)
