@@ -57,7 +57,7 @@ class TopKSAE(nn.Module):
         aux_weight: its weight in the loss.
         dead_after: a latent is dead when it has not been positive for this many tokens.
         device, dtype: of the parameters.
-        generator: source of the initial atoms; default: PyTorch's global one.
+        generator: source of the initial atoms, on the parameters' device; default: PyTorch's global one.
 
     Attributes:
         W_enc: (M, D); b_enc: (M,); W_dec: (M, D), row m is atom m; b_dec: (D,).
@@ -169,9 +169,15 @@ class TopKSAE(nn.Module):
 
         Returns:
             (..., D).
+
+        Raises:
+            TypeError: values came without indices.
         """
-        values, indices = code if indices is None else (code, indices)
-        return sparse_decode(values, indices, self.W_dec, self.b_dec)
+        if indices is None:
+            if isinstance(code, Tensor):
+                raise TypeError("TopKSAE.decode: indices must be given with values, got None")
+            code, indices = code
+        return sparse_decode(code, indices, self.W_dec, self.b_dec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct tokens (..., D) from their k strongest latents."""

@@ -72,8 +72,9 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     """Train a TopK sparse autoencoder on stored activations, or go on where an earlier run stopped.
 
     A run that was killed, at any moment, and started again ends with the same weights, bit for bit, as one
-    that never stopped (on the same machine and PyTorch, with the same number of threads). All state is in the
-    newest checkpoint of ``config.output`` and, for the order of the data, in the seed and the step.
+    that never stopped (on the same machine and PyTorch, with the same number of threads; on CUDA, where
+    ``torch.use_deterministic_algorithms`` is on). All state is in the newest checkpoint of ``config.output``
+    and, for the order of the data, in the seed and the step.
 
     Args:
         config: what to train, on what.

@@ -338,6 +338,11 @@ def test_bad_inputs(method: str) -> None:
         call([[0.0] * D])
 
 
+def test_values_without_indices() -> None:
+    with pytest.raises(TypeError, match="indices must be given with values, got None"):
+        make().decode(torch.ones(2, K))
+
+
 def test_empty_batches() -> None:
     sae = make()
     assert sae(torch.ones(0, D)).shape == (0, D)

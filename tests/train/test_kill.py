@@ -10,20 +10,18 @@ import random
 import shutil
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killable import die_in, plainly, slowly
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from fastsparse.train import Metrics, TrainConfig, train
-from fastsparse.train import checkpoint as checkpoint_module
 
 STEPS = 240
 KILLS = 24
@@ -61,18 +59,6 @@ def whole(config: TrainConfig, processes: multiprocessing.context.BaseContext) -
     run.join(120)
     assert run.exitcode == 0
     return Path(config.output)
-
-
-def plainly(config: TrainConfig) -> None:
-    # By default tqdm's lock is a named semaphore, which a killed process of this kind leaves behind.
-    tqdm.set_lock(threading.RLock())
-    train(config)
-
-
-def slowly(config: TrainConfig) -> None:
-    """Train with pauses, so that the killer can keep up on a busy machine."""
-    tqdm.set_lock(threading.RLock())
-    train(config, on_metrics=lambda metrics: time.sleep(0.004))
 
 
 def last_step(folder: Path) -> int:
@@ -133,40 +119,6 @@ def test_kills_at_random_moments(
     run.join(120)
     assert run.exitcode == 0
     assert_same(folder, whole)
-
-
-def die_in(config: TrainConfig, place: str) -> None:
-    """Train until the third checkpoint is being written, and die right there."""
-    done = 0
-
-    def count(last_act: Callable[[], None] = lambda: None) -> None:
-        nonlocal done
-        done += 1
-        if done == 3:
-            last_act()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    module = checkpoint_module
-    if place == "half-written":
-        whole_save = module.save_file
-
-        def save_file(tensors: dict, path: Path, metadata: dict) -> None:
-            whole_save(tensors, path, metadata)
-            count(lambda: os.truncate(path, os.path.getsize(path) // 2))
-
-        module.save_file = save_file
-    elif place == "before the rename":
-        rename = os.replace
-        module.os.replace = lambda *arguments: (count(), rename(*arguments))
-    elif place == "before old ones are removed":
-        unlink = Path.unlink
-        Path.unlink = lambda path, **options: (
-            path.suffix == ".safetensors" and count(),
-            unlink(path, **options),
-        )
-    else:
-        raise AssertionError(place)
-    plainly(config)
 
 
 @pytest.mark.parametrize("place", ["half-written", "before the rename", "before old ones are removed"])
