@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     from fastsparse.demo.run import Settings, run
 
     try:
-        result, report = run(Settings(output=options.output, steps=options.steps, device=options.device))
+        settings = Settings(output=options.output, steps=options.steps, device=options.device)
+        result, report = run(settings, partial(print, file=sys.stderr, flush=True))
     except KeyboardInterrupt as error:
         print(
             f"fastsparse.demo: {str(error) or 'interrupted; run the same command again to go on'}",
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
         print(f"fastsparse.demo: {error}", file=sys.stderr)
         return 1
-    print(result.summary())
+    print(f"\n{result.summary()}")
     print(f"\nreport: {report.resolve()}")
     return 0
 

@@ -88,15 +88,19 @@ def collect(chapters: dict[str, str], output: Path, device: torch.device) -> Act
         raise ValueError(
             f"collect: chapters must fill at least 10 windows of {WINDOW} tokens, got {len(cut)}"
         )
-    partial = finished.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_shards(partial / "train", residuals(model, tokenizer, train, "training text"))
-    _write_shards(partial / "held_out", residuals(model, tokenizer, held_out, "held-out text"))
     entries = [_entry(window, held_out=False) for window in train]
     entries += [_entry(window, held_out=True) for window in held_out]
-    (partial / "tokens.json").write_text(json.dumps(entries))
-    os.rename(partial, finished)
+    partial = finished.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        (partial / "tokens.json").write_text(json.dumps(entries))
+        _write_shards(partial / "train", residuals(model, tokenizer, train, "training text"))
+        _write_shards(partial / "held_out", residuals(model, tokenizer, held_out, "held-out text"))
+        os.rename(partial, finished)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return Activations(finished)
 
 

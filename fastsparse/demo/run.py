@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,11 +45,12 @@ class Settings:
     device: str = "auto"
 
 
-def run(settings: Settings) -> tuple[Result, Path]:
+def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> tuple[Result, Path]:
     """Run the demo.
 
     Args:
         settings: what to do.
+        say: told of each part as it begins.
 
     Returns:
         What the report shows, and the path of the report.
@@ -63,8 +65,11 @@ def run(settings: Settings) -> tuple[Result, Path]:
     config = _config(settings)
     device = config.resolved_device()
     output.mkdir(parents=True, exist_ok=True)
+    say("activations: MiniLM reads Python's language reference")
     activations = collect(text.clean(text.language_reference()), output, device)
+    say(f"training: {config.steps:,} steps, top {config.k} of {config.num_latents:,} latents, on {device}")
     trained = train(_place(config, activations, output))
+    say(f"report: statistics, and {ROUNDS} training steps against dense PyTorch")
     result = _evaluate(settings, activations, trained, device)
     report = output / "report.html"
     write(result, report)

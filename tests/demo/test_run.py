@@ -106,14 +106,18 @@ def test_interrupted_activations_are_not_taken_for_finished_ones(loads, tmp_path
     chapters = text.clean(text.language_reference())
     whole = collect(chapters, tmp_path / "whole", CPU).rows("train")
 
-    def interrupted(*_, **__):
+    def interrupted(path, _):
+        path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "_entry", interrupted)
+        patch.setattr(activations.np, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect(chapters, tmp_path / "broken", CPU)
-    assert not list((tmp_path / "broken").glob(f"activations-{activations.fingerprint(chapters)}"))
+    assert not list((tmp_path / "broken").iterdir())
+    (tmp_path / "broken" / f"activations-{activations.fingerprint(chapters)}.partial" / "train").mkdir(
+        parents=True
+    )
     again = collect(chapters, tmp_path / "broken", CPU)
     assert torch.equal(again.rows("train"), whole)
     assert [entry.name for entry in (tmp_path / "broken").iterdir()] == [again.path.name]
@@ -138,8 +142,11 @@ def test_the_demo_learns_reports_and_does_nothing_twice(loads, tmp_path):
 
 
 def test_other_settings_train_anew_beside_the_old(loads, tmp_path):
-    run.run(settings(tmp_path))
-    run.run(settings(tmp_path, k=2))
+    lines: list[str] = []
+    run.run(settings(tmp_path), lines.append)
+    run.run(settings(tmp_path, k=2), lines.append)
+    assert "top 4 of 32 latents" in lines[1]
+    assert "top 2 of 32 latents" in lines[4]
     assert len(list(tmp_path.glob("sae-*"))) == 2
     assert len(list(tmp_path.glob("activations-*"))) == 1
 
@@ -184,7 +191,7 @@ def test_command_line_names_the_extra(monkeypatch, capsys):
 
 
 def test_command_line_says_how_to_go_on(monkeypatch, tmp_path, capsys):
-    def interrupted(_):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(__main__, "find_spec", lambda name: name)
