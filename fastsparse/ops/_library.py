@@ -29,9 +29,11 @@ def register(
     def run(*arguments):
         if wants_reference(arguments[0]):
             return reference(*arguments)
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return op(*arguments)
-        _refuse_forward_mode(name, arguments)
+        _refuse_forward_mode(name, arguments)  # torch.func.jvp too
+        if torch._C._are_functorch_transforms_active():
+            return op(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             return op(*arguments)
         # Without a gradient the registered autograd kernel, which is Python, would only cost its time.
