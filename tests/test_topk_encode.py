@@ -341,6 +341,19 @@ def test_nan_is_the_largest_and_stays_in_its_own_rows(backend):
     assert not values[others, 2:].isnan().any()
 
 
+@pytest.mark.parametrize("M", [7, 40, 1100])
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_minus_infinity_fills_a_row_like_any_number(backend, M, above):
+    # Fewer than k scores stand above -inf: the lowest of the other latents make up the rest.
+    bias = torch.full((M,), -torch.inf)
+    bias[M - above :] = 1
+    mask = torch.arange(M) % 3 != 1
+    for latent_mask in (None, mask):
+        assert_same_as_reference(
+            torch.zeros(20, 4), torch.ones(M, 4), bias, k=3, activation="none", latent_mask=latent_mask
+        )
+
+
 def test_one_infinite_entry(backend):
     x, weight = random(40, 16, seed=1), random(1100, 16, seed=2)
     weight[77, 4] = torch.inf
