@@ -1,5 +1,7 @@
 """Which latents are shown, and what of them: on codes made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,14 @@ def test_one_word_or_one_topic_is_not_telling():
     one_word = [(1, window, 40, 2.0) for window in range(WINDOWS)]
     one_window = [(2, 3, 40 + i, 2.0) for i in range(WINDOWS)]
     assert scores(code(one_word + one_window)).tolist() == [0] * M
+
+
+def test_spread_is_the_evenness_of_the_topics():
+    made = code(everywhere(1, 40))
+    half = replace(made.tokens, topics=["a", "b"] * (WINDOWS // 2))
+    assert scores(replace(made, tokens=half))[1] == pytest.approx(np.log(2) / np.log(6) * 0.75)
+    one = replace(made.tokens, topics=["a"] * WINDOWS)
+    assert scores(replace(made, tokens=one))[1] == 0
 
 
 def test_too_rare_and_too_broad_latents_are_unfit():
