@@ -7,6 +7,7 @@
 namespace fastsparse::FASTSPARSE_ISA {
 
 void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
+  if (args.D == 0) return;  // nothing to write, and no address that memset may be given
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (int64_t m = latent_begin; m < latent_end; ++m) {
