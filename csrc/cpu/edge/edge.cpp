@@ -1,5 +1,9 @@
 #include "cpu/edge/edge.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 
@@ -29,6 +33,18 @@ Tensor as_contiguous(const Tensor& tensor, ScalarType dtype) {
 
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return torch::stable::empty({sizes.begin(), sizes.size()}, dtype);
+}
+
+Tensor allocate_large(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  Tensor tensor = allocate(sizes, dtype);
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  uintptr_t end = begin + uintptr_t(tensor.numel()) * tensor.element_size();
+  uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: may fail
+#endif
+  return tensor;
 }
 
 Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_stride, ScalarType dtype) {

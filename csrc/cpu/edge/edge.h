@@ -29,6 +29,10 @@ Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
 // A new, uninitialised, contiguous tensor on the CPU.
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
+// The same for an output of many megabytes, on huge pages where the system grants them on request: a fresh allocation
+// costs a page fault per page, which for 4 kB pages takes several times as long as writing them.
+Tensor allocate_large(std::initializer_list<int64_t> sizes, ScalarType dtype);
+
 // Uninitialised memory that is kept from use to use and grows when it must. (A tensor costs a trip through the
 // dispatcher, which is most of the time of a tiny call.)
 class Scratch {
