@@ -213,6 +213,31 @@ inline uint32_t not_at_most(Vector<double> a, Vector<double> b) {
 #endif
 }
 
+// Writes the lanes whose bit is set one after another; a whole vector behind `to` may be overwritten.
+inline void compress(Vector<float> value, uint32_t mask, float* to) {
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(mask), (__m512)value));
+#else
+  for (; mask; mask &= mask - 1) *to++ = value[__builtin_ctz(mask)];
+#endif
+}
+inline void compress(Vector<double> value, uint32_t mask, double* to) {
+#if defined(__AVX512F__)
+  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(__mmask8(mask), (__m512d)value));
+#else
+  for (; mask; mask &= mask - 1) *to++ = value[__builtin_ctz(mask)];
+#endif
+}
+// The same of a vector of 16 or fewer consecutive integers from `first` on.
+inline void compress_consecutive(int32_t first, uint32_t mask, int32_t* to) {
+#if defined(__AVX512F__)
+  const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_add_epi32(_mm512_set1_epi32(first), steps)));
+#else
+  for (; mask; mask &= mask - 1) *to++ = first + __builtin_ctz(mask);
+#endif
+}
+
 template <typename T> inline void prefetch(const T* address) { __builtin_prefetch(address, 0, 3); }
 
 }  // namespace fastsparse::FASTSPARSE_ISA

@@ -11,32 +11,49 @@ namespace fastsparse::FASTSPARSE_ISA {
 
 namespace {
 
-template <typename C> struct Candidate {
-  C first, second;  // key and score; in a screen upper and lower bound of the key
-  int32_t latent;
-};
-static_assert(sizeof(Candidate<float>) == candidate_bytes(false));
-static_assert(sizeof(Candidate<double>) == candidate_bytes(true));
-
 template <typename C> inline constexpr C kInfinity = __builtin_inf();
 
-template <typename C> Candidate<C>* row_buffer(const Candidates& candidates, int64_t n) {
-  return static_cast<Candidate<C>*>(candidates.buffer) + n * (candidates.capacity + kSlack);
-}
+// One row's list.
+template <typename C> struct List {
+  C *first, *second;
+  int32_t* latent;
+  int32_t& count;
+  C& threshold;
+
+  List(const Candidates& candidates, int64_t n)
+      : first(static_cast<C*>(candidates.first) + n * (candidates.capacity + kSlack)),
+        second(static_cast<C*>(candidates.second) + n * (candidates.capacity + kSlack)),
+        latent(candidates.latent + n * (candidates.capacity + kSlack)), count(candidates.count[n]),
+        threshold(static_cast<C*>(candidates.threshold)[n]) {}
+
+  void append(Vector<C> firsts, Vector<C> seconds, int64_t first_latent, uint32_t lanes) {
+    compress(firsts, lanes, first + count);
+    compress(seconds, lanes, second + count);
+    compress_consecutive(int32_t(first_latent), lanes, latent + count);
+    count += __builtin_popcount(lanes);
+  }
+};
+
+template <typename C> struct Candidate {
+  C key, score;
+  int32_t latent;
+};
 
 // The order of the result: larger key first, NaN before all, ties to the lower latent.
 struct Better {
   template <typename C> bool operator()(const Candidate<C>& a, const Candidate<C>& b) const {
-    if (a.first > b.first) return true;
-    if (a.first < b.first) return false;
-    bool a_nan = a.first != a.first, b_nan = b.first != b.first;
+    if (a.key > b.key) return true;
+    if (a.key < b.key) return false;
+    bool a_nan = a.key != a.key, b_nan = b.key != b.key;
     return a_nan != b_nan ? a_nan : a.latent < b.latent;
   }
 };
 
-struct HigherFloor {
-  bool operator()(const Candidate<float>& a, const Candidate<float>& b) const { return a.second > b.second; }
-};
+// The k best of a list, in no order, at the front of `scratch`.
+template <typename C> void find_best(const List<C>& list, int64_t k, Candidate<C>* scratch) {
+  for (int32_t i = 0; i < list.count; ++i) scratch[i] = {list.first[i], list.second[i], list.latent[i]};
+  if (list.count > k) std::nth_element(scratch, scratch + k - 1, scratch + list.count, Better{});
+}
 
 template <typename C> struct Bound { C value; };
 struct HigherBound {
@@ -50,7 +67,7 @@ uint32_t lanes_left(int64_t left, int lanes) { return left >= lanes ? ~0u : (1u 
 template <typename C, typename Keys> C bound_by_groups(int64_t k, int64_t count, const Keys& keys) {
   constexpr int lanes = kLanes<C>;
   constexpr int64_t most = 1024;
-  int64_t groups = (2 * k + lanes - 1) / lanes * lanes;
+  int64_t groups = (4 * k + lanes - 1) / lanes * lanes;
   if (groups > most || count < 2 * groups) return -kInfinity<C>;
   Bound<C> maxima[most];
   C* maximum = &maxima[0].value;
@@ -130,14 +147,19 @@ void topk_encode_widen(const WidenArgs& args, int64_t begin, int64_t end) {
 
 namespace {
 
-template <typename C> void compact(Candidate<C>* buffer, int64_t k, int32_t& count, C& threshold) {
-  std::nth_element(buffer, buffer + k - 1, buffer + count, Better{});
-  count = int32_t(k);
-  C last = buffer[k - 1].first;
-  threshold = last == last ? last : kInfinity<C>;  // k times NaN: nothing but an earlier NaN could enter
+template <typename C> void compact(List<C>& list, int64_t k, Candidate<C>* scratch) {
+  find_best(list, k, scratch);
+  for (int64_t i = 0; i < k; ++i) {
+    list.first[i] = scratch[i].key;
+    list.second[i] = scratch[i].score;
+    list.latent[i] = scratch[i].latent;
+  }
+  list.count = int32_t(k);
+  C last = scratch[k - 1].key;
+  list.threshold = last == last ? last : kInfinity<C>;  // k times NaN: nothing but an earlier NaN could enter
 }
 
-template <typename C> void plain_row(const PlainArgs& args, int64_t n) {
+template <typename C> void plain_row(const PlainArgs& args, int64_t n, Candidate<C>* scratch) {
   constexpr int lanes = kLanes<C>;
   const Candidates& candidates = args.candidates;
   const Stripe& stripe = args.stripe;
@@ -150,37 +172,34 @@ template <typename C> void plain_row(const PlainArgs& args, int64_t n) {
     return candidates.absolute ? absolute(score) : score;
   };
 
-  Candidate<C>* buffer = row_buffer<C>(candidates, n);
-  int32_t count = candidates.count[n];
-  C threshold = static_cast<C*>(candidates.threshold)[n];
+  List<C> list(candidates, n);
   if (stripe.begin == 0) {
     C bound = bound_by_groups<C>(candidates.k, stripe.count, [&](int64_t v) { return key_of(score_at(v), v); });
     // The bound's own latent must pass; with no bound everything, -inf too: NaN compares so.
-    threshold = bound > -kInfinity<C> ? std::nextafter(bound, -kInfinity<C>) : C(__builtin_nan(""));
-  } else if (stripe.doubled && count > candidates.k) {
-    compact(buffer, candidates.k, count, threshold);
+    list.threshold = bound > -kInfinity<C> ? std::nextafter(bound, -kInfinity<C>) : C(__builtin_nan(""));
+  } else if (stripe.doubled && list.count > candidates.k) {
+    compact(list, candidates.k, scratch);
   }
   for (int64_t v = 0; v < stripe.count; v += lanes) {
     Vector<C> score = score_at(v), key = key_of(score, v);
     // Strictly above: a later latent loses a tie. NaN passes.
-    uint32_t passing = not_at_most(key, broadcast(threshold)) & lanes_left(stripe.count - v, lanes);
+    uint32_t passing = not_at_most(key, broadcast(list.threshold)) & lanes_left(stripe.count - v, lanes);
     if (__builtin_expect(passing == 0, 1)) continue;
-    for (; passing; passing &= passing - 1) {
-      int lane = __builtin_ctz(passing);
-      buffer[count++] = {key[lane], score[lane], int32_t(stripe.begin + v + lane)};
-    }
-    if (count > candidates.capacity) compact(buffer, candidates.k, count, threshold);
+    list.append(key, score, stripe.begin + v, passing);
+    if (list.count > candidates.capacity) compact(list, candidates.k, scratch);
   }
-  candidates.count[n] = count;
-  static_cast<C*>(candidates.threshold)[n] = threshold;
+}
+
+template <typename C> void plain_rows(const PlainArgs& args, int64_t row_begin, int64_t row_end) {
+  std::unique_ptr<Candidate<C>[]> scratch(new Candidate<C>[args.candidates.capacity + kSlack]);
+  for (int64_t n = row_begin; n < row_end; ++n) plain_row(args, n, scratch.get());
 }
 
 }  // namespace
 
 void topk_encode_plain(const PlainArgs& args, int64_t row_begin, int64_t row_end) {
-  for (int64_t n = row_begin; n < row_end; ++n)
-    if (args.accumulator == DType::f64) plain_row<double>(args, n);
-    else plain_row<float>(args, n);
+  if (args.accumulator == DType::f64) plain_rows<double>(args, row_begin, row_end);
+  else plain_rows<float>(args, row_begin, row_end);
 }
 
 // ---- screen: bf16 scores in brackets ----
@@ -199,31 +218,37 @@ namespace {
 inline constexpr float kSafety = 1.001f;              // for the rounding of the bracket itself
 inline constexpr float kRounding = 0x1p-8f * 1.01f;   // bf16's unit roundoff
 
-// Raises the threshold to the k-th largest lower bound and drops who can't reach it.
-void certify_row(const Candidates& candidates, int64_t n) {
-  int32_t& count = candidates.count[n];
-  Candidate<float>* buffer = row_buffer<float>(candidates, n);
-  float& threshold = static_cast<float*>(candidates.threshold)[n];
-  if (count > candidates.k) {
-    std::nth_element(buffer, buffer + candidates.k - 1, buffer + count, HigherFloor{});
-    threshold = buffer[candidates.k - 1].second > threshold ? buffer[candidates.k - 1].second : threshold;
+// Raises the threshold to the k-th largest lower bound and drops who can't reach it; keeps the order.
+void certify_row(List<float>& list, int64_t k, Bound<float>* scratch) {
+  constexpr int lanes = kLanes<float>;
+  if (list.count > k) {
+    for (int32_t i = 0; i < list.count; ++i) scratch[i].value = list.second[i];
+    std::nth_element(scratch, scratch + k - 1, scratch + list.count, HigherBound{});
+    if (scratch[k - 1].value > list.threshold) list.threshold = scratch[k - 1].value;
   }
-  int32_t kept = 0;
-  for (int32_t i = 0; i < count; ++i)
-    if (buffer[i].first >= threshold) buffer[kept++] = buffer[i];
-  count = kept;
+  int32_t total = list.count;
+  list.count = 0;
+  for (int32_t i = 0; i < total; i += lanes) {  // appends behind what has been read
+    Vector<float> upper = load(list.first + i), lower = load(list.second + i);
+    int32_t latents[lanes];
+    std::memcpy(latents, list.latent + i, sizeof latents);
+    uint32_t reaching = not_below(upper, broadcast(list.threshold)) & lanes_left(total - i, lanes);
+    compress(upper, reaching, list.first + list.count);
+    compress(lower, reaching, list.second + list.count);
+    for (; reaching; reaching &= reaching - 1) list.latent[list.count++] = latents[__builtin_ctz(reaching)];
+  }
 }
 
 // `Keyed`: keys differ from scores, by a scale or an absolute value.
-template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
+template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n, Bound<float>* scratch) {
   constexpr int lanes = kLanes<float>;
   const Candidates& candidates = args.candidates;
   const Stripe& stripe = args.stripe;
-  int32_t& count = candidates.count[n];
-  if (count == kHopeless) return;
+  List<float> list(candidates, n);
+  if (list.count == kHopeless) return;
   float x_norm = args.x_norm[n], x_residual = args.x_residual[n];
   if (!(x_norm <= FLT_MAX && x_residual <= FLT_MAX)) {
-    count = kHopeless;
+    list.count = kHopeless;
     return;
   }
   float g = float(args.D) * 0x1p-24f;
@@ -248,46 +273,50 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
                             broadcast(kRounding) * absolute(score)};
   };
 
-  Candidate<float>* buffer = row_buffer<float>(candidates, n);
-  float& threshold = static_cast<float*>(candidates.threshold)[n];
   if (stripe.begin == 0)
-    threshold = bound_by_groups<float>(candidates.k, stripe.count, [&](int64_t v) {
+    list.threshold = bound_by_groups<float>(candidates.k, stripe.count, [&](int64_t v) {
       Bracket bounds = bracket(v);
       return bounds.key - bounds.error;
     });
-  else if (stripe.doubled) certify_row(candidates, n);
+  else if (stripe.doubled)
+    certify_row(list, candidates.k, scratch);
   for (int64_t v = 0; v < stripe.count; v += lanes) {
     Bracket bounds = bracket(v);
-    uint32_t passing = not_below(bounds.key + bounds.error, broadcast(threshold)) & lanes_left(stripe.count - v, lanes);
+    Vector<float> upper = bounds.key + bounds.error, lower = bounds.key - bounds.error;
+    uint32_t passing = not_below(upper, broadcast(list.threshold)) & lanes_left(stripe.count - v, lanes);
     if (__builtin_expect(passing == 0, 1)) continue;
-    for (; passing; passing &= passing - 1) {
-      int lane = __builtin_ctz(passing);
-      float upper = bounds.key[lane] + bounds.error[lane], lower = bounds.key[lane] - bounds.error[lane];
-      buffer[count++] = {upper == upper ? upper : kInfinity<float>, lower == lower ? lower : -kInfinity<float>,
-                         int32_t(stripe.begin + v + lane)};
-    }
-    if (count > candidates.capacity) {
-      certify_row(candidates, n);
-      if (count > candidates.capacity / 4 * 3) {
-        count = kHopeless;
+    list.append(upper == upper ? upper : broadcast(kInfinity<float>), at_least(lower, broadcast(-kInfinity<float>)),
+                stripe.begin + v, passing);
+    if (list.count > candidates.capacity) {
+      certify_row(list, candidates.k, scratch);
+      if (list.count > candidates.capacity / 4 * 3) {
+        list.count = kHopeless;
         return;
       }
     }
   }
 }
 
+std::unique_ptr<Bound<float>[]> bounds_scratch(const Candidates& candidates) {
+  return std::unique_ptr<Bound<float>[]>(new Bound<float>[candidates.capacity + kSlack]);
+}
+
 }  // namespace
 
 void topk_encode_screen(const ScreenArgs& args, int64_t row_begin, int64_t row_end) {
+  auto scratch = bounds_scratch(args.candidates);
   bool keyed = args.stripe.scale || args.candidates.absolute;
   for (int64_t n = row_begin; n < row_end; ++n)
-    if (keyed) screen_row<true>(args, n);
-    else screen_row<false>(args, n);
+    if (keyed) screen_row<true>(args, n, scratch.get());
+    else screen_row<false>(args, n, scratch.get());
 }
 
 void topk_encode_certify(const Candidates& candidates, int64_t row_begin, int64_t row_end) {
-  for (int64_t n = row_begin; n < row_end; ++n)
-    if (candidates.count[n] != kHopeless) certify_row(candidates, n);
+  auto scratch = bounds_scratch(candidates);
+  for (int64_t n = row_begin; n < row_end; ++n) {
+    List<float> list(candidates, n);
+    if (list.count != kHopeless) certify_row(list, candidates.k, scratch.get());
+  }
 }
 
 // ---- refine: exact scores of the survivors ----
@@ -295,7 +324,7 @@ void topk_encode_certify(const Candidates& candidates, int64_t row_begin, int64_
 namespace {
 
 struct Survivor {
-  Candidate<float>* candidate;
+  float *key, *score;
   int64_t row;
 };
 
@@ -307,8 +336,8 @@ void score(const RefineArgs& args, const T* atom, const Survivor* survivors, flo
   dots<Count>(atom, rows, args.D, products);
   for (int i = 0; i < Count; ++i) {
     float exact = products[i] + bias, key = scale ? exact * *scale : exact;
-    survivors[i].candidate->first = args.candidates.absolute ? std::fabs(key) : key;
-    survivors[i].candidate->second = exact;
+    *survivors[i].key = args.candidates.absolute ? std::fabs(key) : key;
+    *survivors[i].score = exact;
   }
 }
 
@@ -318,29 +347,36 @@ void topk_encode_refine(const RefineArgs& args, int64_t latent_begin, int64_t la
   constexpr int together = 4;
   int64_t latents = latent_end - latent_begin;
   // A stable counting sort by latent. Counts are kept two places on: filling then leaves each list's begin.
-  std::unique_ptr<int64_t[]> offsets(new int64_t[latents + 2]());
+  struct Offset { int64_t value; };
+  std::unique_ptr<Offset[]> offsets(new Offset[latents + 2]());
   auto each_survivor = [&](auto&& visit) {
     for (int64_t n = 0; n < args.N; ++n) {
-      Candidate<float>* buffer = row_buffer<float>(args.candidates, n);
-      for (int32_t i = 0; i < args.candidates.count[n]; ++i) {
-        int64_t latent = buffer[i].latent - latent_begin;
-        if (latent >= 0 && latent < latents) visit(latent, buffer + i, n);
+      List<float> list(args.candidates, n);
+      if (list.count == kHopeless) continue;
+      // A row's list is in the order of its latents.
+      int32_t i = 0;
+      for (int32_t rest = list.count; rest > 0;) {
+        int32_t half = rest / 2;
+        bool before = list.latent[i + half] < latent_begin;
+        i = before ? i + half + 1 : i;
+        rest = before ? rest - half - 1 : half;
       }
+      for (; i < list.count && list.latent[i] < latent_end; ++i)
+        visit(list.latent[i] - latent_begin, Survivor{list.first + i, list.second + i, n});
     }
   };
-  each_survivor([&](int64_t latent, Candidate<float>*, int64_t) { ++offsets[latent + 2]; });
-  for (int64_t m = 1; m <= latents; ++m) offsets[m + 1] += offsets[m];
-  int64_t total = offsets[latents + 1];
-  std::unique_ptr<Survivor[]> survivors(new Survivor[total]);
-  each_survivor([&](int64_t latent, Candidate<float>* candidate, int64_t n) {
-    survivors[offsets[latent + 1]++] = {candidate, n};
+  each_survivor([&](int64_t latent, const Survivor&) { ++offsets[latent + 2].value; });
+  for (int64_t m = 1; m <= latents; ++m) offsets[m + 1].value += offsets[m].value;
+  std::unique_ptr<Survivor[]> survivors(new Survivor[offsets[latents + 1].value]);
+  each_survivor([&](int64_t latent, const Survivor& survivor) {
+    survivors[offsets[latent + 1].value++] = survivor;
   });
 
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if constexpr (sizeof(T) < 8)
       for (int64_t m = 0; m < latents; ++m) {
-        int64_t position = latent_begin + m, end = offsets[m + 1], i = offsets[m];
+        int64_t position = latent_begin + m, end = offsets[m + 1].value, i = offsets[m].value;
         if (i == end) continue;
         int64_t latent = args.eligible ? args.eligible[position] : position;
         const T* atom = static_cast<const T*>(args.weight) + latent * args.weight_stride;
@@ -359,20 +395,20 @@ void topk_encode_select(const SelectArgs& args, int64_t row_begin, int64_t row_e
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = Accumulator<T>;
+    std::unique_ptr<Candidate<C>[]> best(new Candidate<C>[candidates.capacity + kSlack]);
     for (int64_t n = row_begin; n < row_end; ++n) {
-      if (candidates.count[n] == kHopeless) continue;
-      Candidate<C>* buffer = row_buffer<C>(candidates, n);
-      if (candidates.count[n] > candidates.k)
-        std::nth_element(buffer, buffer + candidates.k - 1, buffer + candidates.count[n], Better{});
-      std::sort(buffer, buffer + candidates.k, Better{});
+      List<C> list(candidates, n);
+      if (list.count == kHopeless) continue;
+      find_best(list, candidates.k, best.get());
+      std::sort(best.get(), best.get() + candidates.k, Better{});
       int64_t row = args.order ? args.order[n] : n;
       T* values = static_cast<T*>(args.values) + row * candidates.k;
       int64_t* indices = args.indices + row * candidates.k;
       for (int64_t j = 0; j < candidates.k; ++j) {
-        C value = buffer[j].second;
+        C value = best[j].score;
         if (args.activation == Activation::relu && value <= 0) value = 0;
         from_float(value, values[j]);
-        indices[j] = args.eligible ? args.eligible[buffer[j].latent] : buffer[j].latent;
+        indices[j] = args.eligible ? args.eligible[best[j].latent] : best[j].latent;
       }
     }
   });

@@ -46,18 +46,19 @@ struct Stripe {
   const float* rest;     // (count) rounding of the bias      }
 };
 
-// The candidates of every row. A row's buffer is compacted to what can still win whenever it fills.
+// The candidates of every row, in the order of their latents while they are screened. A row's list is compacted to what
+// can still win whenever it fills.
 struct Candidates {
   int64_t k, capacity;
   bool absolute;    // select on |score|
-  void* buffer;     // (N, capacity + kSlack) records of candidate_bytes: two numbers, and a position among the eligible
-                    // latents. The numbers are key and score, or, in a screen, upper and lower bound of the key.
+  void* first;      // (N, capacity + kSlack) of the accumulation type: keys; in a screen their upper bounds
+  void* second;     // the same: scores; in a screen the keys' lower bounds
+  int32_t* latent;  // the same: positions among the eligible latents
   int32_t* count;   // (N), or kHopeless: the screen can't decide this row
   void* threshold;  // (N) of the accumulation type: a lower bound on the row's k-th largest key
 };
 inline constexpr int32_t kHopeless = -1;
-inline constexpr int64_t kSlack = 16;  // room behind a full buffer for one more vector
-constexpr int64_t candidate_bytes(bool fp64) { return fp64 ? 24 : 12; }
+inline constexpr int64_t kSlack = 32;  // room behind a full list for one more vector, and what its store overwrites
 
 struct PlainArgs {
   Candidates candidates;
