@@ -24,8 +24,8 @@ help:  ## list these verbs
 demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small transformer and write report.html
 	$(PY) -m fastsparse.demo
 
-test: $(VENV)/.extra-test kernels  ## run the whole suite
-	$(PY) -m pytest
+test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
+	$(PY) -m pytest tests fastsparse
 
 lint: $(VENV)/.extra-test  ## check style with ruff
 	$(PY) -m ruff check .
