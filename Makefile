@@ -25,7 +25,7 @@ demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small tran
 	$(PY) -m fastsparse.demo
 
 test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
-	$(PY) -m pytest tests fastsparse
+	$(PY) -m pytest
 
 lint: $(VENV)/.extra-test  ## check style with ruff
 	$(PY) -m ruff check .
