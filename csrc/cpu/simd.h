@@ -177,41 +177,23 @@ inline Vector<double> absolute(Vector<double> value) {
 // The larger of the two; `floor` where `value` is NaN.
 template <typename V> inline V at_least(V value, V floor) { return value > floor ? value : floor; }
 
-// Bit i is set where !(a[i] < b[i]), so also where either is NaN.
-inline uint32_t not_below(Vector<float> a, Vector<float> b) {
+// not_below: bit i is set where !(a[i] < b[i]); not_at_most: where !(a[i] <= b[i]). Both also where either is NaN.
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLT_UQ);
+#define FASTSPARSE_MASK(C, letter, relation, code) return _mm512_cmp_p##letter##_mask((__m512##C)a, (__m512##C)b, code);
 #elif defined(__AVX2__)
-  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLT_UQ)));
+#define FASTSPARSE_MASK(C, letter, relation, code) \
+  return uint32_t(_mm256_movemask_p##letter(_mm256_cmp_p##letter((__m256##C)a, (__m256##C)b, code)));
 #else
-  uint32_t mask = 0;
-  for (int i = 0; i < kLanes<float>; ++i) mask |= uint32_t(!(a[i] < b[i])) << i;
+#define FASTSPARSE_MASK(C, letter, relation, code)                                               \
+  uint32_t mask = 0;                                                                             \
+  for (int i = 0; i < int(sizeof a / sizeof a[0]); ++i) mask |= uint32_t(!(a[i] relation b[i])) << i; \
   return mask;
 #endif
-}
-// Bit i is set where !(a[i] <= b[i]), so also where either is NaN.
-inline uint32_t not_at_most(Vector<float> a, Vector<float> b) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLE_UQ);
-#elif defined(__AVX2__)
-  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ)));
-#else
-  uint32_t mask = 0;
-  for (int i = 0; i < kLanes<float>; ++i) mask |= uint32_t(!(a[i] <= b[i])) << i;
-  return mask;
-#endif
-}
-inline uint32_t not_at_most(Vector<double> a, Vector<double> b) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_NLE_UQ);
-#elif defined(__AVX2__)
-  return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_NLE_UQ)));
-#else
-  uint32_t mask = 0;
-  for (int i = 0; i < kLanes<double>; ++i) mask |= uint32_t(!(a[i] <= b[i])) << i;
-  return mask;
-#endif
-}
+inline uint32_t not_below(Vector<float> a, Vector<float> b) { FASTSPARSE_MASK(, s, <, _CMP_NLT_UQ) }
+inline uint32_t not_below(Vector<double> a, Vector<double> b) { FASTSPARSE_MASK(d, d, <, _CMP_NLT_UQ) }
+inline uint32_t not_at_most(Vector<float> a, Vector<float> b) { FASTSPARSE_MASK(, s, <=, _CMP_NLE_UQ) }
+inline uint32_t not_at_most(Vector<double> a, Vector<double> b) { FASTSPARSE_MASK(d, d, <=, _CMP_NLE_UQ) }
+#undef FASTSPARSE_MASK
 
 // Writes the lanes whose bit is set one after another; a whole vector behind `to` may be overwritten.
 inline void compress(Vector<float> value, uint32_t mask, float* to) {

@@ -4,6 +4,7 @@
 #include <cfloat>
 #include <cmath>
 #include <memory>
+#include <type_traits>
 
 #include "cpu/dot.h"
 
@@ -21,9 +22,10 @@ template <typename C> struct List {
   C& threshold;
 
   List(const Candidates& candidates, int64_t n)
-      : first(static_cast<C*>(candidates.first) + n * (candidates.capacity + kSlack)),
-        second(static_cast<C*>(candidates.second) + n * (candidates.capacity + kSlack)),
-        latent(candidates.latent + n * (candidates.capacity + kSlack)), count(candidates.count[n]),
+      : first(reinterpret_cast<C*>(static_cast<char*>(candidates.lists) +
+                                   n * list_bytes(candidates.capacity, sizeof(C)))),
+        second(first + candidates.capacity + kSlack),
+        latent(reinterpret_cast<int32_t*>(second + candidates.capacity + kSlack)), count(candidates.count[n]),
         threshold(static_cast<C*>(candidates.threshold)[n]) {}
 
   void append(Vector<C> firsts, Vector<C> seconds, int64_t first_latent, uint32_t lanes) {
@@ -55,12 +57,41 @@ template <typename C> void find_best(const List<C>& list, int64_t k, Candidate<C
   if (list.count > k) std::nth_element(scratch, scratch + k - 1, scratch + list.count, Better{});
 }
 
-template <typename C> struct Bound { C value; };
-struct HigherBound {
-  template <typename C> bool operator()(const Bound<C>& a, const Bound<C>& b) const { return a.value > b.value; }
-};
-
 uint32_t lanes_left(int64_t left, int lanes) { return left >= lanes ? ~0u : (1u << left) - 1; }
+
+// A lower bound on the k-th largest of `count` values, none of them NaN, and close to it: any number that k of them
+// reach is one. Bisection counts whole vectors without a branch, where a selection would mispredict at every element.
+// It runs over the numbers' bits, mapped to integers of the same order: any range of magnitudes takes few steps.
+template <typename C> C bound_by_bisection(const C* values, int64_t count, int64_t k) {
+  using Order = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+  using Distance = std::make_unsigned_t<Order>;
+  constexpr int lanes = kLanes<C>, steps = 24;
+  auto flip = [](Order bits) { return bits < 0 ? Order(~bits ^ Order(Distance(1) << (8 * sizeof(C) - 1))) : bits; };
+  auto order_of = [&](C value) {
+    Order bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return flip(bits);
+  };
+  auto number_of = [&](Order order) {
+    Order bits = flip(order);
+    C value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  };
+  Order low = order_of(-kInfinity<C>), high = order_of(kInfinity<C>);  // k values reach the first
+  for (int step = 0; step < steps && low < high; ++step) {
+    Distance distance = Distance(high) - Distance(low);
+    Order middle = Order(Distance(low) + distance / 2 + distance % 2);
+    C bound = number_of(middle);
+    int64_t reaching = 0;
+    for (int64_t i = 0; i < count; i += lanes)
+      reaching += __builtin_popcount(not_below(load(values + i), broadcast(bound)) & lanes_left(count - i, lanes));
+    if (reaching < k) high = middle - 1;
+    else low = middle;
+    if (reaching == k) break;
+  }
+  return number_of(low);
+}
 
 // A lower bound on the row's k-th largest key before any candidate is known: with the stripe's latents dealt into
 // groups, the k-th largest of the groups' maxima. `keys(v)` gives the vector of lower bounds at latent v.
@@ -69,19 +100,20 @@ template <typename C, typename Keys> C bound_by_groups(int64_t k, int64_t count,
   constexpr int64_t most = 1024;
   int64_t groups = (4 * k + lanes - 1) / lanes * lanes;
   if (groups > most || count < 2 * groups) return -kInfinity<C>;
-  Bound<C> maxima[most];
-  C* maximum = &maxima[0].value;
-  for (int64_t g = 0; g < groups; ++g) maximum[g] = -kInfinity<C>;
-  int64_t g = 0;
-  for (int64_t v = 0; v + lanes <= count; v += lanes) {
-    store(at_least(keys(v), load(maximum + g)), maximum + g);
+  C maxima[most];
+  for (int64_t g = 0; g < groups; ++g) maxima[g] = -kInfinity<C>;
+  for (int64_t v = 0, g = 0; v + lanes <= count; v += lanes) {
+    store(at_least(keys(v), load(maxima + g)), maxima + g);
     if ((g += lanes) == groups) g = 0;
   }
-  std::nth_element(maxima, maxima + k - 1, maxima + groups, HigherBound{});
-  return maxima[k - 1].value;
+  return bound_by_bisection(maxima, groups, k);
 }
 
+}  // namespace
+
 // ---- rows in the product's type ----
+
+namespace {
 
 template <typename T> void round_row(const T* row, int64_t D, bf16* rounded, float& norm, float& residual) {
   constexpr int lanes = kLanes<float>;
@@ -218,13 +250,12 @@ namespace {
 inline constexpr float kSafety = 1.001f;              // for the rounding of the bracket itself
 inline constexpr float kRounding = 0x1p-8f * 1.01f;   // bf16's unit roundoff
 
-// Raises the threshold to the k-th largest lower bound and drops who can't reach it; keeps the order.
-void certify_row(List<float>& list, int64_t k, Bound<float>* scratch) {
+// Raises the threshold by the candidates' lower bounds and drops who can't reach it; keeps the order.
+void certify_row(List<float>& list, int64_t k) {
   constexpr int lanes = kLanes<float>;
   if (list.count > k) {
-    for (int32_t i = 0; i < list.count; ++i) scratch[i].value = list.second[i];
-    std::nth_element(scratch, scratch + k - 1, scratch + list.count, HigherBound{});
-    if (scratch[k - 1].value > list.threshold) list.threshold = scratch[k - 1].value;
+    float bound = bound_by_bisection(list.second, list.count, k);
+    if (bound > list.threshold) list.threshold = bound;
   }
   int32_t total = list.count;
   list.count = 0;
@@ -240,7 +271,7 @@ void certify_row(List<float>& list, int64_t k, Bound<float>* scratch) {
 }
 
 // `Keyed`: keys differ from scores, by a scale or an absolute value.
-template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n, Bound<float>* scratch) {
+template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
   constexpr int lanes = kLanes<float>;
   const Candidates& candidates = args.candidates;
   const Stripe& stripe = args.stripe;
@@ -279,7 +310,7 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n, Bound<f
       return bounds.key - bounds.error;
     });
   else if (stripe.doubled)
-    certify_row(list, candidates.k, scratch);
+    certify_row(list, candidates.k);
   for (int64_t v = 0; v < stripe.count; v += lanes) {
     Bracket bounds = bracket(v);
     Vector<float> upper = bounds.key + bounds.error, lower = bounds.key - bounds.error;
@@ -288,7 +319,7 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n, Bound<f
     list.append(upper == upper ? upper : broadcast(kInfinity<float>), at_least(lower, broadcast(-kInfinity<float>)),
                 stripe.begin + v, passing);
     if (list.count > candidates.capacity) {
-      certify_row(list, candidates.k, scratch);
+      certify_row(list, candidates.k);
       if (list.count > candidates.capacity / 4 * 3) {
         list.count = kHopeless;
         return;
@@ -297,25 +328,19 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n, Bound<f
   }
 }
 
-std::unique_ptr<Bound<float>[]> bounds_scratch(const Candidates& candidates) {
-  return std::unique_ptr<Bound<float>[]>(new Bound<float>[candidates.capacity + kSlack]);
-}
-
 }  // namespace
 
 void topk_encode_screen(const ScreenArgs& args, int64_t row_begin, int64_t row_end) {
-  auto scratch = bounds_scratch(args.candidates);
   bool keyed = args.stripe.scale || args.candidates.absolute;
   for (int64_t n = row_begin; n < row_end; ++n)
-    if (keyed) screen_row<true>(args, n, scratch.get());
-    else screen_row<false>(args, n, scratch.get());
+    if (keyed) screen_row<true>(args, n);
+    else screen_row<false>(args, n);
 }
 
 void topk_encode_certify(const Candidates& candidates, int64_t row_begin, int64_t row_end) {
-  auto scratch = bounds_scratch(candidates);
   for (int64_t n = row_begin; n < row_end; ++n) {
     List<float> list(candidates, n);
-    if (list.count != kHopeless) certify_row(list, candidates.k, scratch.get());
+    if (list.count != kHopeless) certify_row(list, candidates.k);
   }
 }
 

@@ -51,14 +51,17 @@ struct Stripe {
 struct Candidates {
   int64_t k, capacity;
   bool absolute;    // select on |score|
-  void* first;      // (N, capacity + kSlack) of the accumulation type: keys; in a screen their upper bounds
-  void* second;     // the same: scores; in a screen the keys' lower bounds
-  int32_t* latent;  // the same: positions among the eligible latents
+  void* lists;      // (N, list_bytes). A row's three columns lie together: two of numbers, of the accumulation type
+                    // (key and score; in a screen the key's upper and lower bound), and one of positions among the
+                    // eligible latents
   int32_t* count;   // (N), or kHopeless: the screen can't decide this row
   void* threshold;  // (N) of the accumulation type: a lower bound on the row's k-th largest key
 };
 inline constexpr int32_t kHopeless = -1;
-inline constexpr int64_t kSlack = 32;  // room behind a full list for one more vector, and what its store overwrites
+inline constexpr int64_t kSlack = 32;  // room behind a full column for one more vector, and what its store overwrites
+constexpr int64_t list_bytes(int64_t capacity, int64_t number_bytes) {
+  return (capacity + kSlack) * (2 * number_bytes + 4);
+}
 
 struct PlainArgs {
   Candidates candidates;

@@ -19,12 +19,10 @@ namespace {
 // Screening: by what pays (-1), or for tests never (0) or wherever it is possible (1).
 std::atomic<int> screening{-1};
 
-constexpr int64_t kMaxRows = 4096;                 // tokens at a time: scratch memory stays O(kMaxRows)
-constexpr int64_t kStripeBytes = int64_t{4} << 20;  // of scores, and of atoms: a stripe stays in cache
-constexpr int64_t kBufferBytes = int64_t{64} << 20;
+constexpr int64_t kMaxRows = 2048;                 // tokens at a time: scratch memory stays O(kMaxRows)
+constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of atoms: a stripe stays in cache
+constexpr int64_t kListBytes = int64_t{64} << 20;
 constexpr int64_t kPad = 64;  // kernels read whole vectors
-
-constexpr int64_t candidate_bytes(int64_t number_bytes) { return 2 * number_bytes + 4; }
 
 Activation activation_of(const std::string& name) {
   if (name == "relu") return Activation::relu;
@@ -121,10 +119,8 @@ class Encoder {
     std::fill(counts, counts + rows, 0);
     C* thresholds = thresholds_.get<C>(rows);
     std::fill(thresholds, thresholds + rows, -std::numeric_limits<C>::infinity());
-    int64_t places = rows * (capacity + kSlack);
-    C* numbers = numbers_.get<C>(2 * places);
-    return {k_, capacity, activation_ == Activation::abs, numbers, numbers + places,
-            positions_.get<int32_t>(places), counts, thresholds};
+    void* lists = lists_.get<char>(rows * list_bytes(capacity, sizeof(C)));
+    return {k_, capacity, activation_ == Activation::abs, lists, counts, thresholds};
   }
 
   const void* row(const Tensor& tensor, int64_t n) const {
@@ -142,7 +138,7 @@ class Encoder {
   // Tokens [begin, begin + rows), or those listed in `order`, from exact scores.
   void plain(int64_t begin, int64_t total_rows, const int64_t* order) {
     int64_t capacity = std::min(latents_, std::max<int64_t>(2 * k_, k_ + 256));
-    int64_t most = std::max<int64_t>(16, kBufferBytes / ((capacity + kSlack) * candidate_bytes(accumulator_bytes())));
+    int64_t most = std::max<int64_t>(16, kListBytes / list_bytes(capacity, accumulator_bytes()));
     for (int64_t done = 0; done < total_rows; done += most) {
       int64_t rows = std::min(most, total_rows - done);
       plain_block(begin + (order ? 0 : done), rows, order ? order + done : nullptr, capacity);
@@ -202,8 +198,8 @@ class Encoder {
 
   // Tokens [begin, begin + rows) by screen, certify and refine; returns those that the screen can't decide.
   std::vector<int64_t> screen(int64_t begin, int64_t total_rows) {
-    int64_t capacity = std::min(latents_, std::max<int64_t>(8 * k_, 512));
-    int64_t most = std::max<int64_t>(16, kBufferBytes / ((capacity + kSlack) * candidate_bytes(4)));
+    int64_t capacity = std::min(latents_, std::max<int64_t>(8 * k_, 128));
+    int64_t most = std::max<int64_t>(16, kListBytes / list_bytes(capacity, sizeof(float)));
     std::vector<int64_t> hopeless;
     for (int64_t done = 0; done < total_rows; done += most)
       screen_block(begin + done, std::min(most, total_rows - done), capacity, hopeless);
@@ -267,7 +263,7 @@ class Encoder {
   Activation activation_;
   void *bias_ = nullptr, *scale_ = nullptr;  // per eligible latent, of the accumulation type
   Scratch bias_scratch_, scale_scratch_;
-  Scratch numbers_, positions_, counts_, thresholds_, scores_, tokens_, token_norms_, atoms_, atom_norms_, rest_;
+  Scratch lists_, counts_, thresholds_, scores_, tokens_, token_norms_, atoms_, atom_norms_, rest_;
 };
 
 }  // namespace
