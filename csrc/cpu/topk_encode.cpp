@@ -289,8 +289,8 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
   const float *bias = static_cast<const float*>(stripe.bias), *scale = static_cast<const float*>(stripe.scale);
   const float *norm = stripe.norm, *residual = stripe.residual, *rest = stripe.rest;
 
-  struct Bracket { Vector<float> key, error; };
-  auto bracket = [&](int64_t v) __attribute__((always_inline)) {
+  struct Scored { Vector<float> key, rounding; };
+  auto scored = [&](int64_t v) __attribute__((always_inline)) {
     Vector<float> score = load_up_to(scores + v, stripe.count - v), key = score + load(bias + v);
     if constexpr (Keyed) {
       if (scale) {
@@ -300,22 +300,28 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
       }
       if (candidates.absolute) key = absolute(key);
     }
-    return Bracket{key, a * load(norm + v) + (b * load(residual + v) + load(rest + v)) +
-                            broadcast(kRounding) * absolute(score)};
+    return Scored{key, broadcast(kRounding) * absolute(score)};
   };
+  auto error = [&](Scored at, int64_t v) __attribute__((always_inline)) {
+    return a * load(norm + v) + (b * load(residual + v) + load(rest + v)) + at.rounding;
+  };
+  // The largest error of the stripe needs none of the per-latent terms, which are more than the first cache holds.
+  float most = a[0] * stripe.most_norm + (b[0] * stripe.most_residual + stripe.most_rest);
 
   if (stripe.begin == 0)
     list.threshold = bound_by_groups<float>(candidates.k, stripe.count, [&](int64_t v) {
-      Bracket bounds = bracket(v);
-      return bounds.key - bounds.error;
+      Scored at = scored(v);
+      return at.key - error(at, v);
     });
   else if (stripe.doubled)
     certify_row(list, candidates.k);
   for (int64_t v = 0; v < stripe.count; v += lanes) {
-    Bracket bounds = bracket(v);
-    Vector<float> upper = bounds.key + bounds.error, lower = bounds.key - bounds.error;
-    uint32_t passing = not_below(upper, broadcast(list.threshold)) & lanes_left(stripe.count - v, lanes);
+    Scored at = scored(v);
+    uint32_t passing = not_below(at.key + at.rounding, broadcast(list.threshold - most));
     if (__builtin_expect(passing == 0, 1)) continue;
+    Vector<float> gap = error(at, v), upper = at.key + gap, lower = at.key - gap;
+    passing &= not_below(upper, broadcast(list.threshold)) & lanes_left(stripe.count - v, lanes);
+    if (passing == 0) continue;
     list.append(upper == upper ? upper : broadcast(kInfinity<float>), at_least(lower, broadcast(-kInfinity<float>)),
                 stripe.begin + v, passing);
     if (list.count > candidates.capacity) {

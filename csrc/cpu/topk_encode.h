@@ -44,6 +44,7 @@ struct Stripe {
   const float* norm;     // (count) |w~| |scale|             } screen only
   const float* residual; // (count) (|w - w~| + tiny) |scale| }
   const float* rest;     // (count) rounding of the bias      }
+  float most_norm, most_residual, most_rest;  // their maxima over the stripe, infinite if any isn't finite
 };
 
 // The candidates of every row, in the order of their latents while they are screened. A row's list is compacted to what

@@ -4,10 +4,15 @@
 #include <sys/mman.h>
 #endif
 
+#include <new>
 #include <stdexcept>
 #include <string>
 
 namespace fastsparse::edge {
+
+namespace {
+constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+}
 
 DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -35,16 +40,23 @@ Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return torch::stable::empty({sizes.begin(), sizes.size()}, dtype);
 }
 
-Tensor allocate_large(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  Tensor tensor = allocate(sizes, dtype);
+void prefer_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
-  constexpr uintptr_t page = uintptr_t{2} << 20;
-  auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  uintptr_t end = begin + uintptr_t(tensor.numel()) * tensor.element_size();
-  uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: may fail
+  auto begin = reinterpret_cast<uintptr_t>(memory);
+  uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
-  return tensor;
+}
+
+void Scratch::grow(size_t bytes) {
+  memory_.reset();  // before the larger one is there
+  bytes_ = 0;
+  size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  memory_.reset(std::aligned_alloc(alignment, rounded));
+  if (!memory_) throw std::bad_alloc();
+  bytes_ = rounded;
+  prefer_huge_pages(memory_.get(), rounded);
 }
 
 Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_stride, ScalarType dtype) {

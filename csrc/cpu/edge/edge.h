@@ -7,8 +7,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
-#include <new>
 #include <optional>
 
 #include "cpu/dtype.h"
@@ -29,30 +29,26 @@ Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
 // A new, uninitialised, contiguous tensor on the CPU.
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype);
 
-// The same for an output of many megabytes, on huge pages where the system grants them on request: a fresh allocation
-// costs a page fault per page, which for 4 kB pages takes several times as long as writing them.
-Tensor allocate_large(std::initializer_list<int64_t> sizes, ScalarType dtype);
+// Asks for huge pages under memory that is about to be written for the first time, where it is large enough: a fault
+// for each 4 kB page takes several times as long as writing it. Only a request: the system may decline.
+void prefer_huge_pages(void* memory, size_t bytes);
 
 // Uninitialised memory that is kept from use to use and grows when it must. (A tensor costs a trip through the
 // dispatcher, which is most of the time of a tiny call.)
 class Scratch {
  public:
   template <typename T> T* get(int64_t count) {
-    size_t bytes = size_t(count) * sizeof(T);
-    if (bytes > bytes_) {
-      memory_.reset();  // before the larger one is there
-      memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
-      bytes_ = bytes;
-    }
-    return reinterpret_cast<T*>(memory_.get());
+    if (size_t bytes = size_t(count) * sizeof(T); bytes > bytes_) grow(bytes);
+    return static_cast<T*>(memory_.get());
   }
+  size_t bytes() const { return bytes_; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
+  void grow(size_t bytes);
   struct Free {
-    void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
+    void operator()(void* memory) const { std::free(memory); }
   };
-  std::unique_ptr<char, Free> memory_;
+  std::unique_ptr<void, Free> memory_;
   size_t bytes_ = 0;
 };
 // A tensor over memory that outlives it.

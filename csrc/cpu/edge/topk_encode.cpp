@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -21,7 +22,9 @@ std::atomic<int> screening{-1};
 
 constexpr int64_t kMaxRows = 2048;                 // tokens at a time: scratch memory stays O(kMaxRows)
 constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of atoms: a stripe stays in cache
+constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
 constexpr int64_t kListBytes = int64_t{64} << 20;
+constexpr float kInfinite = std::numeric_limits<float>::infinity();
 constexpr int64_t kPad = 64;  // kernels read whole vectors
 
 Activation activation_of(const std::string& name) {
@@ -32,6 +35,31 @@ Activation activation_of(const std::string& name) {
 }
 
 template <typename C> C* data(const Tensor& tensor) { return static_cast<C*>(tensor.mutable_data_ptr()); }
+
+// Scratch of a call. It stays with the calling thread, up to kKeptBytes: fresh memory for every call would cost the
+// system's clearing of it, a twentieth of a call's time.
+struct Workspace {
+  Scratch bias, scale, lists, counts, thresholds, scores, tokens, token_norms, atoms, atom_norms, rest;
+
+  static Workspace& of_this_thread() {
+    static thread_local Workspace workspace;
+    return workspace;
+  }
+  size_t bytes() const {
+    size_t total = 0;
+    for (const Scratch* part : {&bias, &scale, &lists, &counts, &thresholds, &scores, &tokens, &token_norms, &atoms,
+                                &atom_norms, &rest})
+      total += part->bytes();
+    return total;
+  }
+  // Gives memory back when a call has ended, also by an exception.
+  struct Lease {
+    Workspace& workspace = of_this_thread();
+    ~Lease() {
+      if (workspace.bytes() > kKeptBytes) workspace = Workspace();
+    }
+  };
+};
 
 // One call: the arguments as kernels want them, and the two ways to serve a block of tokens.
 class Encoder {
@@ -49,8 +77,8 @@ class Encoder {
     if (latents_ >= std::numeric_limits<int32_t>::max())
       throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
                                   std::to_string(latents_));
-    bias_ = per_latent(bias, bias_scratch_);
-    if (latent_scale) scale_ = per_latent(latent_scale, scale_scratch_);
+    bias_ = per_latent(bias, scratch_.bias);
+    if (latent_scale) scale_ = per_latent(latent_scale, scratch_.scale);
     values_ = allocate({N_, k}, x.scalar_type());
     indices_ = allocate({N_, k}, ScalarType::Long);
   }
@@ -115,11 +143,11 @@ class Encoder {
   }
 
   template <typename C> Candidates candidates(int64_t rows, int64_t capacity) {
-    int32_t* counts = counts_.get<int32_t>(rows);
+    int32_t* counts = scratch_.counts.get<int32_t>(rows);
     std::fill(counts, counts + rows, 0);
-    C* thresholds = thresholds_.get<C>(rows);
+    C* thresholds = scratch_.thresholds.get<C>(rows);
     std::fill(thresholds, thresholds + rows, -std::numeric_limits<C>::infinity());
-    void* lists = lists_.get<char>(rows * list_bytes(capacity, sizeof(C)));
+    void* lists = scratch_.lists.get<char>(rows * list_bytes(capacity, sizeof(C)));
     return {k_, capacity, activation_ == Activation::abs, lists, counts, thresholds};
   }
 
@@ -149,11 +177,11 @@ class Encoder {
     bool copied = eligible() || weight_.scalar_type() != accumulator_;
     int64_t latents = stripe_latents(rows, accumulator_bytes(), copied);
     Candidates found = fp64() ? candidates<double>(rows, capacity) : candidates<float>(rows, capacity);
-    Tensor tokens = wide_rows(x_, begin, rows, order, tokens_);
-    char* scratch = scores_.get<char>(rows * latents * accumulator_bytes());
+    Tensor tokens = wide_rows(x_, begin, rows, order, scratch_.tokens);
+    char* scratch = scratch_.scores.get<char>(rows * latents * accumulator_bytes());
     for (int64_t m = 0; m < latents_; m += latents) {
       int64_t count = std::min(latents, latents_ - m);
-      Tensor atoms = wide_rows(weight_, m, count, eligible() ? eligible() + m : nullptr, atoms_);
+      Tensor atoms = wide_rows(weight_, m, count, eligible() ? eligible() + m : nullptr, scratch_.atoms);
       Tensor out = over(scratch, rows, count, count, accumulator_);
       Tensor scores = D_ > 0 ? product(tokens, atoms, out) : torch::stable::zero_(out);
       PlainArgs args{found, stripe(m, count, latents), scores.const_data_ptr(), fp64() ? DType::f64 : DType::f32};
@@ -178,7 +206,7 @@ class Encoder {
     int64_t position = begin / std::max<int64_t>(1, latents);
     bool doubled = (position & (position - 1)) == 0;
     auto at = [&](void* vector) { return static_cast<char*>(vector) + begin * accumulator_bytes(); };
-    return {begin, count, count, doubled, at(bias_), scale_ ? at(scale_) : nullptr, nullptr, nullptr, nullptr};
+    return {begin, count, count, doubled, at(bias_), scale_ ? at(scale_) : nullptr, nullptr, nullptr, nullptr, 0, 0, 0};
   }
 
   // bf16 copies of rows, and their norms.
@@ -209,13 +237,13 @@ class Encoder {
   void screen_block(int64_t begin, int64_t rows, int64_t capacity, std::vector<int64_t>& hopeless) {
     int64_t latents = stripe_latents(rows, 2, true);
     Candidates found = candidates<float>(rows, capacity);
-    Rounded tokens = round(x_, begin, rows, nullptr, tokens_, token_norms_);
+    Rounded tokens = round(x_, begin, rows, nullptr, scratch_.tokens, scratch_.token_norms);
     Tensor token_rows = over(tokens.rows, rows, D_, D_, ScalarType::BFloat16);
-    bf16* scratch = scores_.get<bf16>(rows * latents);
-    float* rest = rest_.get<float>(latents + kPad);
+    bf16* scratch = scratch_.scores.get<bf16>(rows * latents);
+    float* rest = scratch_.rest.get<float>(latents + kPad);
     for (int64_t m = 0; m < latents_; m += latents) {
       int64_t count = std::min(latents, latents_ - m);
-      Rounded atoms = round(weight_, m, count, eligible() ? eligible() + m : nullptr, atoms_, atom_norms_);
+      Rounded atoms = round(weight_, m, count, eligible() ? eligible() + m : nullptr, scratch_.atoms, scratch_.atom_norms);
       Tensor scores = product(token_rows, over(atoms.rows, count, D_, D_, ScalarType::BFloat16),
                               over(scratch, rows, count, count, ScalarType::BFloat16));
       ScreenArgs args{found, bracketed(stripe(m, count, latents), atoms, rest), data<bf16>(scores), tokens.norm,
@@ -239,6 +267,10 @@ class Encoder {
       rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * atoms.norm[m] + float(D_) * 0x1p-125f) * factor;
       atoms.residual[m] = (atoms.residual[m] + flushed) * factor;
       atoms.norm[m] *= factor;
+      auto raise = [](float& most, float value) { most = value <= FLT_MAX ? std::max(most, value) : kInfinite; };
+      raise(stripe.most_norm, atoms.norm[m]);
+      raise(stripe.most_residual, atoms.residual[m]);
+      raise(stripe.most_rest, rest[m]);
     }
     stripe.norm = atoms.norm;
     stripe.residual = atoms.residual;
@@ -262,8 +294,8 @@ class Encoder {
   ScalarType accumulator_;
   Activation activation_;
   void *bias_ = nullptr, *scale_ = nullptr;  // per eligible latent, of the accumulation type
-  Scratch bias_scratch_, scale_scratch_;
-  Scratch lists_, counts_, thresholds_, scores_, tokens_, token_norms_, atoms_, atom_norms_, rest_;
+  Workspace::Lease lease_;
+  Workspace& scratch_ = lease_.workspace;
 };
 
 }  // namespace
