@@ -16,7 +16,7 @@ from benchmarks.ceilings import Work, products
 from benchmarks.checks import TopKOracle
 from benchmarks.harness import Contender
 from benchmarks.shapes import Shape
-from fastsparse.backends import use_cpu_level
+from fastsparse.backend import use_cpu_level
 
 AVX2 = f"{OURS}, AVX2 forced"
 BF16_ROUNDING = 2.0**-8

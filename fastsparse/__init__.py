@@ -1,6 +1,6 @@
 """Fused, exact, autograd-compatible kernels for sparse encoding in PyTorch."""
 
-from fastsparse.backends import Backend, backends, use_backend
+from fastsparse.backend import Backend, backends, use_backend
 from fastsparse.functional import TopK, sddmm, sparse_decode, spmm, spmm_t, topk_encode
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import fastsparse
-from fastsparse.backends import backends
+from fastsparse.backend import backends
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from fastsparse.backends import CPU_LEVELS, _cpu, use_cpu_level
+from fastsparse.backend import CPU_LEVELS, _cpu, use_cpu_level
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "transposed", "strided", "misaligned")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastsparse.backends import wants_reference
+from fastsparse.backend import wants_reference
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
 

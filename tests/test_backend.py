@@ -10,7 +10,7 @@ import torch
 from oracle import backend_names, random
 
 import fastsparse
-from fastsparse.backends import CPU_LEVELS, NAMES, _cpu, use_cpu_level
+from fastsparse.backend import CPU_LEVELS, NAMES, _cpu, use_cpu_level
 
 compiled = pytest.mark.skipif(
     not fastsparse.backends()["cpu"].available, reason="the CPU kernels were not built"
@@ -79,7 +79,7 @@ def test_choices_nest_and_end_with_their_block():
 
 
 def requested() -> str | None:
-    return sys.modules["fastsparse.backends"]._requested
+    return sys.modules["fastsparse.backend"]._requested
 
 
 @compiled
@@ -138,7 +138,7 @@ def test_levels():
 
 @compiled
 def test_the_environment_chooses_level_and_backend():
-    show = "from fastsparse.backends import _requested, backends; print(backends()['cpu'], _requested)"
+    show = "from fastsparse.backend import _requested, backends; print(backends()['cpu'], _requested)"
     done = python(show, FASTSPARSE_CPU_LEVEL="baseline", FASTSPARSE_BACKEND="cpu")
     assert done.returncode == 0, done.stderr
     assert "level baseline" in done.stdout
