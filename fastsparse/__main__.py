@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastsparse: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"fastsparse: {error or 'interrupted'}", file=sys.stderr)
+        print(f"fastsparse: {str(error) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(error, "signal_number", signal.SIGINT)
 
 

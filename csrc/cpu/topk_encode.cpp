@@ -109,11 +109,7 @@ template <typename C, typename Keys> C bound_by_groups(int64_t k, int64_t count,
   return bound_by_bisection(maxima, groups, k);
 }
 
-}  // namespace
-
 // ---- rows in the product's type ----
-
-namespace {
 
 template <typename T> void round_row(const T* row, int64_t D, bf16* rounded, float& norm, float& residual) {
   constexpr int lanes = kLanes<float>;
@@ -195,7 +191,7 @@ template <typename C> void plain_row(const PlainArgs& args, int64_t n, Candidate
   constexpr int lanes = kLanes<C>;
   const Candidates& candidates = args.candidates;
   const Stripe& stripe = args.stripe;
-  const C* scores = static_cast<const C*>(args.scores) + n * stripe.score_stride;
+  const C* scores = static_cast<const C*>(args.scores) + n * stripe.count;
   auto* bias = static_cast<const C*>(stripe.bias);
   auto* scale = static_cast<const C*>(stripe.scale);
   auto score_at = [&](int64_t v) { return load_up_to(scores + v, stripe.count - v) + load(bias + v); };
@@ -285,7 +281,7 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
   float g = float(args.D) * 0x1p-24f;
   const Vector<float> a = broadcast(kSafety * (x_residual * (1 + g) + 2 * g * x_norm));
   const Vector<float> b = broadcast(kSafety * (x_norm + x_residual) * (1 + g));
-  const bf16* scores = args.scores + n * stripe.score_stride;
+  const bf16* scores = args.scores + n * stripe.count;
   const float *bias = static_cast<const float*>(stripe.bias), *scale = static_cast<const float*>(stripe.scale);
   const float *norm = stripe.norm, *residual = stripe.residual, *rest = stripe.rest;
 

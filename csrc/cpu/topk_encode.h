@@ -36,15 +36,15 @@ struct WidenArgs {
 
 // Per-latent terms of one stripe; the vectors can be read up to a whole SIMD vector past its end.
 struct Stripe {
-  int64_t begin, count;  // eligible latents [begin, begin + count)
-  int64_t score_stride;  // between rows of scores
-  bool doubled;          // twice as many latents have been seen as when the thresholds were last raised
-  const void* bias;      // (count) of the accumulation type
-  const void* scale;     // (count) or null
-  const float* norm;     // (count) |w~| |scale|             } screen only
-  const float* residual; // (count) (|w - w~| + tiny) |scale| }
-  const float* rest;     // (count) rounding of the bias      }
-  float most_norm, most_residual, most_rest;  // their maxima over the stripe, infinite if any isn't finite
+  int64_t begin = 0, count = 0;    // eligible latents [begin, begin + count); also the width of its scores
+  bool doubled = false;            // twice as many latents have been seen as when the thresholds were last raised
+  const void* bias = nullptr;      // (count) of the accumulation type
+  const void* scale = nullptr;     // (count) or null
+  // Of a screen alone, each times |scale|:
+  const float* norm = nullptr;      // (count) |w~|
+  const float* residual = nullptr;  // (count) |w - w~| + tiny
+  const float* rest = nullptr;      // (count) the bias's rounding + tiny
+  float most_norm = 0, most_residual = 0, most_rest = 0;  // their maxima, infinite where one isn't finite
 };
 
 // The candidates of every row, in the order of their latents while they are screened. A row's list is compacted to what

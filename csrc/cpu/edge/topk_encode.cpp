@@ -20,12 +20,12 @@ namespace {
 // Screening: by what pays (-1), or for tests never (0) or wherever it is possible (1).
 std::atomic<int> screening{-1};
 
-constexpr int64_t kMaxRows = 2048;                 // tokens at a time: scratch memory stays O(kMaxRows)
-constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of atoms: a stripe stays in cache
+constexpr int64_t kMaxRows = 2048;                  // tokens at a time: scratch stays O(kMaxRows)
+constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of copied atoms: both stay in the shared cache
+constexpr int64_t kListBytes = int64_t{64} << 20;   // of candidates; a larger k takes fewer tokens at a time
 constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
-constexpr int64_t kListBytes = int64_t{64} << 20;
+constexpr int64_t kPad = 64;                        // kernels read whole vectors
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
-constexpr int64_t kPad = 64;  // kernels read whole vectors
 
 Activation activation_of(const std::string& name) {
   if (name == "relu") return Activation::relu;
@@ -158,8 +158,7 @@ class Encoder {
   void select(const Candidates& candidates, int64_t begin, int64_t rows, const int64_t* order) {
     SelectArgs args{candidates, eligible(), order, activation_,
                     data<char>(values_) + begin * k_ * int64_t(values_.element_size()),
-                    data<int64_t>(indices_) + begin * k_,
-                    dtype_};
+                    data<int64_t>(indices_) + begin * k_, dtype_};
     parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_select)](int64_t b, int64_t e) { run(args, b, e); });
   }
 
@@ -205,8 +204,11 @@ class Encoder {
     // The k-th best of twice as many latents is a bound worth the work of finding it.
     int64_t position = begin / std::max<int64_t>(1, latents);
     bool doubled = (position & (position - 1)) == 0;
-    auto at = [&](void* vector) { return static_cast<char*>(vector) + begin * accumulator_bytes(); };
-    return {begin, count, count, doubled, at(bias_), scale_ ? at(scale_) : nullptr, nullptr, nullptr, nullptr, 0, 0, 0};
+    int64_t offset = begin * accumulator_bytes();
+    Stripe stripe{.begin = begin, .count = count, .doubled = doubled};
+    stripe.bias = static_cast<char*>(bias_) + offset;
+    if (scale_) stripe.scale = static_cast<char*>(scale_) + offset;
+    return stripe;
   }
 
   // bf16 copies of rows, and their norms.
