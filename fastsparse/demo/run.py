@@ -37,7 +37,7 @@ class Settings:
     """
 
     output: Path
-    steps: int = 1200
+    steps: int = 1600
     batch_size: int = 2048
     num_latents: int = 6144
     k: int = 32
