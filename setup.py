@@ -59,7 +59,10 @@ def flags() -> list[str]:
     """Flags of every file. No -ffast-math: NaN, infinities and the order of sums are part of the contract."""
     common = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
     common += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unused-parameter"]
-    common += ["-Wno-maybe-uninitialized"]  # false alarms inside GCC's own AVX-512 header
+    common += [
+        "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
+    ]  # false alarms inside GCC's own AVX-512 header
     if os.environ.get("FASTSPARSE_SANITIZE") == "1":
         common += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
     return common

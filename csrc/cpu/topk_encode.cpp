@@ -175,6 +175,30 @@ void topk_encode_widen(const WidenArgs& args, int64_t begin, int64_t end) {
 
 namespace {
 
+template <int Count, typename T> void score_tokens(const ScoreArgs& args, const T* atom, int64_t n, int64_t m) {
+  const T* tokens[Count];
+  for (int i = 0; i < Count; ++i) tokens[i] = static_cast<const T*>(args.x) + (n + i) * args.x_stride;
+  Accumulator<T> scores[Count];
+  dots<Count>(atom, tokens, args.D, scores);
+  for (int i = 0; i < Count; ++i) args.scores[(n + i) * args.count + m] = float(scores[i]);
+}
+
+}  // namespace
+
+void topk_encode_score(const ScoreArgs& args, int64_t latent_begin, int64_t latent_end) {
+  with_type(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t m = latent_begin; m < latent_end; ++m) {
+      const T* atom = static_cast<const T*>(args.weight) + (args.order ? args.order[m] : m) * args.weight_stride;
+      int64_t n = 0;
+      for (; n + 4 <= args.N; n += 4) score_tokens<4>(args, atom, n, m);
+      for (; n < args.N; ++n) score_tokens<1>(args, atom, n, m);
+    }
+  });
+}
+
+namespace {
+
 template <typename C> void compact(List<C>& list, int64_t k, Candidate<C>* scratch) {
   find_best(list, k, scratch);
   for (int64_t i = 0; i < k; ++i) {

@@ -34,6 +34,16 @@ struct WidenArgs {
   void* widened;         // (count, D) of the accumulation type
 };
 
+// Scores of few tokens straight from storage types that the product has no fp32 result for.
+struct ScoreArgs {
+  const void* x;           // (N) rows x_stride apart, of `dtype`
+  const void* weight;      // rows weight_stride apart
+  const int64_t* order;    // which rows of the weight; null for 0, 1, 2, ...
+  int64_t N, D, x_stride, weight_stride, count;
+  DType dtype;
+  float* scores;           // (N, count)
+};
+
 // Per-latent terms of one stripe; the vectors can be read up to a whole SIMD vector past its end.
 struct Stripe {
   int64_t begin = 0, count = 0;    // eligible latents [begin, begin + count); also the width of its scores
@@ -104,6 +114,7 @@ struct SelectArgs {
 
 FASTSPARSE_DECLARE_KERNEL(void topk_encode_round(const RoundArgs& args, int64_t begin, int64_t end))
 FASTSPARSE_DECLARE_KERNEL(void topk_encode_widen(const WidenArgs& args, int64_t begin, int64_t end))
+FASTSPARSE_DECLARE_KERNEL(void topk_encode_score(const ScoreArgs& args, int64_t latent_begin, int64_t latent_end))
 FASTSPARSE_DECLARE_KERNEL(void topk_encode_plain(const PlainArgs& args, int64_t row_begin, int64_t row_end))
 FASTSPARSE_DECLARE_KERNEL(void topk_encode_screen(const ScreenArgs& args, int64_t row_begin, int64_t row_end))
 // Drops the candidates that can't win by the final bound; must run on every row before `refine`.

@@ -57,6 +57,12 @@ Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_strid
 // Raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M).
 void check_indices(const char* op, const Tensor& indices, int64_t M);
 
+// How many rows make a task worth handing to a thread, when each reads so many bytes.
+inline int64_t rows_a_task(int64_t bytes) {
+  int64_t rows = (int64_t{192} << 10) / (bytes + 1);
+  return rows < 1 ? 1 : rows > 64 ? 64 : rows;
+}
+
 // Calls task(begin, end) over [0, count) in pieces of `grain`, handed out as threads become free: rows and latents
 // differ in work, and so do cores. A task must not depend on which pieces it gets.
 template <typename Task> void parallel(int64_t count, int64_t grain, const Task& task) {

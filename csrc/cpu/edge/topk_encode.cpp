@@ -24,6 +24,7 @@ constexpr int64_t kMaxRows = 2048;                  // tokens at a time: scratch
 constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of copied atoms: both stay in the shared cache
 constexpr int64_t kListBytes = int64_t{64} << 20;   // of candidates; a larger k takes fewer tokens at a time
 constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
+constexpr int64_t kFewTokens = 8;
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
 
@@ -176,17 +177,28 @@ class Encoder {
     bool copied = eligible() || weight_.scalar_type() != accumulator_;
     int64_t latents = stripe_latents(rows, accumulator_bytes(), copied);
     Candidates found = fp64() ? candidates<double>(rows, capacity) : candidates<float>(rows, capacity);
+    // For few tokens widening the weight would cost more than the product.
+    bool direct = weight_.element_size() == 2 && rows <= kFewTokens && !order;
     Tensor tokens = wide_rows(x_, begin, rows, order, scratch_.tokens);
     char* scratch = scratch_.scores.get<char>(rows * latents * accumulator_bytes());
     for (int64_t m = 0; m < latents_; m += latents) {
       int64_t count = std::min(latents, latents_ - m);
-      Tensor atoms = wide_rows(weight_, m, count, eligible() ? eligible() + m : nullptr, scratch_.atoms);
+      const int64_t* wanted = eligible() ? eligible() + m : nullptr;
       Tensor out = over(scratch, rows, count, count, accumulator_);
-      Tensor scores = D_ > 0 ? product(tokens, atoms, out) : torch::stable::zero_(out);
+      Tensor scores = direct    ? score(begin, rows, m, count, wanted, out)
+                      : D_ == 0 ? torch::stable::zero_(out)
+                                : product(tokens, wide_rows(weight_, m, count, wanted, scratch_.atoms), out);
       PlainArgs args{found, stripe(m, count, latents), scores.const_data_ptr(), fp64() ? DType::f64 : DType::f32};
       parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_plain)](int64_t b, int64_t e) { run(args, b, e); });
     }
     select(found, begin, rows, order);
+  }
+
+  Tensor score(int64_t begin, int64_t rows, int64_t m, int64_t count, const int64_t* order, const Tensor& out) {
+    ScoreArgs args{row(x_, begin), order ? weight_.const_data_ptr() : row(weight_, m), order, rows, D_, x_.stride(0),
+                   weight_.stride(0), count, dtype_, data<float>(out)};
+    parallel(count, 64, [&, run = FASTSPARSE_KERNEL(topk_encode_score)](int64_t b, int64_t e) { run(args, b, e); });
+    return out;
   }
 
   // Rows of x or weight in the accumulation type: the tensor's own memory where that serves.
