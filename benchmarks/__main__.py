@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=5.0,
+        default=2.0,
         help="time for the rounds of one case; headline cases get twice that (default: 5)",
     )
     parser.add_argument(
