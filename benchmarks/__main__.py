@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seconds",
         type=float,
         default=2.0,
-        help="time for the rounds of one case; headline cases get twice that (default: 5)",
+        help="time for the rounds of one case; headline cases get twice that (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=int, help="threads of every contender (default: torch's own choice)"
