@@ -71,7 +71,7 @@ struct Candidates {
 inline constexpr int32_t kHopeless = -1;
 inline constexpr int64_t kSlack = 32;  // room behind a full column for one more vector, and what its store overwrites
 constexpr int64_t list_bytes(int64_t capacity, int64_t number_bytes) {
-  return (capacity + kSlack) * (2 * number_bytes + 4);
+  return ((capacity + kSlack) * (2 * number_bytes + 4) + 63) / 64 * 64;  // every list begins a cache line
 }
 
 struct PlainArgs {
