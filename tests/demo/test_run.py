@@ -176,7 +176,8 @@ def test_training_goes_on_where_it_was_interrupted(loads, tmp_path, monkeypatch)
     assert resumed.held_out_fvu == whole.held_out_fvu
 
 
-def test_command_line_reports_errors_in_a_line(loads, tmp_path, capsys):
+def test_command_line_reports_errors_in_a_line(loads, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(__main__, "find_spec", lambda name: name)  # with or without the demo's packages
     assert __main__.main(["--output", str(tmp_path), "--steps", "0"]) == 1
     assert "steps: must be at least 1, got 0" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
