@@ -8,6 +8,7 @@ generator state to keep: the order of the data is a function of the seed and the
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from fastsparse.nn import TopKSAE
 
 VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d{9,})\.safetensors")
-_PARTIAL = "checkpoint.partial"
+_PARTIAL = "checkpoint.partial"  # a folder: safetensors writes a temporary file of its own beside its target
 
 
 class Checkpoint(NamedTuple):
@@ -45,16 +46,18 @@ def save(
     """Write a checkpoint, then remove all but the newest ``keep``.
 
     The file appears under its name only when it is whole and on the disk: killed at any moment, a run leaves
-    the checkpoints that it had, and at most one file of another name, which the next one removes.
+    the checkpoints that it had, and at most a folder of what it was writing, which the next one removes.
 
     Raises:
         OSError: the disk is full, or can't be written to; earlier checkpoints are untouched.
     """
     target = folder / f"checkpoint-{step:09d}.safetensors"
-    partial = folder / _PARTIAL
+    remove_partial(folder)
+    partial = folder / _PARTIAL / target.name
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(sae, optimizer).items()}
     metadata = {"format": VERSION, "step": step, **details}
     try:
+        partial.parent.mkdir()
         try:
             save_file(tensors, partial, {"fastsparse": json.dumps(metadata)})
         except SafetensorError as error:
@@ -62,13 +65,11 @@ def save(
         _sync(partial)
         os.replace(partial, target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         kept = checkpoints(folder)
         newest = f"the newest whole one is {kept[-1]}" if kept else "there is none before it"
         raise OSError(f"{target}: the checkpoint could not be written: {error}; {newest}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    finally:
+        remove_partial(folder)
     _sync(folder)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
@@ -77,7 +78,7 @@ def save(
 
 def remove_partial(folder: Path) -> None:
     """Remove what a killed run left half-written."""
-    (folder / _PARTIAL).unlink(missing_ok=True)
+    shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
 
 
 def load(path: Path) -> Checkpoint:
