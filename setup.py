@@ -103,6 +103,7 @@ class BuildKernels(build_ext):
                 (source, objects / f"edge_{source.stem}.o", edge)
                 for source in sorted((csrc / "cpu" / "edge").glob("*.cpp"))
             ]
+            jobs += [(csrc / "tensors.cpp", objects / "tensors.o", edge)]
             jobs += [(csrc / "cpu" / "isa.cpp", objects / "isa.o", [])]
         else:
             jobs = [(csrc / "host" / "host.cpp", objects / "host.o", host_flags())]

@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/dtype.h"
+#include "dtype.h"
 
 namespace fastsparse::FASTSPARSE_ISA {
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "cpu/dtype.h"
+#include "dtype.h"
 #include "cpu/isa.h"
 
 namespace fastsparse {

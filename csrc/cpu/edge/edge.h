@@ -1,31 +1,15 @@
-// What every op needs where PyTorch's stable ABI ends and raw pointers begin.
+// What every CPU op needs where PyTorch's stable ABI ends and raw pointers begin.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <optional>
 
-#include "cpu/dtype.h"
+#include "tensors.h"
 
 namespace fastsparse::edge {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-DType dtype_of(const Tensor& tensor);
-// The type that sums over a dtype are carried in, as PyTorch knows it.
-ScalarType accumulator_of(ScalarType dtype);
-
-// The tensor with unit stride along its rows, copied only where it hasn't.
-Tensor with_unit_stride(const Tensor& tensor);
-// The tensor contiguous and of a dtype, copied only where it isn't.
-Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
 // A new, uninitialised, contiguous tensor on the CPU.
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype);
 

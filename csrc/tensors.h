@@ -1,0 +1,27 @@
+// Tensors at PyTorch's stable ABI, on any device.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "dtype.h"
+
+namespace fastsparse {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const Tensor& tensor);
+// The type that sums over a dtype are carried in, as PyTorch knows it.
+ScalarType accumulator_of(ScalarType dtype);
+
+// The tensor with unit stride along its rows, copied only where it hasn't.
+Tensor with_unit_stride(const Tensor& tensor);
+// The tensor contiguous and of a dtype, copied only where it isn't.
+Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
+
+}  // namespace fastsparse
