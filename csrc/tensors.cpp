@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <stdexcept>
+#include <string>
 
 namespace fastsparse {
 
@@ -24,6 +25,18 @@ Tensor with_unit_stride(const Tensor& tensor) {
 
 Tensor as_contiguous(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype));
+}
+
+void check_indices(const char* op, const Tensor& indices, int64_t M) {
+  const int64_t* index = indices.const_data_ptr<int64_t>();
+  int64_t count = indices.numel();
+  uint64_t outside = 0;
+  for (int64_t i = 0; i < count; ++i) outside |= uint64_t(uint64_t(index[i]) >= uint64_t(M));
+  if (!outside) return;
+  int64_t i = 0, k = indices.size(1);
+  while (uint64_t(index[i]) < uint64_t(M)) ++i;
+  throw std::out_of_range(std::string(op) + ": indices[" + std::to_string(i / k) + ", " + std::to_string(i % k) +
+                          "] must be in [0, " + std::to_string(M) + "), got " + std::to_string(index[i]));
 }
 
 }  // namespace fastsparse

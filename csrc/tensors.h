@@ -24,4 +24,7 @@ Tensor with_unit_stride(const Tensor& tensor);
 // The tensor contiguous and of a dtype, copied only where it isn't.
 Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
 
+// Raises IndexError, naming the first offender, unless every index (N, k), contiguous in host memory, lies in [0, M).
+void check_indices(const char* op, const Tensor& indices, int64_t M);
+
 }  // namespace fastsparse

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <tuple>
 
 #include "cuda/device.cuh"
 #include "tensors.h"
@@ -21,10 +22,6 @@ namespace fastsparse::cuda {
 // A new, uninitialised, contiguous tensor on the device of another.
 Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
 
-// a @ b.T of (N, D) and (M, D) by the vendor's library, into out (N, M) of the accumulation type: sums are carried in
-// fp32 for fp32 (never TF32), bf16 and fp16, in fp64 for fp64. out may be a view with a row stride.
-void product(const Tensor& a, const Tensor& b, const Tensor& out);
-
 // One op's call: makes the tensor's device the current one while it lives, and knows the stream to work on.
 class Call {
  public:
@@ -35,16 +32,43 @@ class Call {
   // Runs a kernel on the stream; raises, naming it, where the launch fails. A grid or block of no threads is no launch.
   template <typename... Parameters, typename... Arguments>
   void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-              Arguments... arguments) const;
+              Arguments... arguments) const {
+    static_assert(sizeof...(Parameters) == sizeof...(Arguments), "a kernel is launched with all its arguments");
+    if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) return;
+#ifdef FASTSPARSE_EMULATED
+    emulator::launch(name, grid, block, shared_bytes, [&] { kernel(Parameters(arguments)...); });
+#else
+    std::apply(
+        [&](auto... parameters) {
+          void* pointers[] = {&parameters..., nullptr};  // never of size 0
+          launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, pointers);
+        },
+        std::tuple<Parameters...>(Parameters(arguments)...));
+#endif
+  }
 
  private:
-  torch::stable::accelerator::DeviceGuard guard_;  // no-op under the emulator
+  void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void** parameters) const;
+
+#ifndef FASTSPARSE_EMULATED
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
   cudaStream_t stream_ = nullptr;
   int multiprocessors_ = 0;
 };
 
+// a @ b.T of (N, D) and (M, D), of any strides, by the vendor's library, on the current device and stream, into out
+// (N, M) of the accumulation type, whose rows may be further apart than they are long. Sums are carried in fp32 for fp32
+// (never TF32), bf16 and fp16, in fp64 for fp64.
+void product(const Tensor& a, const Tensor& b, const Tensor& out);
+
 // Under FASTSPARSE_DEBUG=1 raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M): it
-// waits for the device. Otherwise does nothing.
+// waits for the device. Otherwise, and while a CUDA graph is being captured, does nothing.
 void check_indices(const Call& call, const char* op, const Tensor& indices, int64_t M);
+
+// Raises where CUDA reports an error, saying what failed.
+#ifndef FASTSPARSE_EMULATED
+void check(cudaError_t error, const char* what);
+#endif
 
 }  // namespace fastsparse::cuda

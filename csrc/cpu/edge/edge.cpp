@@ -5,8 +5,6 @@
 #endif
 
 #include <new>
-#include <stdexcept>
-#include <string>
 
 namespace fastsparse::edge {
 
@@ -40,18 +38,6 @@ void Scratch::grow(size_t bytes) {
 Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_stride, ScalarType dtype) {
   return torch::stable::from_blob(const_cast<void*>(memory), {rows, columns}, {row_stride, 1},
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype);
-}
-
-void check_indices(const char* op, const Tensor& indices, int64_t M) {
-  const int64_t* index = indices.const_data_ptr<int64_t>();
-  int64_t count = indices.numel();
-  uint64_t outside = 0;
-  for (int64_t i = 0; i < count; ++i) outside |= uint64_t(uint64_t(index[i]) >= uint64_t(M));
-  if (!outside) return;
-  int64_t i = 0, k = indices.size(1);
-  while (uint64_t(index[i]) < uint64_t(M)) ++i;
-  throw std::out_of_range(std::string(op) + ": indices[" + std::to_string(i / k) + ", " + std::to_string(i % k) +
-                          "] must be in [0, " + std::to_string(M) + "), got " + std::to_string(index[i]));
 }
 
 }  // namespace fastsparse::edge

@@ -38,9 +38,6 @@ class Scratch {
 // A tensor over memory that outlives it.
 Tensor over(const void* memory, int64_t rows, int64_t columns, int64_t row_stride, ScalarType dtype);
 
-// Raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M).
-void check_indices(const char* op, const Tensor& indices, int64_t M);
-
 // How many rows make a task worth handing to a thread, when each reads so many bytes.
 inline int64_t rows_a_task(int64_t bytes) {
   int64_t rows = (int64_t{192} << 10) / (bytes + 1);

@@ -1,0 +1,218 @@
+#include "cuda/edge.h"
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#ifndef FASTSPARSE_EMULATED
+#include <dlfcn.h>
+#endif
+
+namespace fastsparse::cuda {
+
+Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, like.device());
+}
+
+void check_indices(const Call& call, const char* op, const Tensor& indices, int64_t M) {
+  const char* debug = std::getenv("FASTSPARSE_DEBUG");
+  if (!debug || std::strcmp(debug, "1") != 0) return;
+#ifndef FASTSPARSE_EMULATED
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(call.stream(), &status), "asking whether a graph is being captured");
+  if (status != cudaStreamCaptureStatusNone) return;
+#endif
+  torch::stable::Device host(torch::headeronly::DeviceType::CPU);
+  fastsparse::check_indices(op, torch::stable::contiguous(torch::stable::to(indices, host)), M);
+}
+
+#ifdef FASTSPARSE_EMULATED
+
+Call::Call(const Tensor&) : multiprocessors_(4) {}
+
+void product(const Tensor& a, const Tensor& b, const Tensor& out) {
+  ScalarType dtype = accumulator_of(a.scalar_type());
+  std::array<StableIValue, 3> stack{
+      torch::stable::detail::from(as_contiguous(a, dtype)),
+      torch::stable::detail::from(torch::stable::transpose(as_contiguous(b, dtype), 0, 1)),
+      torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+#else
+
+namespace {
+
+// cuBLAS as PyTorch has loaded it, and PyTorch's own CUDA part, are found while running: linking to either would tie the
+// binary to one build of PyTorch. Types and constants are those of cublas_api.h, which are part of cuBLAS's stable ABI.
+using BlasHandle = void*;
+enum Transpose : int { kPlain = 0, kTransposed = 1 };                    // cublasOperation_t
+enum DataType : int { kF32 = 0, kF64 = 1, kF16 = 2, kBF16 = 14 };         // cudaDataType
+enum ComputeType : int { k32 = 68, k32Pedantic = 69, k64 = 70 };          // cublasComputeType_t
+constexpr int kDefaultAlgorithm = -1;                                     // cublasGemmAlgo_t
+
+struct Found {
+  AOTITorchError (*current_stream)(int32_t device, void** stream) = nullptr;
+  AOTITorchError (*current_blas)(BlasHandle* handle) = nullptr;
+  int (*gemm)(BlasHandle, int, int, int64_t, int64_t, int64_t, const void*, const void*, int, int64_t, const void*, int,
+              int64_t, const void*, void*, int, int64_t, int, int) = nullptr;
+  const char* (*blas_message)(int status) = nullptr;
+  const char* missing = nullptr;
+
+  Found() {
+    // A search in a loaded library goes on in those that it depends on, cuBLAS among them.
+    library_ = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    if (!library_) {
+      missing = "libtorch_cuda.so is not loaded: this PyTorch is built without CUDA";
+      return;
+    }
+    find(current_stream, "aoti_torch_get_current_cuda_stream");
+    find(current_blas, "torch_get_current_cuda_blas_handle");
+    find(gemm, "cublasGemmEx_64");
+    find(blas_message, "cublasGetStatusString");
+  }
+
+ private:
+  template <typename Function> void find(Function& function, const char* name) {
+    function = reinterpret_cast<Function>(dlsym(library_, name));
+    if (!function) missing = name;
+  }
+  void* library_ = nullptr;
+};
+
+const Found& found() {
+  static const Found result;
+  if (result.missing)
+    throw std::runtime_error(std::string("fastsparse: not found in this build of PyTorch: ") + result.missing);
+  return result;
+}
+
+int multiprocessors_of(int device) {
+  static std::array<std::atomic<int>, 64> known{};
+  int count = device < int(known.size()) ? known[device].load(std::memory_order_relaxed) : 0;
+  if (count) return count;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
+  if (device < int(known.size())) known[device].store(count, std::memory_order_relaxed);
+  return count;
+}
+
+DataType blas_type(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return kF32;
+    case ScalarType::Double: return kF64;
+    case ScalarType::Half: return kF16;
+    default: return kBF16;
+  }
+}
+
+// A matrix as cuBLAS, which thinks in columns, can read it: copied where neither its rows nor its columns are dense.
+struct Operand {
+  Tensor held;
+  bool row_major;
+  int64_t leading;
+
+  explicit Operand(const Tensor& matrix) : held(matrix), row_major(true) {
+    if (dense(matrix, 1)) {
+      leading = distance(matrix, 1);
+    } else if (dense(matrix, 0)) {
+      row_major = false;
+      leading = distance(matrix, 0);
+    } else {
+      held = torch::stable::contiguous(matrix);
+      leading = distance(held, 1);
+    }
+  }
+
+  static bool dense(const Tensor& matrix, int along) {
+    int64_t size = matrix.size(along);
+    return (size <= 1 || matrix.stride(along) == 1) && (matrix.size(1 - along) <= 1 || matrix.stride(1 - along) >= size);
+  }
+  static int64_t distance(const Tensor& matrix, int along) {
+    int64_t size = matrix.size(along) < 1 ? 1 : matrix.size(along);
+    return matrix.size(1 - along) <= 1 ? size : matrix.stride(1 - along);
+  }
+};
+
+}  // namespace
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call doesn't find it again
+  throw std::runtime_error(std::string("fastsparse: ") + what + ": " + cudaGetErrorString(error));
+}
+
+Call::Call(const Tensor& tensor)
+    : guard_(tensor.get_device_index()), multiprocessors_(multiprocessors_of(tensor.get_device_index())) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(found().current_stream(tensor.get_device_index(), &stream));
+  stream_ = static_cast<cudaStream_t>(stream);
+}
+
+void Call::launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+                  void** parameters) const {
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes) {  // more than 48 kB, static memory included, must be asked for
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  }
+  if (error == cudaSuccess) error = cudaLaunchKernel(kernel, grid, block, parameters, shared_bytes, stream_);
+  if (error == cudaSuccess) return;
+  auto sizes = [](dim3 size) {
+    return "(" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " + std::to_string(size.z) + ")";
+  };
+  std::string what = std::string("launching ") + name + " with grid " + sizes(grid) + ", block " + sizes(block) + ", " +
+                     std::to_string(shared_bytes) + " bytes of shared memory";
+  check(error, what.c_str());
+}
+
+// cuBLAS itself, not aten::mm: that one takes fp32 through TF32 wherever a program allows it for its own products, and
+// bf16's split sums through bf16; a handle's settings are global or the calling thread's, a compute type is this call's.
+void product(const Tensor& a, const Tensor& b, const Tensor& out) {
+  int64_t N = a.size(0), D = a.size(1), M = b.size(0);
+  if (N == 0 || M == 0) return;
+  if (D == 0) {
+    Tensor zeroed = out;
+    torch::stable::zero_(zeroed);
+    return;
+  }
+  Operand left(a), right(b);
+  bool wide = a.scalar_type() == ScalarType::Double;
+  ComputeType compute = wide ? k64 : a.scalar_type() == ScalarType::Float ? k32Pedantic : k32;
+  float one = 1, zero = 0;
+  double wide_one = 1, wide_zero = 0;
+  const void *alpha = &one, *beta = &zero;
+  if (wide) alpha = &wide_one, beta = &wide_zero;
+  DataType type = blas_type(a.scalar_type());
+  BlasHandle handle = nullptr;  // on the current device and stream, with a workspace that graphs may keep
+  TORCH_ERROR_CODE_CHECK(found().current_blas(&handle));
+  // Row by row, out is out.T column by column: out.T = b @ a.T.
+  int status = found().gemm(handle, right.row_major ? kTransposed : kPlain, left.row_major ? kPlain : kTransposed, M, N,
+                            D, alpha, right.held.const_data_ptr(), type, right.leading, left.held.const_data_ptr(), type,
+                            left.leading, beta, out.mutable_data_ptr(), wide ? kF64 : kF32,
+                            N > 1 ? out.stride(0) : M, compute, kDefaultAlgorithm);
+  if (status != 0)
+    throw std::runtime_error(std::string("fastsparse: cuBLAS's product failed: ") + found().blas_message(status));
+}
+
+// What fastsparse/backend.py asks of the library before it uses it. Null, or why it can't run here.
+extern "C" __attribute__((visibility("default"))) const char* fastsparse_cuda_failure() {
+  static const Found probe;
+  if (probe.missing) return probe.missing;
+  int devices = 0;
+  cudaError_t error = cudaGetDeviceCount(&devices);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// The compute capabilities that there is machine code for, ten times each, then that of the portable code (PTX).
+extern "C" __attribute__((visibility("default"))) const char* fastsparse_cuda_architectures() {
+  return FASTSPARSE_CUDA_ARCHITECTURES;
+}
+
+extern "C" __attribute__((visibility("default"))) int fastsparse_cuda_toolkit() { return CUDART_VERSION; }
+
+#endif
+
+}  // namespace fastsparse::cuda
