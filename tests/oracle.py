@@ -5,45 +5,11 @@ gamma_n = n u / (1 - n u) (Higham, "Accuracy and Stability of Numerical Algorith
 the least subnormal for every product that underflows. No tolerance in the op tests is looser than that.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
 import torch
 from torch import Tensor
 
-import fastsparse
-from fastsparse.backend import CPU_LEVELS, _cpu, use_cpu_level
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "transposed", "strided", "misaligned")
-
-
-def backend_names(*, screened: bool = False) -> list[str]:
-    """Every way in which an op can run here: the reference, and each level of the compiled kernels.
-
-    With ``screened`` also each level with topk_encode's low-precision screen wherever it is possible at all.
-    Without compiled kernels "registered" stands in: the ops' own dispatch and gradients over the reference.
-    """
-    if not fastsparse.backends()["cpu"].available:
-        return ["reference", "registered"]
-    levels = CPU_LEVELS[: CPU_LEVELS.index(_cpu.best_level) + 1]
-    modes = ("", "-screened") if screened else ("",)
-    return ["reference", *(f"cpu-{level}{mode}" for level in levels for mode in modes)]
-
-
-@contextmanager
-def running(backend: str) -> Iterator[None]:
-    """Run ops on one of :func:`backend_names`."""
-    name, level, screened = (*backend.split("-"), None, None)[:3]
-    with ExitStack() as stack:
-        if name != "registered":
-            stack.enter_context(fastsparse.use_backend(name))
-        if level:
-            stack.enter_context(use_cpu_level(level))
-        if screened:
-            _cpu._library.fastsparse_cpu_set_screening(1)
-            stack.callback(_cpu._library.fastsparse_cpu_set_screening, -1)
-        yield
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from oracle import backend_names, random, random_indices, running
+from backends import host_backend_names, running
+from oracle import random, random_indices
 
 import fastsparse
 
@@ -135,7 +136,7 @@ def test_compile_with_a_changing_number_of_tokens(compiler):
 
 @functions
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("named", [backend_names()[0], backend_names()[-1]])
+@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
 def test_compile_each(named, name):
     function, inputs = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from backends import backend_names, running
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import DTYPES, LAYOUTS, assert_topk, backend_names, integers, laid_out, random, running
+from oracle import DTYPES, LAYOUTS, assert_topk, integers, laid_out, random
 from strategies import tensors
 
 import fastsparse

@@ -1,0 +1,222 @@
+"""Every way in which an op can run in the tests, GPU kernels included, with or without a GPU.
+
+The op tests hand CPU tensors to the public functions. For a GPU backend the CPU implementation of every op is
+replaced while a test runs, so that validation, autograd and dispatch are those of production:
+
+- ``triton-interpreted``: kernels/<op>.py under Triton's interpreter, which must be chosen before Triton is
+  imported (conftest.py does so where there is no GPU);
+- ``cuda-emulated``: csrc/cuda/<op>.cu compiled for the CPU by tests/cuda_emulation;
+- ``triton-gpu`` and ``cuda-gpu``: the real thing, on copies that keep every stride, offset and misalignment.
+
+What a backend can't run is skipped here, in one place, with the reason; pytest counts the skips by reason.
+"""
+
+import importlib
+import importlib.util
+import math
+import os
+import shutil
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor
+
+import fastsparse
+from fastsparse.backend import CPU_LEVELS, _cpu, use_cpu_level
+
+OPS = ("topk_encode", "spmm", "sddmm", "spmm_t")
+
+
+def host_backend_names(*, screened: bool = False) -> list[str]:
+    """Every way in which an op runs on CPU tensors: the reference, and each level of the compiled kernels.
+
+    With ``screened`` also each level with topk_encode's low-precision screen wherever it is possible at all.
+    Without compiled kernels "registered" stands in: the ops' own dispatch and gradients over the reference.
+    """
+    if not fastsparse.backends()["cpu"].available:
+        return ["reference", "registered"]
+    levels = CPU_LEVELS[: CPU_LEVELS.index(_cpu.best_level) + 1]
+    modes = ("", "-screened") if screened else ("",)
+    return ["reference", *(f"cpu-{level}{mode}" for level in levels for mode in modes)]
+
+
+def backend_names(*, screened: bool = False) -> list[str]:
+    """:func:`host_backend_names`, and the GPU backends that can run here; test_backends.py shows why not."""
+    return [*host_backend_names(screened=screened), *(name for name in GPU_BACKENDS if not missing(name))]
+
+
+@contextmanager
+def running(backend: str) -> Iterator[None]:
+    """Run ops on one of :func:`backend_names`."""
+    with ExitStack() as stack:
+        if backend in GPU_BACKENDS:
+            stack.enter_context(_replaced(GPU_BACKENDS[backend]))
+        elif backend != "registered":
+            name, level, screened = (*backend.split("-"), None, None)[:3]
+            stack.enter_context(fastsparse.use_backend(name))
+            if level:
+                stack.enter_context(use_cpu_level(level))
+            if screened:
+                _cpu._library.fastsparse_cpu_set_screening(1)
+                stack.callback(_cpu._library.fastsparse_cpu_set_screening, -1)
+        yield
+
+
+def missing(backend: str) -> str | None:
+    """Why a GPU backend can't run in this process, or None."""
+    return GPU_BACKENDS[backend].missing()
+
+
+@dataclass(frozen=True)
+class GpuBackend:
+    """How the tests run a GPU backend on CPU tensors."""
+
+    missing: Callable[[], str | None]
+    run: Callable  # of an op's name and its arguments
+    work: float = (
+        math.inf
+    )  # the most element operations of one call that it can do in the time that a test has
+
+
+def _replaced(backend: GpuBackend):
+    """A context in which a GPU backend is the CPU implementation of every op."""
+
+    def implementation(op: str, *arguments):
+        if work(op, *arguments) > backend.work:
+            leave_out("the shape is too large for kernels that run without a GPU")
+        if indices_outside(op, *arguments):
+            leave_out("a GPU doesn't check indices, except under FASTSPARSE_DEBUG=1")
+        return backend.run(op, *arguments)
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        library = torch.library.Library("fastsparse", "IMPL")
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "Warning only once for all operators"
+                )  # that one is replaced
+                for op in OPS:
+                    library.impl(op, partial(implementation, op), "CPU", allow_override=True)
+            yield
+        finally:
+            library._destroy()  # brings the compiled kernels back
+
+    return context()
+
+
+def leave_out(reason: str) -> None:
+    """End the test here as skipped; inside a property test, end its example."""
+    if hypothesis.currently_in_test_context():
+        hypothesis.reject()
+    pytest.skip(reason)
+
+
+def work(op: str, *arguments) -> int:
+    """Multiply-adds of a call, each score and each entry of a code counting as at least one."""
+    if op == "topk_encode":
+        x, weight = arguments[:2]
+        return x.shape[0] * weight.shape[0] * max(1, x.shape[1])
+    indices, dense = {"spmm": (1, 2), "sddmm": (2, 0), "spmm_t": (1, 2)}[op]
+    return arguments[indices].numel() * max(1, arguments[dense].shape[1])
+
+
+def indices_outside(op: str, *arguments) -> bool:
+    """Whether a call's indices reach beyond its latents."""
+    if op == "topk_encode":
+        return False
+    if op == "spmm_t":
+        indices, latents = arguments[1], arguments[3]
+    else:
+        indices, latents = (
+            (arguments[1], arguments[2].shape[0]) if op == "spmm" else (arguments[2], arguments[1].shape[0])
+        )
+    return bool(((indices < 0) | (indices >= latents)).any())
+
+
+# Triton's interpreter.
+
+
+def _triton_uninterpreted() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton compiles for the GPU here: TRITON_INTERPRET=1 would choose its interpreter"
+    return None
+
+
+def _interpreted(op: str, *arguments):
+    import numpy as np
+
+    if importlib.util.find_spec(f"fastsparse.kernels.{op}") is None:
+        pytest.skip(f"kernels/{op}.py is missing")
+    module = importlib.import_module(f"fastsparse.kernels.{op}")
+    if arguments[0].dtype not in module.DTYPES:
+        leave_out(f"Triton's {op} isn't for {str(arguments[0].dtype)[6:]}")
+    with np.errstate(all="ignore"):  # NumPy stands in for a GPU, which says nothing of an overflow
+        return getattr(module, op)(*arguments)
+
+
+# The CUDA emulator.
+
+
+def _not_emulated() -> str | None:
+    if importlib.util.find_spec("cuda_emulation") is None:
+        return "tests/cuda_emulation is missing"
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0]
+    return None if shutil.which(compiler) else f"no C++ compiler was found ({compiler})"
+
+
+def _emulated(op: str, *arguments):
+    from cuda_emulation.build import library
+
+    library()
+    packet = getattr(torch.ops.fastsparse_cuda, op, None)
+    if packet is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse_cuda::{op}", "CPU"):
+        pytest.skip(f"csrc/cuda/{op}.cu is missing")
+    return packet.default(*arguments)
+
+
+# A GPU.
+
+
+def _absent(name: str) -> str | None:
+    backend = fastsparse.backends()[name]
+    return None if backend.available else backend.detail
+
+
+def _on_gpu(name: str, op: str, *arguments):
+    there = [on_device(value) if isinstance(value, Tensor) else value for value in arguments]
+    with fastsparse.use_backend(name):
+        out = getattr(torch.ops.fastsparse, op).default(*there)
+    for value, copy in zip(arguments, there, strict=True):
+        if isinstance(value, Tensor):
+            assert torch.equal(_bytes(value), _bytes(copy).cpu()), f"{op} wrote to its input"
+    return tuple(tensor.cpu() for tensor in out) if isinstance(out, tuple) else out.cpu()
+
+
+def on_device(tensor: Tensor) -> Tensor:
+    """A tensor on the GPU, in a copy of its whole storage: strides, offset and what lies between are kept."""
+    storage = _bytes(tensor).cuda().untyped_storage()
+    return torch.empty(0, dtype=tensor.dtype, device="cuda").set_(
+        storage, tensor.storage_offset(), tensor.shape, tensor.stride()
+    )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+GPU_BACKENDS = {
+    "triton-interpreted": GpuBackend(_triton_uninterpreted, _interpreted, work=2e7),
+    "cuda-emulated": GpuBackend(_not_emulated, _emulated, work=2e7),
+    "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton")),
+    "cuda-gpu": GpuBackend(partial(_absent, "cuda"), partial(_on_gpu, "cuda")),
+}

@@ -1,0 +1,93 @@
+"""The tests' own backends: which are left out here and why, and that a replaced op is the one that runs."""
+
+import pytest
+import torch
+from backends import GPU_BACKENDS, OPS, GpuBackend, leave_out, missing, running
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastsparse
+
+CODE = torch.tensor([[2.0]]), torch.tensor([[1]])
+
+
+@pytest.mark.parametrize("name", GPU_BACKENDS)
+def test_runs_here(name):
+    reason = missing(name)
+    if reason:
+        pytest.skip(f"{name} is left out: {reason}")
+    with running(name):
+        assert fastsparse.spmm(*CODE, torch.eye(2)).tolist() == [[0.0, 2.0]]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """A backend named "recorded" that answers every op by its name alone and keeps the names."""
+    calls = []
+
+    def run(op, *arguments):
+        calls.append(op)
+        return (
+            (arguments[0][:, :1], torch.zeros(1, 1, dtype=torch.int64))
+            if op == "topk_encode"
+            else CODE[0] * 0
+        )
+
+    monkeypatch.setitem(GPU_BACKENDS, "recorded", GpuBackend(lambda: None, run, work=100))
+    return calls
+
+
+def test_every_op_is_replaced_and_comes_back(recorded):
+    weight = torch.ones(2, 1)
+    for _ in range(2):
+        with running("recorded"):
+            assert fastsparse.spmm(*CODE, weight).tolist() == [[0.0]]
+            fastsparse.sddmm(CODE[0], weight, CODE[1])
+            fastsparse.spmm_t(*CODE, CODE[0], 2)
+            fastsparse.topk_encode(CODE[0], weight, k=1)
+        assert sorted(recorded) == sorted(OPS)
+        assert fastsparse.spmm(*CODE, weight).tolist() == [[2.0]]
+        recorded.clear()
+
+
+def test_gradients_run_on_the_replaced_ops(recorded):
+    with running("recorded"):
+        fastsparse.spmm(CODE[0].clone().requires_grad_(), CODE[1], torch.ones(2, 1)).backward()
+    assert recorded == ["spmm", "sddmm"]
+
+
+def test_what_is_too_large_or_out_of_range_is_left_out(recorded):
+    with running("recorded"):
+        with pytest.raises(pytest.skip.Exception, match="too large"):
+            fastsparse.spmm(*CODE, torch.ones(2, 101))
+        with pytest.raises(pytest.skip.Exception, match="FASTSPARSE_DEBUG"):
+            fastsparse.spmm(CODE[0], CODE[1] + 1, torch.ones(2, 1))
+        with pytest.raises(pytest.skip.Exception, match="FASTSPARSE_DEBUG"):
+            fastsparse.sddmm(CODE[0], torch.ones(2, 1), CODE[1] - 2)
+        with pytest.raises(pytest.skip.Exception, match="FASTSPARSE_DEBUG"):
+            fastsparse.spmm_t(*CODE, CODE[0], 1)
+    assert recorded == []
+
+
+def test_a_skip_in_a_backward_ends_the_test(monkeypatch):
+    def run(op, *arguments):
+        return leave_out("no such kernel") if op == "sddmm" else torch.zeros(1, 2)
+
+    monkeypatch.setitem(GPU_BACKENDS, "half", GpuBackend(lambda: None, run))
+    with running("half"):
+        out = fastsparse.spmm(CODE[0].clone().requires_grad_(), CODE[1], torch.eye(2))
+        with pytest.raises(pytest.skip.Exception, match="no such kernel"):
+            out.sum().backward()
+
+
+def test_a_skip_in_a_property_ends_its_example_alone():
+    seen = []
+
+    @given(st.integers(0, 9))
+    def check(number):
+        if number % 2:
+            leave_out("odd")
+        seen.append(number)
+
+    check()
+    assert len(set(seen)) > 1
