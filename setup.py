@@ -1,25 +1,37 @@
-"""Builds the compiled parts: ``_ops_cpu`` (PyTorch's stable ABI) and ``_host`` (pybind11).
+"""Builds the compiled parts: ``_ops_cpu`` and ``_ops_cuda`` (PyTorch's stable ABI) and ``_host`` (pybind11).
 
 Environment:
     FASTSPARSE_CPU=1        a missing C++ compiler is an error (default: the install runs on the reference)
-    FASTSPARSE_CPU=0        leave the compiled parts out
+    FASTSPARSE_CPU=0        leave all compiled parts out, CUDA too unless FASTSPARSE_CUDA=1 asks for it
+    FASTSPARSE_CUDA=1       a missing nvcc is an error (default: CUDA is built where nvcc is found)
+    FASTSPARSE_CUDA=0       leave CUDA out
+    FASTSPARSE_CUDA_ARCHS   which GPUs to build for, such as "80,90" (default: what nvcc knows of CUDA_ARCHS);
+                            the newest also as PTX, which the driver compiles for GPUs that are newer still
     FASTSPARSE_SANITIZE=1   build with AddressSanitizer and UndefinedBehaviorSanitizer
     CXX                     the compiler
+    CUDA_HOME               where CUDA is (default: where nvcc is on PATH, then /usr/local/cuda)
     MAX_JOBS                how many files are compiled at once (default: the number of CPUs)
+
+Neither PyTorch's CUDA nor a GPU is needed to build for CUDA, and neither is looked at.
 """
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch that the binary serves: 2.10
 
 # Every kernel file is compiled once for each level; csrc/cpu/isa.cpp chooses among them at run time.
@@ -31,28 +43,102 @@ X86_LEVELS = {
 OTHER_LEVELS = {"baseline": []}
 KERNELS = ["topk_encode", "spmm", "sddmm", "spmm_t"]
 
+CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on
+
+
+# ---- what there is to build with ----
+
 
 def levels() -> dict[str, list[str]]:
     return X86_LEVELS if platform.machine() in ("x86_64", "AMD64") else OTHER_LEVELS
 
 
+@cache
 def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0] or "c++")
 
 
-def wanted() -> bool:
-    """Whether to build the compiled parts, by FASTSPARSE_CPU and by what is here."""
-    choice = os.environ.get("FASTSPARSE_CPU", "auto")
-    if choice not in ("auto", "0", "1"):
-        raise SystemExit(f"FASTSPARSE_CPU: must be 0 or 1, got {choice!r}")
-    if choice == "0":
+@cache
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=os.path.join(home, "bin"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def say(message: str) -> None:
+    print(f"fastsparse: {message}", file=sys.stderr, flush=True)
+
+
+def choice(variable: str) -> str:
+    value = os.environ.get(variable) or "auto"
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"{variable}: must be 0 or 1, got {value!r}")
+    return value
+
+
+@cache
+def cpu_wanted() -> bool:
+    """Whether to build for the CPU, by FASTSPARSE_CPU and by what is here."""
+    if choice("FASTSPARSE_CPU") == "0":
         return False
     if compiler() is None:
-        if choice == "1":
+        if choice("FASTSPARSE_CPU") == "1":
             raise SystemExit("FASTSPARSE_CPU=1: no C++ compiler was found (set CXX)")
-        print("fastsparse: no C++ compiler was found; installing without compiled kernels", file=sys.stderr)
+        say("no C++ compiler was found; installing without compiled kernels")
         return False
     return True
+
+
+@cache
+def cuda_wanted() -> bool:
+    """Whether to build for CUDA, by FASTSPARSE_CUDA and by what is here."""
+    asked = choice("FASTSPARSE_CUDA")
+    if asked == "0" or (asked == "auto" and not cpu_wanted()):
+        return False
+    missing = "C++ compiler was found (set CXX)" if compiler() is None else "nvcc was found (set CUDA_HOME)"
+    if compiler() is None or nvcc() is None:
+        if asked == "1":
+            raise SystemExit(f"FASTSPARSE_CUDA=1: no {missing}")
+        say(f"no {missing}; installing without CUDA kernels")
+        return False
+    return True
+
+
+@cache
+def cuda_toolkit() -> str:
+    """nvcc's version, such as 13.0."""
+    said = subprocess.run([nvcc(), "--version"], check=True, capture_output=True, text=True).stdout
+    return re.search(r"release (\d+\.\d+)", said)[1]
+
+
+@cache
+def cuda_archs() -> tuple[int, ...]:
+    """The compute capabilities to build for, ten times each, in rising order."""
+    said = subprocess.run([nvcc(), "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout
+    known = {int(arch) for arch in re.findall(r"compute_(\d+)\b", said)}
+    asked = os.environ.get("FASTSPARSE_CUDA_ARCHS")
+    if not asked:
+        left_out = [f"sm_{arch}" for arch in CUDA_ARCHS if arch not in known]
+        if left_out:
+            say(f"nvcc {cuda_toolkit()} can't compile for {', '.join(left_out)}, which are left out")
+        return tuple(arch for arch in CUDA_ARCHS if arch in known)
+    archs = re.split(r"[\s,;]+", asked.strip())
+    for arch in archs:
+        if not arch.isdecimal() or int(arch) not in known:
+            raise SystemExit(
+                f"FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc {cuda_toolkit()} can compile for "
+                f"({', '.join(map(str, sorted(known)))}), got {asked!r}"
+            )
+    return tuple(sorted(set(map(int, archs))))
+
+
+def cuda_contents() -> str:
+    """What the CUDA library serves, as fastsparse.backend reads it: the machine codes, then the PTX."""
+    return " ".join([*(f"sm_{arch}" for arch in cuda_archs()), f"compute_{cuda_archs()[-1]}"])
+
+
+# ---- how ----
 
 
 def flags() -> list[str]:
@@ -68,69 +154,128 @@ def flags() -> list[str]:
     return common
 
 
+def nvcc_flags() -> list[str]:
+    """Flags of every CUDA file. -lineinfo tells profilers and sanitizers the source lines, for free."""
+    common = ["-std=c++20", "-O3", "-lineinfo", "-ccbin", compiler(), "-Xptxas", "--warn-on-spills"]
+    common += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wno-psabi,-Wno-unused-parameter"]
+    common += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_archs()]
+    newest = f"compute_{cuda_archs()[-1]}"
+    return [*common, f"-gencode=arch={newest},code={newest}"]
+
+
 def torch_flags() -> list[str]:
     import torch
 
     include = Path(torch.__file__).parent / "include"
-    return [f"-I{include}", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    return ["-isystem", str(include), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+
+
+def torch_libraries() -> list[str]:
+    """What both op libraries link to. PyTorch's CUDA part needn't be here: csrc/cuda/edge.cu finds it."""
+    import torch
+
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu"]
 
 
 def host_flags() -> list[str]:
     import pybind11
 
-    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    cuda = [f'-DFASTSPARSE_CUDA="{cuda_toolkit()} {cuda_contents()}"'] if cuda_wanted() else []
+    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", *cuda]
+
+
+# ---- what the libraries are made of: what to compile, as (source, object, command), and how to link it ----
+
+Job = tuple[Path, Path, list[str]]
+
+
+def cpp(source: Path, target: Path, extra: list[str]) -> Job:
+    return source, target, [compiler(), *flags(), f"-I{CSRC}", *extra]
+
+
+def ops_cpu(objects: Path) -> tuple[list[Job], list[str], list[str]]:
+    jobs = [
+        cpp(
+            CSRC / "cpu" / f"{kernel}.cpp",
+            objects / f"{kernel}.{level}.o",
+            [*isa, f"-DFASTSPARSE_ISA={level}"],
+        )
+        for kernel in KERNELS
+        for level, isa in levels().items()
+    ]
+    jobs += [
+        cpp(source, objects / f"edge_{source.stem}.o", torch_flags())
+        for source in sorted((CSRC / "cpu" / "edge").glob("*.cpp"))
+    ]
+    jobs += [cpp(CSRC / "tensors.cpp", objects / "tensors.o", torch_flags())]
+    jobs += [cpp(CSRC / "cpu" / "isa.cpp", objects / "isa.o", [])]
+    return jobs, [compiler(), "-shared", *flags()], torch_libraries()
+
+
+def ops_cuda(objects: Path) -> tuple[list[Job], list[str], list[str]]:
+    told = [f"-I{CSRC}", *torch_flags(), f'-DFASTSPARSE_CUDA_CONTENTS="{cuda_contents()}"']
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    jobs = [(source, objects / f"{source.stem}.o", [nvcc(), *nvcc_flags(), *told]) for source in sources]
+    jobs += [cpp(CSRC / "tensors.cpp", objects / "tensors.o", torch_flags())]
+    # CUDA's runtime goes inside, and its symbols are kept there: PyTorch brings a runtime of its own.
+    link = [nvcc(), "-shared", "-ccbin", compiler(), "-cudart", "static", "--no-device-link"]
+    return jobs, [*link, "-Xlinker", "--exclude-libs=ALL"], torch_libraries()
+
+
+def host(objects: Path) -> tuple[list[Job], list[str], list[str]]:
+    jobs = [cpp(CSRC / "host" / "host.cpp", objects / "host.o", host_flags())]
+    jobs += [cpp(CSRC / "cpu" / "isa.cpp", objects / "isa.o", [])]
+    return jobs, [compiler(), "-shared", *flags()], []
+
+
+PARTS = {"_ops_cpu": ops_cpu, "_ops_cuda": ops_cuda, "_host": host}
+
+
+def compiled(source: Path, target: Path, command: list[str]) -> bool:
+    """Compile a file where it, a header of its, PyTorch or the command has changed; whether one had."""
+    from torch import __version__
+
+    record, depends = target.with_suffix(".command"), target.with_suffix(".d")
+    told = f"{__version__}\n{command}"
+    if target.exists() and record.exists() and record.read_text() == told and depends.exists():
+        files = re.split(r"\s+", depends.read_text().split(":", 1)[1].replace("\\\n", " ").strip())
+        if all(os.path.exists(file) and os.path.getmtime(file) < target.stat().st_mtime for file in files):
+            return False
+    record.unlink(missing_ok=True)
+    command = [*command, "-MMD", "-MF", str(depends), "-c", str(source), "-o", str(target)]
+    if subprocess.run(command, check=False).returncode:
+        raise SystemExit(f"fastsparse: compiling {source.relative_to(ROOT)} failed: {' '.join(command)}")
+    record.write_text(told)
+    return True
 
 
 class BuildKernels(build_ext):
-    """Compiles each object with its own flags, in parallel, and links two shared libraries."""
+    """Compiles what has changed, in parallel, and links a shared library of each part."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.split(".")[-1] == "_ops_cpu":  # no Python in it: no Python version in its name
+        if fullname.split(".")[-1].startswith("_ops_"):  # no Python in it: no Python version in its name
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
     def build_extension(self, ext: Extension) -> None:
-        csrc, objects = ROOT / "csrc", Path(self.build_temp) / ext.name
-        if ext.name == "fastsparse._ops_cpu":
-            jobs = [
-                (csrc / "cpu" / f"{kernel}.cpp", objects / f"{kernel}.{level}.o",
-                 [*isa, f"-DFASTSPARSE_ISA={level}"])
-                for kernel in KERNELS
-                for level, isa in levels().items()
-            ]  # fmt: skip
-            edge = torch_flags()
-            jobs += [
-                (source, objects / f"edge_{source.stem}.o", edge)
-                for source in sorted((csrc / "cpu" / "edge").glob("*.cpp"))
-            ]
-            jobs += [(csrc / "tensors.cpp", objects / "tensors.o", edge)]
-            jobs += [(csrc / "cpu" / "isa.cpp", objects / "isa.o", [])]
-        else:
-            jobs = [(csrc / "host" / "host.cpp", objects / "host.o", host_flags())]
-            jobs += [(csrc / "cpu" / "isa.cpp", objects / "isa.o", [])]
+        start = time.monotonic()
+        part = ext.name.split(".")[-1]
+        objects = Path(self.build_temp) / ext.name
         objects.mkdir(parents=True, exist_ok=True)
+        jobs, link, libraries = PARTS[part](objects)
+        if self.force:
+            for _, target, _ in jobs:
+                target.unlink(missing_ok=True)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            built = list(pool.map(lambda job: self._compile(*job), jobs))
+            count = sum(pool.map(lambda job: compiled(*job), jobs))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        libraries = []
-        if ext.name == "fastsparse._ops_cpu":
-            import torch
-
-            libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu"]
-        self.spawn([compiler(), "-shared", *flags(), *map(str, built), "-o", str(target), *libraries])
-
-    def _compile(self, source: Path, target: Path, extra: list[str]) -> Path:
-        headers = (ROOT / "csrc").rglob("*.h")
-        newest = max(path.stat().st_mtime for path in (source, Path(__file__), *headers))
-        if self.force or not target.exists() or target.stat().st_mtime < newest:
-            self.spawn(
-                [compiler(), "-c", str(source), "-o", str(target), *flags(), f"-I{ROOT / 'csrc'}", *extra]
-            )
-        return target
+        self.spawn([*link, *(str(object_file) for _, object_file, _ in jobs), "-o", str(target), *libraries])
+        serves = f" for {cuda_contents()}" if part == "_ops_cuda" else ""
+        say(f"{part}{serves}: compiled {count} of {len(jobs)} files, {time.monotonic() - start:.0f} s")
 
 
-extensions = [Extension("fastsparse._ops_cpu", []), Extension("fastsparse._host", [])] if wanted() else []
+parts = [*(["_ops_cpu", "_host"] if cpu_wanted() else []), *(["_ops_cuda"] if cuda_wanted() else [])]
 
 setup(
     packages=[
@@ -139,6 +284,6 @@ setup(
         *(f"fastsparse.{path.parent.name}" for path in sorted(ROOT.glob("fastsparse/*/__init__.py"))),
     ],
     package_dir={"fastsparse": "fastsparse", "fastsparse.kernels": "kernels"},
-    ext_modules=extensions,
+    ext_modules=[Extension(f"fastsparse.{part}", []) for part in parts],
     cmdclass={"build_ext": BuildKernels},
 )

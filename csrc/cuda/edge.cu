@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -160,12 +161,10 @@ void Call::launch(const char* name, const void* kernel, dim3 grid, dim3 block, s
   }
   if (error == cudaSuccess) error = cudaLaunchKernel(kernel, grid, block, parameters, shared_bytes, stream_);
   if (error == cudaSuccess) return;
-  auto sizes = [](dim3 size) {
-    return "(" + std::to_string(size.x) + ", " + std::to_string(size.y) + ", " + std::to_string(size.z) + ")";
-  };
-  std::string what = std::string("launching ") + name + " with grid " + sizes(grid) + ", block " + sizes(block) + ", " +
-                     std::to_string(shared_bytes) + " bytes of shared memory";
-  check(error, what.c_str());
+  char what[256];
+  std::snprintf(what, sizeof what, "launching %s with grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory",
+                name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes);
+  check(error, what);
 }
 
 // cuBLAS itself, not aten::mm: that one takes fp32 through TF32 wherever a program allows it for its own products, and
@@ -206,12 +205,10 @@ extern "C" __attribute__((visibility("default"))) const char* fastsparse_cuda_fa
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// The compute capabilities that there is machine code for, ten times each, then that of the portable code (PTX).
-extern "C" __attribute__((visibility("default"))) const char* fastsparse_cuda_architectures() {
-  return FASTSPARSE_CUDA_ARCHITECTURES;
+// What there is machine code for (sm_) and, portable, PTX (compute_): setup.py says.
+extern "C" __attribute__((visibility("default"))) const char* fastsparse_cuda_contents() {
+  return FASTSPARSE_CUDA_CONTENTS;
 }
-
-extern "C" __attribute__((visibility("default"))) int fastsparse_cuda_toolkit() { return CUDART_VERSION; }
 
 #endif
 

@@ -36,7 +36,7 @@ class Call {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments), "a kernel is launched with all its arguments");
     if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) return;
 #ifdef FASTSPARSE_EMULATED
-    emulator::launch(name, grid, block, shared_bytes, [&] { kernel(Parameters(arguments)...); });
+    emulator::launch(name, kernel, grid, block, shared_bytes, arguments...);
 #else
     std::apply(
         [&](auto... parameters) {

@@ -32,7 +32,12 @@ py::dict build_info() {
 #else
   bool sanitized = false;
 #endif
-  return py::dict("compiler"_a = compiler, "levels"_a = levels, "sanitized"_a = sanitized);
+#ifdef FASTSPARSE_CUDA
+  py::object cuda = py::str(FASTSPARSE_CUDA);
+#else
+  py::object cuda = py::none();
+#endif
+  return py::dict("compiler"_a = compiler, "levels"_a = levels, "sanitized"_a = sanitized, "cuda"_a = cuda);
 }
 
 py::dict cpu_features() {
@@ -45,6 +50,6 @@ py::dict cpu_features() {
 
 PYBIND11_MODULE(_host, m) {
   m.doc() = "What was built, and what this CPU can run.";
-  m.def("build_info", &build_info, "Compiler, instruction-set levels compiled in, sanitizers.");
+  m.def("build_info", &build_info, "Compiler, instruction-set levels and sanitizers; of CUDA the toolkit's version and the code compiled, or None.");
   m.def("cpu_features", &cpu_features, "The CPU's features that kernels choose by, and the best level it can run.");
 }
