@@ -47,6 +47,9 @@ template <> __device__ __forceinline__ f16 narrow<f16>(float value) { return {__
 template <> __device__ __forceinline__ float narrow<float>(float value) { return value; }
 template <> __device__ __forceinline__ double narrow<double>(double value) { return value; }
 
+// The emulator checks it.
+__device__ __forceinline__ void assume_aligned_packet(const void*) {}
+
 #endif
 
 // As many elements as one 16-byte access moves.
@@ -57,9 +60,11 @@ template <typename T> struct alignas(16) Packet {
 
 // One 16-byte access: the address must be a multiple of 16.
 template <typename T> __device__ __forceinline__ Packet<T> load_packet(const T* address) {
+  assume_aligned_packet(address);
   return *reinterpret_cast<const Packet<T>*>(address);
 }
 template <typename T> __device__ __forceinline__ void store_packet(T* address, const Packet<T>& packet) {
+  assume_aligned_packet(address);
   *reinterpret_cast<Packet<T>*>(address) = packet;
 }
 
