@@ -1,5 +1,6 @@
 """Checks of tensor arguments; every message names the op, the argument, what it was and what it should be."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -80,14 +81,36 @@ def check_indices(op: str, indices: Tensor) -> None:
 def check_range(op: str, indices: Tensor, M: int) -> None:
     """Every index is in [0, M): for the reference, since PyTorch's indexing would count -1 from the end.
 
-    On the CPU only, since elsewhere it would wait for the device; not while tracing, since it reads the data.
+    On the CPU only, since elsewhere it would wait for the device, except under FASTSPARSE_DEBUG=1; not while
+    tracing, since it reads the data, nor while a CUDA graph is being captured.
     """
-    if indices.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    if indices.device.type != "cpu" and (os.environ.get("FASTSPARSE_DEBUG") != "1" or capturing(indices)):
         return
     outside = (indices < 0) | (indices >= M)
     if outside.any():
         n, j = torch.nonzero(outside)[0].tolist()
         raise IndexError(f"{op}: indices[{n}, {j}] must be in [0, {M}), got {indices[n, j].item()}")
+
+
+def check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
+    """k latents are eligible: for topk_encode, which can't return fewer.
+
+    This waits for the device that holds the mask, so not while a CUDA graph is being captured.
+    """
+    if latent_mask is None or capturing(latent_mask):
+        return
+    eligible = int(latent_mask.sum())
+    if k > eligible:
+        raise ValueError(
+            f"topk_encode: k must be between 1 and the number of eligible latents ({eligible}), got k={k}"
+        )
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether work on a tensor goes into a CUDA graph, to run later."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def check_leading(op: str, name: str, tensor: Tensor, indices: Tensor) -> None:

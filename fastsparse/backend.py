@@ -1,21 +1,27 @@
 """Which backends can run here, why the others can't, and how to insist on one.
 
-Backends by name: ``reference`` (plain PyTorch, any device), ``cpu`` (C++, vectorised), ``triton``, ``cuda``.
-Without a name the fastest available one for the tensor's device runs. A backend that is named is used, or
-an error says why it can't be: there is no silent fallback.
+Backends by name: ``reference`` (plain PyTorch, any device), ``cpu`` (C++, vectorised), and on GPUs ``triton``
+and ``cuda`` (C++). Without a name the fastest available one for the tensor's device runs. A backend that is
+named is used, or an error says why it can't be: there is no silent fallback.
 """
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 NAMES = ("reference", "cpu", "triton", "cuda")
+GPU_NAMES = ("triton", "cuda")
 CPU_LEVELS = ("baseline", "avx2", "avx512")
+OLDEST_TRITON = (3, 6)
+OLDEST_CAPABILITY = (8, 0)  # of NVIDIA GPUs, for Triton's kernels; the CUDA library says what it serves
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,51 @@ class _CpuLibrary:
         self._library.fastsparse_cpu_set_level(CPU_LEVELS.index(level))
 
 
+class _CudaLibrary:
+    """The compiled CUDA kernels, loaded when they are first asked for.
+
+    Loading registers them with PyTorch's dispatcher, in a namespace of their own: ops/_gpu.py calls them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._library: ctypes.CDLL | None = None
+
+    @cached_property
+    def failure(self) -> str | None:
+        """Why the library can't be used in this process, on any device."""
+        if not self._path.exists():
+            return f"{self._path.name} was not built: install with nvcc, or use a wheel that has it"
+        try:
+            library = ctypes.CDLL(str(self._path))
+            library.fastsparse_cuda_failure.restype = ctypes.c_char_p
+            library.fastsparse_cuda_contents.restype = ctypes.c_char_p
+        except (OSError, AttributeError) as error:
+            return f"{self._path.name} could not be loaded: {error}"
+        self._library = library
+        failure = library.fastsparse_cuda_failure()
+        return None if failure is None else failure.decode()
+
+    @cached_property
+    def contents(self) -> str:
+        """What was compiled: ``sm_90`` is machine code, ``compute_90`` code for the driver to compile."""
+        return self._library.fastsparse_cuda_contents().decode()
+
+    def serves(self, major: int, minor: int) -> bool:
+        """Whether there is code for a compute capability.
+
+        Machine code runs on its own major version from its minor version on, portable code on all that follow
+        ("CUDA C++ Programming Guide", section "Compute Capability and Compatibility").
+        """
+        for kind, *version in re.findall(r"(sm|compute)_(\d+)(\d)", self.contents):
+            had = tuple(map(int, version))
+            if had <= (major, minor) and (kind == "compute" or had[0] == major):
+                return True
+        return False
+
+
 _cpu = _CpuLibrary()
+_cuda = _CudaLibrary(Path(__file__).parent / "_ops_cuda.so")
 # A plain global, because torch.compile can guard on one and can't trace a context variable.
 _requested: str | None = os.environ.get("FASTSPARSE_BACKEND")
 if _requested is not None:
@@ -99,16 +149,68 @@ def _describe(name: str) -> Backend:
         return Backend(name, False, failure)
     if name == "reference":
         return Backend(name, True, "plain PyTorch, every device, slow")
-    return Backend(name, True, f"C++, instruction-set level {_cpu.level}, up to {_cpu.best_level} here")
+    if name == "cpu":
+        return Backend(name, True, f"C++, instruction-set level {_cpu.level}, up to {_cpu.best_level} here")
+    detail = f"Triton {import_triton().__version__}" if name == "triton" else f"CUDA C++, {_cuda.contents}"
+    for index, reason in enumerate(_failures_by_device(name)):
+        if reason is not None:
+            detail += f"; not on cuda:{index}: {reason}"
+    return Backend(name, True, detail)
 
 
 def _failure(name: str) -> str | None:
-    """Why a backend can't run. Asks the library nothing: torch.compile traces this and can't trace ctypes."""
+    """Why a backend can't run on any device here.
+
+    Of ``cpu`` it asks the library nothing: torch.compile traces this and can't trace ctypes.
+    """
     if name == "reference":
         return None
     if name == "cpu":
         return _cpu.failure
-    return f"this version of fastsparse has no {name} kernels"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this PyTorch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "no GPU was found: torch.cuda.is_available() is False"
+    failures = _failures_by_device(name)
+    return None if None in failures else failures[0]
+
+
+def _failures_by_device(name: str) -> list[str | None]:
+    return [device_failure(name, index) for index in range(torch.cuda.device_count())]
+
+
+@cache
+def device_failure(name: str, index: int) -> str | None:
+    """Why a GPU backend can't run on one of the devices, which exists; None where it can."""
+    device = torch.cuda.get_device_properties(index)
+    amd, gpu = torch.version.hip is not None, f"{device.name} is sm_{device.major}{device.minor}"
+    if name == "triton":
+        if not amd and (device.major, device.minor) < OLDEST_CAPABILITY:
+            return f"{gpu}: the kernels need sm_{OLDEST_CAPABILITY[0]}{OLDEST_CAPABILITY[1]} or later"
+        return _triton_failure()
+    if amd:
+        return "these kernels are for NVIDIA's GPUs: on AMD's, Triton serves"
+    if _cuda.failure is None and not _cuda.serves(device.major, device.minor):
+        return f"{gpu}: the library holds {_cuda.contents}"
+    return _cuda.failure
+
+
+def import_triton():
+    """Triton, which is imported nowhere before it is needed."""
+    import triton
+
+    return triton
+
+
+@cache
+def _triton_failure() -> str | None:
+    try:
+        version = import_triton().__version__
+    except Exception as error:  # whatever is wrong with it, everything else still works
+        return f"triton can't be imported: {error}"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
+        return f"triton {version} is too old: {'.'.join(map(str, OLDEST_TRITON))} or later is needed"
+    return None
 
 
 @contextmanager
@@ -131,6 +233,8 @@ def use_backend(name: str) -> Iterator[None]:
         ...     code = fastsparse.topk_encode(torch.eye(2), torch.eye(2), k=1)
     """
     _check_name(name, "use_backend")
+    if name in GPU_NAMES and torch.compiler.is_compiling():  # a compiled graph asks when it runs
+        raise RuntimeError(f"use_backend: enter {name!r} outside of what torch.compile compiles")
     _require(name)
     global _requested
     before, _requested = _requested, name
@@ -152,13 +256,19 @@ def wants_reference(x: Tensor) -> bool:
         return False
     if _requested == "reference":
         return True
-    _require(_requested)
     device = "cpu" if _requested == "cpu" else "cuda"
+    if _requested == "cpu" or x.device.type != device:  # on a GPU, ops/_gpu.py insists, knowing the device
+        _require(_requested)
     if x.device.type != device:
         raise RuntimeError(
             f"backend {_requested!r} was asked for and runs on {device} tensors, got one on {x.device}"
         )
     return False
+
+
+def requested() -> str | None:
+    """The backend that was asked for, if one was."""
+    return _requested
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Registration of ops with PyTorch: schema once, the reference wherever there is no better kernel."""
+"""Registration of ops with PyTorch: schema once, the reference wherever there is no better kernel.
+
+On CUDA tensors ``fastsparse::<op>`` is Python, which chooses among kernels (_gpu.py). Those of the compiled
+library are ``fastsparse_cuda::<op>``, of the same schema.
+"""
 
 from collections.abc import Callable
 
@@ -7,8 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastsparse.backend import wants_reference
+from fastsparse.ops import _gpu
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
+_CUDA_LIBRARY = torch.library.Library("fastsparse_cuda", "DEF")
 
 
 def register(
@@ -21,7 +27,9 @@ def register(
     name = schema[: schema.index("(")]
     qualified = f"fastsparse::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _CUDA_LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _gpu.implementation(name, reference), "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     op = getattr(torch.ops.fastsparse, name).default

@@ -4,19 +4,12 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._validation import check_eligible
 from fastsparse.ops._library import register
 
 
-def _check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
-    eligible = weight.shape[0] if latent_mask is None else int(latent_mask.sum())
-    if k > eligible:
-        raise ValueError(
-            f"topk_encode: k must be between 1 and the number of eligible latents ({eligible}), got k={k}"
-        )
-
-
 def _reference(x, weight, bias, k, activation, latent_scale, latent_mask):
-    _check_eligible(weight, k, latent_mask)
+    check_eligible(weight, k, latent_mask)
     with torch.autocast(x.device.type, enabled=False):  # which would take the product down to halves
         return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
 
