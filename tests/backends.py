@@ -15,8 +15,6 @@ import importlib
 import importlib.util
 import math
 import os
-import shutil
-import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +24,7 @@ from functools import partial
 import hypothesis
 import pytest
 import torch
+from cuda_emulation import build as emulator
 from torch import Tensor
 
 import fastsparse
@@ -168,20 +167,14 @@ def _interpreted(op: str, *arguments):
 
 
 def _not_emulated() -> str | None:
-    if importlib.util.find_spec("cuda_emulation") is None:
-        return "tests/cuda_emulation is missing"
-    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0]
-    return None if shutil.which(compiler) else f"no C++ compiler was found ({compiler})"
+    return emulator.unavailable()
 
 
 def _emulated(op: str, *arguments):
-    from cuda_emulation.build import library
-
-    library()
-    packet = getattr(torch.ops.fastsparse_cuda, op, None)
-    if packet is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse_cuda::{op}", "CPU"):
+    emulator.load()
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse_cuda::{op}", "CPU"):
         pytest.skip(f"csrc/cuda/{op}.cu is missing")
-    return packet.default(*arguments)
+    return getattr(torch.ops.fastsparse_cuda, op).default(*arguments)
 
 
 # A GPU.

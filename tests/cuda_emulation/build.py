@@ -1,14 +1,18 @@
 """Builds the CUDA kernels for the CPU, over the emulator, with the host's C++ compiler.
 
-Variants: ``plain`` (fast), ``racecheck`` (every load and store of device code is checked for races, for reads of
-shared memory that nobody wrote, and for bounds of shared memory), ``address`` (AddressSanitizer and
-UndefinedBehaviorSanitizer, for bounds of all memory: the process must have been started with their runtime,
-see :func:`preload`).
+Variants:
+
+- ``plain``: fast;
+- ``racecheck``: every load and store of device code is checked for races, for reads of shared memory that
+  nobody wrote, and for the bounds of shared memory;
+- ``address``: AddressSanitizer and UndefinedBehaviorSanitizer, for the bounds of all memory. The process must
+  have been started with their runtime: see :func:`preload`.
 
     python tests/cuda_emulation/build.py [variant]        builds the ops and prints where they are
 """
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -26,12 +30,12 @@ MACHINE = [HERE / "emulator.cpp", HERE / "fiber.cpp"]
 
 # No contraction: the sources say where a multiplication and an addition are fused.
 FLAGS = [
-    *("-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DFASTSPARSE_EMULATED"),
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", f"-I{CSRC}", f"-I{HERE}"),
+    *("-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-DFASTSPARSE_EMULATED", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", f"-I{CSRC}", f"-I{HERE}"),
 ]  # fmt: skip
 VARIANTS = {
     "plain": ["-O2", "-g1"],
-    # The calls that the compiler leaves at every access are answered by racecheck.cpp, not by ThreadSanitizer.
+    # racecheck.cpp, not ThreadSanitizer, answers the calls that the compiler leaves at every access.
     "racecheck": ["-O1", "-g1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
     "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
 }
@@ -61,6 +65,17 @@ def library(variant: str = "plain") -> Path:
     return build("fastsparse_cuda", sources, variant, flags, libraries)
 
 
+@functools.cache
+def load() -> None:
+    """Load the ops of :func:`library` once, in the variant that FASTSPARSE_EMULATOR names."""
+    import torch
+
+    variant = os.environ.get("FASTSPARSE_EMULATOR", "plain")
+    if variant not in VARIANTS:
+        raise ValueError(f"FASTSPARSE_EMULATOR: must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    torch.ops.load_library(library(variant))
+
+
 def build(
     name: str, sources: list[Path], variant: str, flags: Iterable[str] = (), libraries: Iterable[str] = ()
 ) -> Path:
@@ -70,17 +85,20 @@ def build(
     folder = BUILD / variant / name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.so"
+    machine_flags = _machine_flags(variant)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may want the same
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             emulated = pool.map(lambda path: _compile(path, folder, [*VARIANTS[variant], *flags]), sources)
-            machine = pool.map(lambda path: _compile(path, folder, _machine_flags(variant)), _machine(variant))
+            machine = pool.map(lambda path: _compile(path, folder, machine_flags), _machine(variant))
             objects = sorted({*emulated, *machine})
         newest = max(path.stat().st_mtime_ns for path in objects)
         if not target.exists() or target.stat().st_mtime_ns < newest:
             sanitizers = VARIANTS["address"] if variant == "address" else []
             made = target.with_suffix(".new")
-            _run([compiler(), "-shared", *sanitizers, *map(str, objects), "-o", str(made), *libraries, "-ldl"])
+            _run(
+                [compiler(), "-shared", *sanitizers, *map(str, objects), "-o", str(made), *libraries, "-ldl"]
+            )
             made.replace(target)  # whoever has the old one loaded keeps it
     return target
 
@@ -130,7 +148,9 @@ def preload() -> dict[str, str]:
     """Environment variables of a process that is to load the ``address`` variant."""
     names = ("libasan.so", "libubsan.so", "libstdc++.so.6")
     found = [
-        subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        subprocess.run(
+            [compiler(), f"-print-file-name={name}"], capture_output=True, text=True
+        ).stdout.strip()
         for name in names
     ]
     return {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
