@@ -1,0 +1,197 @@
+#include "cuda/topk_encode.cuh"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "cuda/edge.h"
+#include "cuda/rows.h"
+
+namespace fastsparse::cuda {
+
+namespace {
+
+constexpr int64_t kMostRows = 8192;                   // tokens at a time
+constexpr int64_t kScoreBytes = int64_t{32} << 20;    // of scores at a time: they stay in the L2 cache
+constexpr int64_t kListBytes = int64_t{64} << 20;     // of candidates; a larger k takes fewer tokens at a time
+constexpr int64_t kTile = 256;                        // latents of a product's tile, as the vendor's kernels cut it
+constexpr int64_t kSplitLatents = 2048;               // a part of a stripe that keeps a warp busy for long enough
+constexpr int kThreads = 256;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// How many equal parts [0, total) is cut into when none is larger than `most`, in multiples of `unit`.
+int64_t even_part(int64_t total, int64_t most, int64_t unit) {
+  return round_up(ceil_div(total, ceil_div(total, most)), unit);
+}
+
+Tensor rows_of(const Tensor& tensor, int64_t begin, int64_t count) {
+  Tensor whole = tensor;
+  return torch::stable::narrow(whole, 0, begin, count);
+}
+
+// The places that each row of ranks (rows, k) comes from when sorted: descending, ties in place.
+Tensor sorted_places(const Tensor& ranks) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(ranks), from(std::optional<bool>(true)), from(int64_t{1}), from(true)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
+  return torch::stable::detail::to<Tensor>(stack[1]);
+}
+
+// One call for tensors of one type.
+template <typename T> class Encoder {
+  using C = Accumulator<T>;
+
+ public:
+  Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
+          const std::string& activation, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask)
+      : call_(x), x_(x), weight_(weight), N_(x.size(0)), D_(x.size(1)), M_(weight.size(0)), k_(k),
+        relu_(activation == "relu"), keyed_(activation == "abs" || scale || mask) {
+    if (activation != "relu" && activation != "none" && activation != "abs")
+      throw std::invalid_argument("topk_encode: activation must be one of relu, none, abs, got '" + activation + "'");
+    if (k < 1 || k > M_)
+      throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
+                                  std::to_string(M_) + "), got k=" + std::to_string(k));
+    if (M_ >= std::numeric_limits<int32_t>::max() - 4096)
+      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 - 4096 rows, got " + std::to_string(M_));
+    values_ = allocate(x, {N_, k}, x.scalar_type());
+    indices_ = allocate(x, {N_, k}, ScalarType::Long);
+    if (N_ > 0) prepare(bias, scale, mask, activation == "abs");
+  }
+
+  std::tuple<Tensor, Tensor> run() {
+    if (N_ == 0) return {values_, indices_};
+    capacity_ = std::min(M_, std::max(2 * k_, round_up(k_ + kGroup<C>, kWarp)));
+    plan();
+    for (int64_t n = 0; n < N_; n += rows_) plain(n, std::min(rows_, N_ - n));
+    return {values_, indices_};
+  }
+
+ private:
+  Tensor scratch(int64_t count, ScalarType dtype) const { return allocate(x_, {count}, dtype); }
+  static constexpr ScalarType accumulator() { return sizeof(C) == 8 ? ScalarType::Double : ScalarType::Float; }
+  static constexpr ScalarType order_type() { return sizeof(C) == 8 ? ScalarType::Long : ScalarType::Int; }
+
+  void prepare(const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask,
+               bool absolute) {
+    int64_t padded = round_up(M_, kGroup<C>);
+    bias_ = scratch(padded, accumulator());
+    latents_ = {data<C>(*bias_), nullptr, nullptr, absolute};
+    C* scale_out = nullptr;
+    uint8_t* eligible_out = nullptr;
+    if (keyed_) {
+      scale_ = scratch(padded, accumulator());
+      eligible_ = scratch(padded, ScalarType::Byte);
+      latents_.scale = scale_out = mutable_data<C>(*scale_);
+      latents_.eligible = eligible_out = mutable_data<uint8_t>(*eligible_);
+    }
+    auto pointer = [](const std::optional<Tensor>& vector) { return vector ? vector->const_data_ptr() : nullptr; };
+    auto stride = [](const std::optional<Tensor>& vector) { return vector ? vector->stride(0) : 0; };
+    call_.launch("topk_encode_prepare", topk_encode_prepare<T>, ceil_div(padded, kThreads), kThreads, 0,
+                 static_cast<const T*>(pointer(bias)), stride(bias), static_cast<const T*>(pointer(scale)), stride(scale),
+                 static_cast<const uint8_t*>(pointer(mask)), stride(mask), M_, padded, mutable_data<C>(*bias_), scale_out,
+                 eligible_out);
+  }
+
+  // Rows and latents to take at a time, and scratch for them.
+  void plan() {
+    int64_t entry_bytes = 2 * sizeof(C) + sizeof(int32_t);
+    int64_t most_rows = std::max<int64_t>(1, kListBytes / (capacity_ * entry_bytes));
+    rows_ = std::min(N_, even_part(N_, std::min(kMostRows, most_rows), most_rows >= 1024 ? 128 : 1));
+    stripe_ = stripe_latents();
+    // Few rows are split among more warps: what one reads, 2 kB at a time, must keep a multiprocessor's share of L2 busy.
+    splits_ = k_ > kMostSorted ? 1 : std::max<int64_t>(1, std::min(ceil_div(16 * call_.multiprocessors(), rows_),
+                                                                   stripe_ / kSplitLatents));
+    scores_ = scratch(rows_ * stripe_, accumulator());
+    int64_t lists = rows_ * splits_;
+    first_ = scratch(lists * capacity_, order_type());
+    second_ = scratch(lists * capacity_, accumulator());
+    latent_ = scratch(lists * capacity_, ScalarType::Int);
+    count_ = scratch(lists, ScalarType::Int);
+    threshold_ = scratch(lists, order_type());
+    lists_ = {int(k_), int(capacity_), mutable_data<Order<C>>(*first_), mutable_data<C>(*second_),
+              mutable_data<int32_t>(*latent_), mutable_data<int32_t>(*count_), mutable_data<Order<C>>(*threshold_)};
+  }
+
+  // The stripe whose scores fit and whose product's tiles, in waves over the multiprocessors, leave the least idle.
+  int64_t stripe_latents() const {
+    int64_t most = std::max<int64_t>(kScoreBytes / int64_t(sizeof(C)) / rows_ / kTile, 1) * kTile, best = most;
+    if (M_ <= most) return round_up(M_, kGroup<C>);
+    double best_use = 0;
+    for (int64_t latents = most; latents * 2 > most; latents -= kTile) {
+      int64_t tiles = ceil_div(rows_, 128) * (latents / kTile);
+      double use = double(tiles) / double(round_up(tiles, call_.multiprocessors()));
+      if (use > best_use * 1.02) best_use = use, best = latents;
+    }
+    return best;
+  }
+
+  // A block of the scores' memory: rows a whole number of groups apart.
+  Tensor scores(int64_t rows, int64_t count) {
+    Tensor view = torch::stable::from_blob(scores_->mutable_data_ptr(), {rows, count}, {stripe_, 1}, x_.device(),
+                                           accumulator());
+    return view;
+  }
+
+  int64_t warps_blocks(int64_t warps) const { return ceil_div(warps, kFilterThreads / kWarp); }
+
+  // Rows [begin, begin + rows) from exact scores.
+  void plain(int64_t begin, int64_t rows) {
+    Tensor tokens = rows_of(x_, begin, rows);
+    for (int64_t m = 0; m < M_; m += stripe_) {
+      int64_t count = std::min(stripe_, M_ - m);
+      product(tokens, rows_of(weight_, m, count), scores(rows, count));
+      Stripe<C> stripe{data<C>(*scores_), stripe_, int(m), int(count)};
+      call_.launch("topk_encode_filter", keyed_ ? topk_encode_filter<C, true> : topk_encode_filter<C, false>,
+                   warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, int(rows), int(splits_));
+    }
+    select(begin, rows);
+  }
+
+  Output<T> output(int64_t begin) const {
+    return {mutable_data<T>(values_) + begin * k_, mutable_data<int64_t>(indices_) + begin * k_, relu_};
+  }
+
+  void select(int64_t begin, int64_t rows) {
+    if (k_ <= kMostSorted) {
+      call_.launch("topk_encode_select", topk_encode_select<T>, rows, kSelectThreads, 0, lists_, int(splits_),
+                   output(begin), latents_.eligible, M_);
+      return;
+    }
+    Tensor ranks = allocate(x_, {rows, k_}, ScalarType::Long);
+    call_.launch("topk_encode_rank", topk_encode_rank<C>, warps_blocks(rows), kFilterThreads, 0, lists_, int(rows),
+                 latents_.eligible, M_, mutable_data<int64_t>(ranks));
+    Tensor places = torch::stable::contiguous(sorted_places(ranks));
+    call_.launch("topk_encode_write", topk_encode_write<T>, ceil_div(rows * k_, kThreads), kThreads, 0, lists_, rows,
+                 data<int64_t>(places), output(begin));
+  }
+
+  Call call_;
+  Tensor x_, weight_, values_, indices_;
+  int64_t N_, D_, M_, k_, capacity_ = 0, rows_ = 0, stripe_ = 0, splits_ = 1;
+  bool relu_, keyed_;
+  Latents<C> latents_{};
+  Lists<C> lists_{};
+  std::optional<Tensor> bias_, scale_, eligible_, scores_, first_, second_, latent_, count_, threshold_;
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                       int64_t k, const std::string& activation,
+                                       const std::optional<Tensor>& latent_scale,
+                                       const std::optional<Tensor>& latent_mask) {
+  return with_type(dtype_of(x), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return Encoder<T>(x, weight, bias, k, activation, latent_scale, latent_mask).run();
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("topk_encode", TORCH_BOX(&topk_encode)); }
+
+}  // namespace fastsparse::cuda
