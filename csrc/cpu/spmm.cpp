@@ -10,9 +10,11 @@ void spmm(const SpmmArgs& args, Range rows, Range columns) {
     auto* values = static_cast<const Accumulator<T>*>(args.values);
     auto* weight = static_cast<const T*>(args.weight);
     auto* out = static_cast<T*>(args.out);
-    for (int64_t n = rows.begin; n < rows.end; ++n)
-      gather_sum(values + n * args.k, args.indices + n * args.k, args.k, weight + columns.begin, args.weight_stride,
-                 columns.end - columns.begin, out + n * args.D + columns.begin);
+    for (int64_t n = rows.begin; n < rows.end; ++n) {
+      Gather<T> sum{values + n * args.k, args.indices + n * args.k, args.k, (rows.end - n - 1) * args.k,
+                    weight + columns.begin, args.weight_stride};
+      gather_sum(sum, columns.end - columns.begin, out + n * args.D + columns.begin);
+    }
   });
 }
 

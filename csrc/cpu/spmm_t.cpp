@@ -6,6 +6,16 @@
 
 namespace fastsparse::FASTSPARSE_ISA {
 
+namespace {
+
+// The sum over some entries; those up to `last` come after them.
+template <typename T> Gather<T> gather(const SpmmTArgs& args, Range entries, int64_t last) {
+  return {static_cast<const Accumulator<T>*>(args.values) + entries.begin, args.rows + entries.begin,
+          entries.end - entries.begin, last - entries.end, static_cast<const T*>(args.x), args.x_stride};
+}
+
+}  // namespace
+
 void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
   if (args.D == 0) return;  // nothing to write, and no address that memset may be given
   with_type(args.dtype, [&](auto tag) {
@@ -15,8 +25,7 @@ void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
       T* out = static_cast<T*>(args.out) + m * args.D;
       if (count == 0) std::memset(static_cast<void*>(out), 0, args.D * sizeof(T));
       else if (count <= kSegment)
-        gather_sum(static_cast<const Accumulator<T>*>(args.values) + begin, args.rows + begin, count,
-                   static_cast<const T*>(args.x), args.x_stride, args.D, out);
+        gather_sum(gather<T>(args, {begin, begin + count}, args.offsets[latent_end]), args.D, out);
     }
   });
 }
@@ -24,9 +33,7 @@ void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
 void spmm_t_segment(const SpmmTArgs& args, Range entries, void* partial) {
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    gather_sum(static_cast<const Accumulator<T>*>(args.values) + entries.begin, args.rows + entries.begin,
-               entries.end - entries.begin, static_cast<const T*>(args.x), args.x_stride, args.D,
-               static_cast<Accumulator<T>*>(partial));
+    gather_sum(gather<T>(args, entries, entries.end), args.D, static_cast<Accumulator<T>*>(partial));
   });
 }
 

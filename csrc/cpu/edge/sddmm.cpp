@@ -6,7 +6,7 @@ namespace fastsparse::edge {
 
 Tensor sddmm(const Tensor& x, const Tensor& weight, const Tensor& indices) {
   int64_t N = indices.size(0), k = indices.size(1);
-  Tensor codes = torch::stable::contiguous(indices), rows = with_unit_stride(x), atoms = with_unit_stride(weight);
+  Tensor codes = as_contiguous(indices, ScalarType::Long), rows = with_unit_stride(x), atoms = with_unit_stride(weight);
   check_indices("sddmm", codes, weight.size(0));
   Tensor out = allocate({N, k}, x.scalar_type());
   SddmmArgs args{rows.const_data_ptr(), atoms.const_data_ptr(), codes.const_data_ptr<int64_t>(),

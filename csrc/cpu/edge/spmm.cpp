@@ -22,7 +22,7 @@ int64_t panel_columns(int64_t uses, int64_t M, int64_t D, int64_t element_bytes)
 
 Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
   int64_t N = indices.size(0), k = indices.size(1), M = weight.size(0), D = weight.size(1);
-  Tensor codes = torch::stable::contiguous(indices), atoms = with_unit_stride(weight);
+  Tensor codes = as_contiguous(indices, ScalarType::Long), atoms = with_unit_stride(weight);
   check_indices("spmm", codes, M);
   Tensor coefficients = as_contiguous(values, accumulator_of(weight.scalar_type()));
   Tensor out = allocate({N, D}, weight.scalar_type());

@@ -41,7 +41,7 @@ LatentMajor latent_major(const Tensor& values, const Tensor& indices, int64_t M)
 Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int64_t M) {
   int64_t D = x.size(1);
   ScalarType accumulator = accumulator_of(x.scalar_type());
-  Tensor codes = torch::stable::contiguous(indices), rows = with_unit_stride(x);
+  Tensor codes = as_contiguous(indices, ScalarType::Long), rows = with_unit_stride(x);
   check_indices("spmm_t", codes, M);
   Tensor coefficients = as_contiguous(values, accumulator);
   LatentMajor sorted = accumulator == ScalarType::Double ? latent_major<double>(coefficients, codes, M)
