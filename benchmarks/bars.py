@@ -32,6 +32,12 @@ class Bar:
     def passed(self) -> bool:
         return self.measured is not None and COMPARE[self.relation](self.measured, self.required)
 
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        return "stands" if self.passed else "falls short"
+
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
 
@@ -61,9 +67,10 @@ def table(bars: Iterable[Bar]) -> str:
     """The bars as text, the failed ones last, where the eye falls."""
     rows = []
     for bar in sorted(bars, key=lambda bar: not bar.passed):
-        measured = "not measured" if bar.measured is None else f"{bar.measured:.3g} {bar.unit}"
-        verdict = "pass" if bar.passed else "FAIL"
-        rows.append((verdict, bar.name, f"{bar.relation} {bar.required:.3g} {bar.unit}", measured, bar.note))
+        measured = "" if bar.measured is None else f"{bar.measured:.3g} {bar.unit}"
+        rows.append(
+            (bar.verdict, bar.name, f"{bar.relation} {bar.required:.3g} {bar.unit}", measured, bar.note)
+        )
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip()

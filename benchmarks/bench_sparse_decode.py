@@ -60,7 +60,7 @@ DECODERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def _forward(
     shape: Shape, kind: str, values: Tensor, indices: Tensor, weight: Tensor, options: Options
 ) -> dict[str, Any]:
-    expected = _by_rows(reference.spmm, shape, values, indices, weight)
+    expected = by_rows(reference.spmm, shape, values, indices, weight)
     contenders = [
         Contender(name, partial(decode, values, indices, weight), partial(_close, ("out",), (expected,)))
         for name, decode in DECODERS.items()
@@ -80,7 +80,7 @@ def _backward(
     shape: Shape, kind: str, values: Tensor, indices: Tensor, weight: Tensor, options: Options
 ) -> dict[str, Any]:
     grad = data.normal(shape.N, shape.D, 40)
-    expected = (_d_values(shape, grad, weight, indices), _d_weight(shape, values, indices, grad))
+    expected = (d_values(shape, grad, weight, indices), d_weight(shape, values, indices, grad))
     contenders = []
     for name, decode in DECODERS.items():
         leaves = values.clone().requires_grad_(), weight.detach().requires_grad_()
@@ -134,7 +134,7 @@ def _rows(shape: Shape) -> int:
     return max(1, BLOCK // (shape.k * shape.D))
 
 
-def _by_rows(
+def by_rows(
     op: Callable[..., Tensor], shape: Shape, values: Tensor, indices: Tensor, weight: Tensor
 ) -> Tensor:
     size = _rows(shape)
@@ -143,15 +143,15 @@ def _by_rows(
     )
 
 
-def _d_values(shape: Shape, grad: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+def d_values(shape: Shape, grad: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     size = _rows(shape)
     parts = zip(grad.split(size), indices.split(size), strict=True)
     return torch.cat([reference.sddmm(rows, weight, which) for rows, which in parts])
 
 
-def _d_weight(shape: Shape, values: Tensor, indices: Tensor, grad: Tensor) -> Tensor:
+def d_weight(shape: Shape, values: Tensor, indices: Tensor, grad: Tensor) -> Tensor:
     """``reference.spmm_t`` summed over row blocks, touching only the latents that a block holds."""
-    out, size = torch.zeros(shape.M, shape.D), _rows(shape)
+    out, size = torch.zeros(shape.M, shape.D, device=grad.device), _rows(shape)
     for block in zip(values.split(size), indices.split(size), grad.split(size), strict=True):
         latents, which = block[1].unique(return_inverse=True)
         out.index_add_(0, latents, reference.spmm_t(block[0], which, block[2], len(latents)))

@@ -39,7 +39,7 @@ class TopKOracle:
         N, (M, D) = len(x), weight.shape
         parts = []
         for rows in x.float().split(max(1, BLOCK // M)):
-            scores = torch.empty(len(rows), M)
+            scores = rows.new_empty(len(rows), M)
             for start in range(0, M, max(1, BLOCK // D)):
                 atoms = weight[start : start + max(1, BLOCK // D)].float()
                 torch.mm(rows, atoms.T, out=scores[:, start : start + len(atoms)])

@@ -6,11 +6,15 @@ the medians, and the median of the ratios within each round. If they disagree th
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+Clock = Callable[[Callable[[], Any]], Callable[[], float]]
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 60
 MIN_SAMPLE = 1e-3  # seconds: a shorter call is repeated within one sample, so that the clock costs nothing
@@ -83,12 +87,19 @@ def ratios(ours: Timing, other: Timing) -> dict[str, float]:
     }
 
 
+def wall_clock(run: Callable[[], Any]) -> Callable[[], float]:
+    """What takes one sample of ``run``: seconds a call by the wall."""
+    return partial(_sample, run, _repeats(run))
+
+
 def measure(
     contenders: Sequence[Contender],
     *,
     seconds: float,
     min_rounds: int = MIN_ROUNDS,
     max_rounds: int = MAX_ROUNDS,
+    clock: Clock = wall_clock,
+    until: float = math.inf,
 ) -> dict[str, Timing]:
     """Check every contender, then time those that passed in interleaved rounds.
 
@@ -97,6 +108,8 @@ def measure(
         seconds: rounds go on until this much time is used, within the two bounds.
         min_rounds: at least this many rounds.
         max_rounds: at most this many.
+        clock: makes of a contender's ``run`` what takes one sample of it, in seconds a call.
+        until: when to stop, by ``time.monotonic()``: a contender whose turn comes later is left out.
 
     Returns:
         By name: the timings, or the failure of a contender whose answer was wrong or that could not run. A
@@ -109,20 +122,25 @@ def measure(
     if len(set(names)) != len(names):
         raise ValueError(f"measure: contenders must have different names, got {names}")
     timings = {name: Timing(name) for name in names}
-    entrants = [contender for contender in contenders if _admit(contender, timings[contender.name])]
-    repeats = {contender.name: _repeats(contender) for contender in entrants}
+    entrants = [contender for contender in contenders if _admit(contender, timings[contender.name], until)]
+    samplers = {contender.name: clock(contender.run) for contender in entrants}
     start, rounds = time.perf_counter(), 0
     while entrants and rounds < max_rounds and (rounds < min_rounds or time.perf_counter() - start < seconds):
+        if rounds and time.monotonic() > until:
+            break
         shift = rounds % len(entrants)
         for contender in entrants[shift:] + entrants[:shift]:
             if contender.samples is None or rounds < contender.samples:
-                timings[contender.name].seconds.append(_sample(contender.run, repeats[contender.name]))
+                timings[contender.name].seconds.append(samplers[contender.name]())
         rounds += 1
     return timings
 
 
-def _admit(contender: Contender, timing: Timing) -> bool:
+def _admit(contender: Contender, timing: Timing, until: float) -> bool:
     """Run once, untimed (which also warms up), and check the answer."""
+    if time.monotonic() > until:
+        timing.failure = "left out: the time was up"
+        return False
     try:
         timing.check = contender.check(contender.run())
     except WrongAnswer as error:
@@ -132,10 +150,10 @@ def _admit(contender: Contender, timing: Timing) -> bool:
     return timing.failure is None
 
 
-def _repeats(contender: Contender) -> int:
+def _repeats(run: Callable[[], Any]) -> int:
     """How many calls make a sample long enough for the clock."""
     repeats = 1
-    while (elapsed := _sample(contender.run, repeats) * repeats) < MIN_SAMPLE:
+    while (elapsed := _sample(run, repeats) * repeats) < MIN_SAMPLE:
         repeats = max(repeats + 1, min(repeats * 10, int(repeats * 1.5 * MIN_SAMPLE / max(elapsed, 1e-7))))
     return repeats
 

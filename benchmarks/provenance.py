@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # What differs from the commit, but for what a run itself writes.
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
 PEERS = ("faiss-cpu", "eai-sparsify", "sae-lens", "dictionary-learning")
+GPU_PEERS = ("triton", "flashinfer-python")
 
 # AMD's model numbers, first and last of a range, by family ("Revision Guide" of each family).
 ZEN = {
@@ -52,6 +53,27 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def gpu_provenance(commit: str | None = None) -> dict[str, Any]:
+    """The same of a run on the current CUDA device; ``commit`` where the checkout can't tell its own."""
+    origin = provenance()
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    backends = fastsparse.backends()
+    own = {
+        "machine": re.sub(r"[^a-z0-9]+", "-", f"gpu-{device.name}".lower()).strip("-"),
+        "gpu": device.name,
+        "compute_capability": f"{device.major}.{device.minor}",
+        "multiprocessors": device.multi_processor_count,
+        "gpu_memory_gib": round(device.total_memory / 2**30),
+        "l2_mib": round(getattr(device, "L2_cache_size", 0) / 2**20),
+        "driver": _driver(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "backends": {name: str(backends[name]) for name in ("triton", "cuda")},
+        "commit": origin["commit"] or commit,
+        "versions": {name: version for name in GPU_PEERS if (version := _version(name)) is not None},
+    }
+    return {key: value for key, value in origin.items() if key != "backend"} | own
+
+
 def machine_kind() -> str:
     """A folder name for machines alike, such as ``cpu-amd-zen4-avx512-2core``.
 
@@ -85,6 +107,18 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version; None where there is no telling."""
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.split("\n")[0].strip() or None if result.returncode == 0 else None
 
 
 def _version(distribution: str) -> str | None:

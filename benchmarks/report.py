@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import OURS, quantity
-from benchmarks.results import BENCHES, RESULTS, read, replace
+from benchmarks.results import ORDER, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 README = Path(__file__).parents[1] / "README.md"
+NO_GPU = (
+    "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
+    "never on a GPU: no figure is claimed for them. `make gpu-bench` measures."
+)
 
 
 def render(results: Path, readme: Path) -> str:
@@ -22,8 +26,11 @@ def render(results: Path, readme: Path) -> str:
     Raises:
         ValueError: there are no results, or a file is not a result or is a quick trial's.
     """
-    sections = [machine(folder, readme) for folder in sorted(results.glob("*")) if any(folder.glob("*.json"))]
-    if not sections:
+    folders = [folder for folder in sorted(results.glob("*")) if any(folder.glob("*.json"))]
+    sections = [machine(folder, readme) for folder in folders]
+    if not any(folder.name.startswith("gpu-") for folder in folders):
+        sections.append(NO_GPU)
+    if not folders:
         raise ValueError(
             f"report: {results.name} must hold <machine>/<bench>.json, found none: run `make bench`"
         )
@@ -45,8 +52,7 @@ def machine(folder: Path, readme: Path) -> str:
         for date, commit, modified in sorted(origins, key=str)
     )
     heading = (
-        f"Measured on {origin['cpu']}, {origin['cores']} cores, {origin['instruction_set']}, "
-        f"{origin['threads']} threads, torch {origin['torch']} ({measured}). "
+        f"Measured on {_device(origin)}, torch {origin['torch']} ({measured}). "
         f"Medians; columns say how many times as fast as that library we are (memory: how many times less)."
     )
     plots = [
@@ -61,11 +67,19 @@ def machine(folder: Path, readme: Path) -> str:
     return "\n\n".join(parts)
 
 
+def _device(origin: dict[str, Any]) -> str:
+    if "gpu" not in origin:
+        cores = f"{origin['cores']} cores, {origin['instruction_set']}, {origin['threads']} threads"
+        return f"{origin['cpu']}, {cores}"
+    versions = f"CUDA {origin['cuda']}, Triton {origin['versions'].get('triton', 'not there')}"
+    return f"{origin['gpu']} ({origin['gpu_memory_gib']} GiB), {versions}"
+
+
 def table(files: list[dict[str, Any]]) -> str:
     """The headline cases, a row each; a peers' file adds columns to the rows of its bench."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     columns: list[str] = []
-    for result in sorted(files, key=lambda result: (result["peers"], BENCHES.index(result["bench"]))):
+    for result in sorted(files, key=lambda result: (result["peers"], ORDER.index(result["bench"]))):
         for case in result["cases"]:
             ours = case["contenders"].get(OURS, {})
             if not case["headline"] or "median" not in ours:

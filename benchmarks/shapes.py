@@ -69,3 +69,28 @@ STEP = (
 )
 
 MEMORY = Shape("encode", 8192, 256, 131072, 32, headline=True)
+
+# On a GPU: the two problems that promises are made at, then what people train, at their full batches.
+GPU_HEADLINE = (
+    Shape("Llama-3-8B", 8192, 4096, 131072, 64, headline=True),
+    Shape("GPT-2", 8192, 768, 32768, 32, headline=True),
+)
+GPU_TRAINING = (
+    Shape("openai", 16384, 768, 32768, 32),
+    Shape("sparsify Llama-3-8B", 8192, 4096, 131072, 192),
+    Shape("SAELens 16k", 4096, 768, 16384, 100),
+    Shape("SAELens 65k D=2304", 4096, 2304, 65536, 100),
+    Shape("SAELens 16k D=3584", 4096, 3584, 16384, 100),
+    Shape("SAELens 131k D=2304", 4096, 2304, 131072, 100),
+    Shape("SAELens 262k D=2304", 4096, 2304, 262144, 100),
+    Shape("SAELens 1M", 4096, 768, 1048576, 100),
+)
+GPU_FEW_TOKENS = (
+    Shape("1 token", 1, 4096, 131072, 64),
+    Shape("64 tokens", 64, 4096, 131072, 64),
+)
+GPU_AUXK = Shape("openai AuxK", 16384, 768, 32768, 256)
+GPU_STEP = (
+    Shape("sparsify Llama-3-8B step", 8192, 4096, 131072, 192, headline=True),
+    Shape("openai step", 16384, 768, 32768, 32, headline=True),
+)

@@ -35,9 +35,11 @@ class Step:
 
     Attributes:
         scale: its loss is ``scale`` times the mean square error.
+        low: the dtype of autocast around the loss; None for none.
     """
 
     scale = 1.0
+    low: torch.dtype | None = None
 
     def __init__(self, parameters: Parameters, k: int) -> None:
         self.k = k
@@ -51,13 +53,19 @@ class Step:
 
         Writing to no rows marks the parameters as changed: nobody gains by keeping what derives from them.
         """
+        self.forget()
         for leaf in self.leaves.values():
-            leaf.grad = None
             leaf.detach()[:0].zero_()
-        loss = self.loss(x)
+        with torch.autocast(x.device.type, self.low, enabled=self.low is not None):
+            loss = self.loss(x)
         loss.backward()
         self.last_loss = loss.detach()
         return self
+
+    def forget(self) -> None:
+        """Let the gradients go."""
+        for leaf in self.leaves.values():
+            leaf.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
         """By name of :class:`Parameters`, in its layout."""
@@ -102,17 +110,17 @@ class CompiledStep(DenseStep):
         return self.compiled(x, **self.leaves, k=self.k)
 
 
-def problem(shape: Shape, kind: str) -> tuple[Parameters, Tensor]:
+def problem(shape: Shape, kind: str, device: torch.device | str = "cpu") -> tuple[Parameters, Tensor]:
     """Parameters and tokens (N, D) such that every token's k latents are clear of rounding.
 
     One near-tie decided differently would move a whole row of a gradient; without any, gradients agree to
     rounding.
     """
-    weight = data.dictionary(shape, kind)
-    b_enc, b_dec = data.bias(shape), 0.1 * data.normal(1, shape.D, 21)[0]
+    weight, b_enc = data.dictionary(shape, kind).to(device), data.bias(shape).to(device)
+    b_dec = 0.1 * data.normal(1, shape.D, 21)[0].to(device)
     parts, seed, found = [], 100, 0
     while found < shape.N:
-        x = data.tokens(shape, kind, seed)
+        x = data.tokens(shape, kind, seed).to(device)
         oracle = TopKOracle.of(x - b_dec, weight, b_enc, shape.k)
         gap = oracle.scores[:, -2] - oracle.scores[:, -1]
         positive = oracle.scores[:, -2] > 4 * oracle.tolerance[:, 0]

@@ -115,7 +115,7 @@ def test_a_bar_without_a_figure_says_why():
     assert speed_bar("a", wrong, "torch", 2.0).note == "torch: wrong answer: off"
     assert speed_bar("a", wrong, "faiss", 2.0).note == "faiss: not run"
     lines = table([speed_bar("a", wrong, "torch", 2.0), Bar("b", ">=", 1.0, 1.5)]).splitlines()
-    assert lines[0].startswith("pass  b")  # what failed comes last
+    assert lines[0].startswith("stands        b")  # what failed comes last
     assert "not measured" in lines[1]
 
 
