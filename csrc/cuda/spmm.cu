@@ -1,0 +1,43 @@
+#include "cuda/spmm.cuh"
+
+#include "cuda/edge.h"
+#include "cuda/rows.h"
+
+namespace fastsparse::cuda {
+
+namespace {
+
+template <typename T, int Width>
+void run(const Call& call, const Tensor& values, const Tensor& indices, const Tensor& weight, const Tensor& out,
+         const Panels& panels, int threads) {
+  int64_t N = indices.size(0), k = indices.size(1), D = out.size(1);
+  call.launch("spmm_gather", spmm_gather<T, Width>, panels.blocks(N * panels.count, threads), threads, 0,
+              data<T>(values), data<int64_t>(indices), data<T>(weight), mutable_data<T>(out), N, k, D, panels.count,
+              panels.lane_bits, values.stride(0), values.stride(1), indices.stride(0), indices.stride(1),
+              weight.stride(0));
+}
+
+}  // namespace
+
+Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
+  Call call(weight);
+  int64_t N = indices.size(0), k = indices.size(1), M = weight.size(0), D = weight.size(1);
+  check_indices(call, "spmm", indices, M);
+  Tensor atoms = with_unit_stride(weight), out = allocate(weight, {N, D}, weight.scalar_type());
+  with_type(dtype_of(weight), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    constexpr int width = Packet<T>::size;
+    Panels wide = Panels::of(D, width, most_lane_bits(N * k, M, D * sizeof(T), sizeof(Packet<T>)));
+    // A few tokens leave most of the machine idle, and each lane waits for memory k / 8 times: then lanes take single
+    // columns, with more rows in flight, on blocks of one warp, which spread over all multiprocessors. The sums are the
+    // same to the bit: a token's result doesn't depend on how many others there are.
+    bool few = N * wide.count << wide.lane_bits < int64_t{kWarp} * call.multiprocessors();
+    if (!few && takes_packets<T>(atoms, D)) run<T, width>(call, values, indices, atoms, out, wide, kGatherBlock);
+    else run<T, 1>(call, values, indices, atoms, out, Panels::of(D, 1), few ? kWarp : kGatherBlock);
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("spmm", TORCH_BOX(&spmm)); }
+
+}  // namespace fastsparse::cuda
