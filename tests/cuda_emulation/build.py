@@ -31,8 +31,9 @@ MACHINE = [HERE / "emulator.cpp", HERE / "fiber.cpp"]
 # No contraction: the sources say where a multiplication and an addition are fused.
 FLAGS = [
     *("-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
-    *("-DFASTSPARSE_EMULATED", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", f"-I{CSRC}", f"-I{HERE}"),
-]  # fmt: skip
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter"),
+    *("-DFASTSPARSE_EMULATED", f"-I{CSRC}", f"-I{HERE}"),
+]
 VARIANTS = {
     "plain": ["-O2", "-g1"],
     # racecheck.cpp, not ThreadSanitizer, answers the calls that the compiler leaves at every access.
@@ -146,14 +147,14 @@ def _run(command: list[str]) -> None:
 
 def preload() -> dict[str, str]:
     """Environment variables of a process that is to load the ``address`` variant."""
-    names = ("libasan.so", "libubsan.so", "libstdc++.so.6")
-    found = [
-        subprocess.run(
-            [compiler(), f"-print-file-name={name}"], capture_output=True, text=True
-        ).stdout.strip()
-        for name in names
-    ]
-    return {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
+
+    def path(name: str) -> str:
+        ask = [compiler(), f"-print-file-name={name}"]
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+
+    # libstdc++ too: it must be there when the sanitizer looks for what it has to intercept.
+    libraries = ("libasan.so", "libubsan.so", "libstdc++.so.6")
+    return {"LD_PRELOAD": " ".join(map(path, libraries)), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 if __name__ == "__main__":

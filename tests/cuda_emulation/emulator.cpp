@@ -112,7 +112,10 @@ char* map(size_t bytes) {
 class Stacks {
  public:
   char* operator[](unsigned thread) {
-    if (base_ == nullptr) base_ = map(kMaxThreads * (kGuardBytes + kStackBytes));
+    if (base_ == nullptr) {
+      base_ = map(kMaxThreads * (kGuardBytes + kStackBytes));
+      racecheck::ignore(base_, kMaxThreads * (kGuardBytes + kStackBytes));
+    }
     char* guard = base_ + thread * (kGuardBytes + kStackBytes);
     for (; guarded_ <= thread; ++guarded_)
       mprotect(base_ + guarded_ * (kGuardBytes + kStackBytes), kGuardBytes, PROT_NONE);
@@ -134,6 +137,7 @@ class Shared {
     used_ = static_bytes_ = 0;
     dynamic_bytes_ = dynamic_bytes;
     poison(arena_, kArenaBytes);
+    racecheck::begin_launch(arena_, kArenaBytes);
     dynamic_ = allot(nullptr, dynamic_bytes, 16);
   }
 
@@ -464,7 +468,6 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   m.count = block.x * block.y * block.z;
   builtins.threads = block;
   builtins.blocks = grid;
-  racecheck::begin_launch();
   m.shared.begin_launch(shared_bytes);
   // Blocks in the order of a random full cycle through their numbers.
   uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z, number = m.random.below(unsigned(std::min<uint64_t>(blocks, ~0u)));
@@ -473,10 +476,9 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   for (uint64_t done = 0; done < blocks && m.failure.empty(); ++done, number = (number + step) % blocks) {
     if (done > 0) m.shared.begin_block();
     uint3 index{unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
-    racecheck::begin_block(unsigned(done));
+    racecheck::begin_block(index, m.count);
     m.run_block(index);
   }
-  racecheck::end_launch();
   if (!m.failure.empty()) throw std::runtime_error(m.failure);
 }
 
@@ -614,15 +616,16 @@ uint64_t collective(Warp kind, unsigned mask, uint64_t value, int source, Place 
   return me.value;
 }
 
-void at_atomic(const volatile void* address, size_t bytes) {
+void at_atomic(const void* address, size_t bytes) {
   Machine& m = machine;
-  if (m.current == nullptr) return;
   if (m.random.below(2) == 0) {
     m.ready.push_back(m.number(*m.current));
     m.give_way();
   }
-  racecheck::atomic_access(address, bytes, __builtin_return_address(0));
+  if (bytes > 0) racecheck::atomic_access(address, bytes, __builtin_return_address(0));
 }
+
+void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 
 void check_alignment(const void* address, size_t alignment) {
   if (reinterpret_cast<uintptr_t>(address) % alignment != 0)

@@ -109,9 +109,9 @@ uint64_t collective(Warp kind, unsigned mask, uint64_t value, int source, Place 
 unsigned lane();
 int shuffle_source(Warp kind, int operand, int width);
 
-// A chance for the other threads to run; racecheck is told of the access.
-void at_atomic(const volatile void* address, size_t bytes);
-// Racecheck's view of the accesses that the instrumentation can't see; without racecheck only the alignment is checked.
+// A chance for the other threads to run before an access, none during it; racecheck is told that it is atomic.
+void at_atomic(const void* address, size_t bytes);
+void copy(void* to, const void* from, size_t bytes);
 void check_alignment(const void* address, size_t alignment);
 
 // The block's static shared memory of one type, told apart by `key`.
@@ -124,13 +124,13 @@ template <typename T> T shuffle(Warp kind, unsigned mask, T value, int operand, 
   return std::bit_cast<T>(static_cast<Bits>(collective(kind, mask, std::bit_cast<Bits>(value), source, place)));
 }
 
-template <typename T, typename F> T atomic(T* address, F&& update) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) fail("an atomic at %p, which isn't a multiple of %zu",
-                                                                  static_cast<void*>(address), sizeof(T));
+template <typename T, typename F> __forceinline__ T atomic(T* address, const F& update) {
+  check_alignment(address, sizeof(T));
   at_atomic(address, sizeof(T));
-  volatile T* memory = address;  // one thread runs at a time
-  T before = *memory;
-  *memory = static_cast<T>(update(before));
+  T before;
+  copy(&before, address, sizeof(T));
+  T after = static_cast<T>(update(before));
+  copy(address, &after, sizeof(T));
   return before;
 }
 
@@ -237,7 +237,7 @@ inline void __threadfence_system() {}
 // ---- atomics, for the types that CUDA has them for ----
 
 #define FASTSPARSE_ATOMIC(name, T, expression)                                       \
-  inline T atomic##name(T* address, T value) {                                       \
+  __forceinline__ T atomic##name(T* address, T value) {                                       \
     return ::fastsparse::emulator::atomic(address, [=](T old) { return expression; }); \
   }
 #define FASTSPARSE_ATOMIC_INTEGERS(name, expression)    \
@@ -266,7 +266,7 @@ FASTSPARSE_ATOMIC(Dec, unsigned, old == 0 || old > value ? value : old - 1)
 #undef FASTSPARSE_ATOMIC
 
 #define FASTSPARSE_CAS(T)                                                                                        \
-  inline T atomicCAS(T* address, T compare, T value) {                                                           \
+  __forceinline__ T atomicCAS(T* address, T compare, T value) {                                                           \
     return ::fastsparse::emulator::atomic(address, [=](T old) { return old == compare ? value : old; });        \
   }
 FASTSPARSE_CAS(int) FASTSPARSE_CAS(unsigned) FASTSPARSE_CAS(unsigned long long) FASTSPARSE_CAS(unsigned short)
