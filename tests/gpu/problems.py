@@ -1,0 +1,96 @@
+"""One call of every op, as functions of tensors, for tests of what surrounds the numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from oracle import random
+from torch import Tensor
+
+import fastsparse
+
+N, D, M, k = 65, 72, 1030, 9
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call.
+
+    Attributes:
+        call: takes the tensors; returns a tensor or several.
+        names: of the tensors, by which :func:`tensors` makes them.
+    """
+
+    call: Callable[..., Tensor | tuple[Tensor, ...]]
+    names: tuple[str, ...]
+
+    def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        out = self.call(*inputs)
+        return tuple(out) if isinstance(out, tuple) else (out,)
+
+    def tensors(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> list[Tensor]:
+        return [make(name, dtype, seed).to(device) for name in self.names]
+
+
+def make(name: str, dtype: torch.dtype, seed: int) -> Tensor:
+    """A tensor by name; another seed gives other numbers, other latents and another mask."""
+    if name == "indices":
+        return torch.randint(0, M, (N, k), generator=torch.Generator().manual_seed(seed))
+    if name == "hot":  # indices by Zipf's law: a few latents are in most rows
+        uniform = torch.rand(N, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return (M**uniform).long().clamp_(max=M - 1)
+    if name == "mask":
+        return torch.rand(M, generator=torch.Generator().manual_seed(seed)) < 0.7
+    shape = {"x": (N, D), "weight": (M, D), "bias": (M,), "scale": (M,), "values": (N, k)}[name]
+    return random(*shape, seed=seed + len(name), dtype=dtype)
+
+
+PROBLEMS = {
+    "topk_encode": Problem(
+        lambda x, weight, bias: fastsparse.topk_encode(x, weight, bias, k=k), ("x", "weight", "bias")
+    ),
+    "topk_encode, abs, scaled, masked": Problem(
+        lambda x, weight, bias, scale, mask: fastsparse.topk_encode(
+            x, weight, bias, k=k, activation="abs", latent_scale=scale, latent_mask=mask
+        ),
+        ("x", "weight", "bias", "scale", "mask"),
+    ),
+    "topk_encode, many": Problem(
+        lambda x, weight: fastsparse.topk_encode(x, weight, k=300, activation="none"), ("x", "weight")
+    ),
+    "spmm": Problem(fastsparse.spmm, ("values", "indices", "weight")),
+    "sddmm": Problem(fastsparse.sddmm, ("x", "weight", "indices")),
+    "spmm_t": Problem(
+        lambda values, indices, x: fastsparse.spmm_t(values, indices, x, M), ("values", "indices", "x")
+    ),
+    "spmm_t, hot latents": Problem(
+        lambda values, indices, x: fastsparse.spmm_t(values, indices, x, M), ("values", "hot", "x")
+    ),
+    "spmm_t, one column": Problem(
+        lambda values, indices, x: fastsparse.spmm_t(values, indices, x[:, :1], M), ("values", "hot", "x")
+    ),
+}
+
+
+def autoencoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    """A whole TopK autoencoder's loss."""
+    code = fastsparse.topk_encode(x - b_dec, W_enc, b_enc, k=k)
+    return (fastsparse.sparse_decode(*code, W_dec, b_dec) - x).square().mean()
+
+
+def parameters(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """W_enc, b_enc, W_dec, b_dec as leaves."""
+    shapes = ((M, D), (M,), (M, D), (D,))
+    return [
+        random(*shape, seed=i, dtype=dtype, scale=0.1).to(device).requires_grad_()
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Equal bit for bit."""
+    return all(
+        torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(got, expected, strict=True)
+    )

@@ -1,0 +1,102 @@
+"""More elements than 32 bits can count, in every operand that may have them; a sample of rows is checked."""
+
+import pytest
+import torch
+from oracle import assert_sddmm, assert_spmm, assert_spmm_t, assert_topk
+
+import fastsparse
+
+OVER = 2**31
+
+
+@pytest.fixture
+def room(cuda):
+    """Skips a test that needs more memory than is free."""
+
+    def require(gib: float) -> torch.device:
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free < gib:
+            pytest.skip(f"needs {gib} GiB of GPU memory, {free:.1f} GiB are free")
+        return cuda
+
+    yield require
+    torch.cuda.empty_cache()
+
+
+def normal(device, *shape, dtype=torch.bfloat16):
+    generator = torch.Generator(device).manual_seed(len(shape) + shape[0])
+    return torch.randn(*shape, device=device, generator=generator, dtype=dtype)
+
+
+def sample(N: int) -> torch.Tensor:
+    """Rows at both ends and between."""
+    return torch.linspace(0, N - 1, 7).round().long()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_encode_where_tokens_times_latents_is_large(room, backend, dtype):
+    device = room(12)
+    N, D, M, k = 66_000, 48, 33_000, 5
+    assert N * M > OVER
+    x, weight = normal(device, N, D, dtype=dtype), normal(device, M, D, dtype=dtype)
+    values, indices = fastsparse.topk_encode(x, weight, k=k)
+    rows = sample(N)
+    code = values[rows].cpu(), indices[rows].cpu()
+    assert_topk(code, x[rows].cpu(), weight.cpu(), k=k)
+
+
+def test_encode_where_the_weight_is_large(room, backend):
+    device = room(24)
+    N, D, M, k = 33, 1032, 2_090_000, 5
+    assert M * D > OVER
+    weight = normal(device, M, D)
+    planted = torch.tensor([0, 1, M // 2, M - 2, M - 1], device=device)
+    weight[planted] *= 20  # the last rows lie beyond what 32 bits can address
+    x = normal(device, N, D)
+    values, indices = fastsparse.topk_encode(x, weight, k=k, activation="abs")
+    assert (indices.sort(dim=1).values == planted).all()
+    exact = torch.stack([x.double() @ weight[m].double() for m in planted], 1)
+    order = torch.searchsorted(planted, indices)
+    torch.testing.assert_close(values.double(), exact.gather(1, order), rtol=2**-7, atol=1e-2)
+
+
+def test_sparse_products_where_the_weight_is_large(room, backend):
+    device = room(24)
+    N, D, M, k = 40, 1032, 2_090_000, 6
+    weight, values = normal(device, M, D), normal(device, N, k)
+    indices = torch.randint(M - 5000, M, (N, k), device=device)
+    indices[:, 0] = 0
+    kept, local = indices.unique(return_inverse=True)
+    small = weight[kept].cpu()
+    assert_spmm(fastsparse.spmm(values, indices, weight).cpu(), values.cpu(), local.cpu(), small)
+    x = normal(device, N, D)
+    assert_sddmm(fastsparse.sddmm(x, weight, indices).cpu(), x.cpu(), small, local.cpu())
+    del weight
+    out = fastsparse.spmm_t(values, indices, x, M)
+    assert out.numel() > OVER
+    assert_spmm_t(out[kept].cpu(), values.cpu(), local.cpu(), x.cpu(), len(kept))
+    out[kept] = 0
+    assert not out.any()
+
+
+def test_sparse_products_where_the_tokens_are_large(room, backend):
+    device = room(24)
+    N, D, M, k = 1_050_000, 2056, 300, 2
+    assert N * D > OVER
+    weight, values = normal(device, M, D), normal(device, N, k)
+    indices = torch.randint(0, M, (N, k), device=device)
+    out = fastsparse.spmm(values, indices, weight)
+    rows = sample(N).to(device)
+    assert_spmm(out[rows].cpu(), values[rows].cpu(), indices[rows].cpu(), weight.cpu())
+    scores = fastsparse.sddmm(out, weight, indices)
+    assert_sddmm(scores[rows].cpu(), out[rows].cpu(), weight.cpu(), indices[rows].cpu())
+    # One latent's list alone: its tokens are spread over all of x.
+    values[:, 1] = 0
+    total = fastsparse.spmm_t(values, indices, out, M)[7].double()
+    mine = (indices[:, 0] == 7).nonzero()[:, 0]
+    exact, magnitude = torch.zeros(2, D, dtype=torch.float64, device=device)
+    for part in mine.split(1024):
+        terms = values[part, :1].double() * out[part].double()
+        exact += terms.sum(0)
+        magnitude += terms.abs().sum(0)
+    assert ((total - exact).abs() <= 2**-8 * exact.abs() + len(mine) * 2.0**-24 * magnitude).all()

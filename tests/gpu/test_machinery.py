@@ -1,0 +1,117 @@
+"""The ops on CUDA tensors inside PyTorch's machinery: opcheck, torch.compile, autocast, gradcheck."""
+
+import pytest
+import torch
+from gpu.problems import PROBLEMS, D, M, autoencoder, k, make, parameters
+from oracle import assert_topk, random
+
+import fastsparse
+
+# PyTorch's compiler still uses what PyTorch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def _fresh_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+
+
+def op_inputs(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
+    x, weight, bias, values = (
+        make(name, dtype, 0).to(device).requires_grad_() for name in ("x", "weight", "bias", "values")
+    )
+    indices = make("indices", dtype, 0).to(device)
+    return {
+        "topk_encode": (x, weight, bias, k, "relu", None, None),
+        "spmm": (values, indices, weight),
+        "sddmm": (x, weight, indices),
+        "spmm_t": (values, indices, x, M),
+    }[op]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ["topk_encode", "spmm", "sddmm", "spmm_t"])
+def test_opcheck(device, backend, op, dtype):
+    if backend == "reference":
+        pytest.skip("opcheck asks the registered op, which the reference goes around")
+    tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {"atol": 1e-4, "rtol": 1e-4}
+    overload = getattr(torch.ops.fastsparse, op).default
+    torch.library.opcheck(overload, op_inputs(op, device, dtype), **tolerance)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compile_with_a_changing_number_of_tokens(device, backend, compiler):
+    compiled = torch.compile(autoencoder, fullgraph=True, dynamic=True, backend=compiler)
+    for tokens in (65, 33, 64, 7):
+        both = []
+        for run in (compiled, autoencoder):
+            leaves = parameters(device)
+            x = random(tokens, D, seed=tokens).to(device)
+            loss = run(x, *leaves)
+            loss.backward()
+            both.append((loss.detach(), *(leaf.grad for leaf in leaves)))
+        torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(device, backend, dtype):
+    leaves, x = parameters(device), make("x", torch.float32, 0).to(device)
+    with torch.autocast(device.type, dtype):
+        code = fastsparse.topk_encode(x, *leaves[:2], k=k)
+        out = fastsparse.sparse_decode(*code, leaves[2])
+    assert code.values.dtype == out.dtype == dtype
+    out.float().sum().backward()
+    assert all(leaf.grad.dtype == torch.float32 for leaf in leaves[:3])
+    low = [tensor.detach().to(dtype) for tensor in (x, *leaves[:3])]
+    right = fastsparse.topk_encode(*low[:3], k=k)
+    assert torch.equal(code.values, right.values)
+    assert torch.equal(out, fastsparse.sparse_decode(*right, low[3]))
+
+
+FUNCTIONS = {
+    "topk_encode": (
+        lambda x, weight, bias: fastsparse.topk_encode(x, weight, bias, k=3)[0],
+        ((5, 4), (11, 4), (11,)),
+    ),
+    "spmm": (lambda values, weight: fastsparse.spmm(values, few(values), weight), ((5, 3), (11, 4))),
+    "sddmm": (lambda x, weight: fastsparse.sddmm(x, weight, few(x)), ((5, 4), (11, 4))),
+    "spmm_t": (lambda values, x: fastsparse.spmm_t(values, few(values), x, 11), ((5, 3), (5, 4))),
+}
+
+
+def few(tensor: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(5, 11, generator=generator).argsort(1)[:, :3].to(tensor.device)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradcheck_in_double(device, name):
+    """Without a named backend: whichever takes fp64."""
+    function, shapes = FUNCTIONS[name]
+    leaves = [
+        random(*shape, seed=i, dtype=torch.float64).to(device).requires_grad_()
+        for i, shape in enumerate(shapes)
+    ]
+    # Sums are carried in fp64 and in a fixed order: two runs may not differ at all.
+    assert torch.autograd.gradcheck(function, leaves, nondet_tol=0.0)
+    assert torch.autograd.gradgradcheck(function, leaves, nondet_tol=0.0)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_fp32_is_exact_whatever_torch_is_allowed(device, backend, precision):
+    """Scores of fp32 inputs are never TF32's, whatever PyTorch's own products may use."""
+    x, weight = (make(name, torch.float32, 3) for name in ("x", "weight"))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        code = fastsparse.topk_encode(x.to(device), weight.to(device), k=k)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert_topk(tuple(tensor.cpu() for tensor in code), x, weight, k=k)
+
+
+def test_every_problem_runs_without_a_name(device):
+    for problem in PROBLEMS.values():
+        assert all(tensor.device.type == device.type for tensor in problem(problem.tensors(device)))

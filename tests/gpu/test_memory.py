@@ -1,0 +1,76 @@
+"""How much memory the ops take, and what happens where there is none."""
+
+import pytest
+import torch
+from oracle import random
+
+import fastsparse
+
+N, D, M, k = 8192, 512, 65536, 32
+
+
+def encode_inputs(device, dtype):
+    return random(N, D, seed=1, dtype=dtype).to(device), random(M, D, seed=2, dtype=dtype).to(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_encode_never_makes_the_matrix(cuda, backend, dtype):
+    x, weight = encode_inputs(cuda, dtype)
+    fastsparse.topk_encode(x, weight, k=k)  # Triton tunes at the first call
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    fastsparse.topk_encode(x, weight, k=k)
+    torch.cuda.synchronize()
+    growth = torch.cuda.max_memory_allocated() - before
+    assert growth < 0.1 * N * M * dtype.itemsize, f"{growth / 2**20:.0f} MiB"
+
+
+@pytest.fixture
+def cap():
+    """Allows this process no more memory than it holds, and a little."""
+
+    def allow(spare: int) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + spare) / total)
+
+    yield allow
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+CALLS = {
+    "topk_encode": lambda x, weight, values, indices: fastsparse.topk_encode(x, weight, k=k),
+    "spmm": lambda x, weight, values, indices: fastsparse.spmm(
+        values.repeat(8, 1), indices.repeat(8, 1), weight
+    ),
+    "spmm_t": lambda x, weight, values, indices: fastsparse.spmm_t(values, indices, x, M),
+    "sddmm": lambda x, weight, values, indices: fastsparse.sddmm(x, weight, indices.repeat(1, 128)),
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_out_of_memory_is_pytorchs_and_leaves_the_next_call_alone(cuda, backend, op, cap):
+    x, weight = encode_inputs(cuda, torch.float32)
+    indices = torch.randint(0, M, (N, k), device=cuda)
+    arguments = (x, weight, random(N, k, seed=3).to(cuda), indices)
+    expected = CALLS[op](*arguments)
+    expected = tuple(expected) if isinstance(expected, tuple) else (expected,)
+    cap(4 << 20)
+    with pytest.raises(torch.OutOfMemoryError):
+        CALLS[op](*arguments)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    again = CALLS[op](*arguments)
+    again = tuple(again) if isinstance(again, tuple) else (again,)
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+def test_out_of_memory_for_an_output_that_fits_nowhere(cuda, backend):
+    values, indices, x = (
+        tensor.to(cuda) for tensor in (torch.ones(2, 1), torch.zeros(2, 1).long(), torch.ones(2, 64))
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        fastsparse.spmm_t(values, indices, x, 1 << 40)
+    assert fastsparse.spmm_t(values, indices, x, 1)[0, 0].item() == 2
