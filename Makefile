@@ -3,6 +3,7 @@
 #   PYTHON=python3.12         the interpreter that .venv is made with
 #   TORCH="torch==2.13.0"     which PyTorch, as arguments of pip install
 #   FASTSPARSE_CPU=0          do without a C++ compiler (see setup.py)
+#   FASTSPARSE_CUDA=1         insist on CUDA kernels, which are built where nvcc is found; 0 leaves them out
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,7 +16,7 @@ INSTALL := $(PY) -m pip install --quiet --no-input
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test lint bench bench-peers wheel sanitize abi clean
+.PHONY: help demo test lint bench bench-peers wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -40,26 +41,37 @@ bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
 	FASTSPARSE_CPU=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
 	.venv-peers/bin/python -m benchmarks --peers
 
-wheel: $(TORCH_STAMP)  ## build a wheel into dist/ and try it in a fresh environment
-	rm -rf dist build/wheel-env
-	$(PY) -m pip wheel --quiet --no-input --no-deps --no-build-isolation --wheel-dir dist .
-	$(PYTHON) -m venv build/wheel-env
-	build/wheel-env/bin/python -m pip install --quiet --no-input $(TORCH) dist/*.whl
-	cd dist && ../build/wheel-env/bin/python -W ignore -c "import fastsparse, torch; x = torch.eye(4); \
-	  print(fastsparse.__file__, *fastsparse.backends().values(), sep='\n'); \
-	  code = fastsparse.topk_encode(x, x, k=2); assert torch.equal(fastsparse.sparse_decode(*code, x), x)"
+wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
+	rm -rf dist build/lib.* build/bdist.* build/wheel
+	$(PY) -m pip wheel --quiet --no-input --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(VENV)/bin/torch-abi-audit --verbose --check torch build/wheel/*.whl
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --plat auto --wheel-dir dist \
+	  $(foreach library,torch torch_cpu torch_cuda c10 c10_cuda cuda cublas gomp,--exclude 'lib$(library).so*') build/wheel/*.whl
+	$(MAKE) wheel-test
+
+# With TORCH=... under another PyTorch: what is in dist/ must serve every one from 2.10 on.
+WHEEL_TEST := build/wheel-test-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
+WHEEL_TESTS := build backend info composition reference validation sparse_decode spmm sddmm spmm_t topk_encode
+wheel-test:  ## test dist/'s wheel on CPU tensors, outside this folder's sources, under TORCH
+	rm -rf $(WHEEL_TEST)
+	$(PYTHON) -m venv $(WHEEL_TEST)/env
+	$(WHEEL_TEST)/env/bin/python -m pip install --quiet --no-input $(TORCH) numpy pytest hypothesis
+	$(WHEEL_TEST)/env/bin/python -m pip install --quiet --no-input --no-deps dist/*.whl
+	cp -r tests $(WHEEL_TEST)/tests
+	cd $(WHEEL_TEST) && env/bin/python -m fastsparse info && env/bin/python -m pytest --config-file ../../pyproject.toml \
+	  --rootdir . -k 'not emulated and not interpreted' $(patsubst %,tests/test_%.py,$(WHEEL_TESTS)) tests/nn
 
 # A whole second package in build/sanitize. The interpreter isn't instrumented, so the runtime is preloaded, and
 # libstdc++ with it, which must be there when the sanitizer looks for what it has to intercept.
 SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)"
 sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan and UBSan
-	FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
+	FASTSPARSE_CUDA=0 FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
 	  --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode))
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
-	$(VENV)/bin/torch-abi-audit --verbose --check torch fastsparse/_ops_cpu.so
+	for library in fastsparse/_ops_*.so; do $(VENV)/bin/torch-abi-audit --verbose --check torch $$library || exit 1; done
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
@@ -81,19 +93,21 @@ $(TORCH_STAMP): | $(PY)
 
 # The package in place with an extra's dependencies. Its kernels are built below, where only what changed is.
 $(VENV)/.extra-%: setup.py pyproject.toml $(TORCH_STAMP)
-	FASTSPARSE_CPU=0 $(INSTALL) --no-build-isolation -e '.[$*]'
+	FASTSPARSE_CPU=0 FASTSPARSE_CUDA=0 $(INSTALL) --no-build-isolation -e '.[$*]'
 	touch $@
 
 .PHONY: kernels
 ifeq ($(FASTSPARSE_CPU),1)
-kernels: fastsparse/_ops_cpu.so
+kernels: build/.kernels
 else
 kernels:
 endif
 
-fastsparse/_ops_cpu.so: $(SOURCES) $(TORCH_STAMP)
+# Which files have changed since is setup.py's to find out.
+build/.kernels: $(SOURCES) $(TORCH_STAMP)
 	@command -v $${CXX:-g++} > /dev/null \
 	  || { echo "make: no C++ compiler: on Debian, apt install g++ (or go without: FASTSPARSE_CPU=0)" >&2; exit 1; }
 	@$(PY) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	  || { echo "make: Python.h is missing: on Debian, apt install python3-dev" >&2; exit 1; }
 	$(PY) setup.py --quiet build_ext --inplace
+	mkdir -p build && touch $@

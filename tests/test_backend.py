@@ -1,9 +1,12 @@
 """Choosing a backend: what is said about each, and that a named one is used or refused, never swapped."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from backends import host_backend_names
 from oracle import random
 
 import fastsparse
-from fastsparse.backend import CPU_LEVELS, NAMES, _cpu, use_cpu_level
+from fastsparse import backend as backend_module
+from fastsparse.backend import CPU_LEVELS, GPU_NAMES, NAMES, _cpu, _CudaLibrary, use_cpu_level
 
 compiled = pytest.mark.skipif(
     not fastsparse.backends()["cpu"].available, reason="the CPU kernels were not built"
@@ -179,3 +183,172 @@ def test_levels_agree_on_exact_scores():
     for code in codes[1:]:
         assert torch.equal(code.indices, codes[0].indices)
         assert torch.equal(code.values, codes[0].values)
+
+
+# What is said of GPUs, on machines that have none.
+
+
+class FakeCudaLibrary(_CudaLibrary):
+    """A library that loads and holds what it is told."""
+
+    failure, contents = None, "sm_80 sm_90 compute_90"
+
+    def __init__(self):
+        super().__init__(Path("_ops_cuda.so"))
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretends that there are GPUs of some compute capabilities, a PyTorch for them, a library and Triton."""
+
+    def pretend(*capabilities: tuple[int, int], hip: str | None = None, triton: str = "3.6.0") -> None:
+        devices = [
+            types.SimpleNamespace(name=f"GPU {i}", major=major, minor=minor)
+            for i, (major, minor) in enumerate(capabilities)
+        ]
+        monkeypatch.setattr(torch.version, "cuda", None if hip else "13.0")
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(devices))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: devices[index])
+        monkeypatch.setattr(backend_module, "_cuda", FakeCudaLibrary())
+        module = types.SimpleNamespace(__version__=triton)
+        monkeypatch.setattr(backend_module, "import_triton", lambda: module)
+        forget()
+
+    def forget():
+        backend_module.device_failure.cache_clear()
+        backend_module._triton_failure.cache_clear()
+
+    yield pretend
+    forget()
+
+
+def test_gpu_backends_are_described(gpus):
+    gpus((9, 0))
+    assert str(fastsparse.backends()["cuda"]) == "cuda: available (CUDA C++, sm_80 sm_90 compute_90)"
+    assert str(fastsparse.backends()["triton"]) == "triton: available (Triton 3.6.0)"
+    for name in GPU_NAMES:
+        with fastsparse.use_backend(name):
+            assert requested() == name
+            with pytest.raises(
+                RuntimeError, match=f"'{name}' was asked for and runs on cuda tensors, got one on cpu"
+            ):
+                fastsparse.topk_encode(torch.eye(2), torch.eye(2), k=1)
+
+
+def test_no_gpu(gpus, monkeypatch):
+    gpus()
+    for name in GPU_NAMES:
+        assert fastsparse.backends()[name].detail == "no GPU was found: torch.cuda.is_available() is False"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for name in GPU_NAMES:
+        assert fastsparse.backends()[name].detail == "this PyTorch is built without CUDA"
+
+
+@pytest.mark.parametrize("kind", ["missing", "broken", "other"])
+def test_a_cuda_library_that_does_not_load(gpus, monkeypatch, tmp_path, kind):
+    path = tmp_path / "_ops_cuda.so"
+    if kind == "broken":
+        path.write_bytes(b"not a library")
+    elif kind == "other":  # one that loads, and isn't ours
+        shutil.copy(Path(torch.__file__).parent / "lib" / "libshm.so", path)
+    gpus((9, 0))
+    monkeypatch.setattr(backend_module, "_cuda", _CudaLibrary(path))
+    described = fastsparse.backends()
+    assert not described["cuda"].available
+    expected = "was not built: install with nvcc" if kind == "missing" else "could not be loaded: "
+    assert described["cuda"].detail.startswith(f"_ops_cuda.so {expected}")
+    assert described["triton"].available
+    with (
+        pytest.raises(RuntimeError, match=r"'cuda' was asked for and can't run here: _ops_cuda\.so"),
+        fastsparse.use_backend("cuda"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("contents", "capability", "served"),
+    [
+        ("sm_80 sm_90 compute_90", (7, 5), False),
+        ("sm_80 sm_90 compute_90", (8, 0), True),
+        ("sm_80 sm_90 compute_90", (8, 9), True),
+        ("sm_80 sm_90 compute_90", (9, 0), True),
+        ("sm_80 sm_90 compute_90", (12, 0), True),
+        ("sm_86 compute_86", (8, 0), False),
+        ("sm_80 sm_120 compute_120", (10, 0), False),
+        ("sm_80 sm_120 compute_120", (12, 1), True),
+        ("sm_80 sm_120 compute_120", (13, 0), True),
+    ],
+)
+def test_which_gpus_the_cuda_library_serves(gpus, monkeypatch, contents, capability, served):
+    monkeypatch.setattr(FakeCudaLibrary, "contents", contents)
+    gpus(capability)
+    backend = fastsparse.backends()["cuda"]
+    assert backend.available == served
+    if not served:
+        major, minor = capability
+        assert backend.detail == f"GPU 0 is sm_{major}{minor}: the library holds {contents}"
+
+
+def test_gpus_of_different_kinds(gpus):
+    gpus((7, 5), (9, 0))
+    described = fastsparse.backends()
+    assert described["cuda"].available
+    assert described["cuda"].detail.endswith(
+        "not on cuda:0: GPU 0 is sm_75: the library holds sm_80 sm_90 compute_90"
+    )
+    assert described["triton"].available
+    assert described["triton"].detail.endswith(
+        "not on cuda:0: GPU 0 is sm_75: the kernels need sm_80 or later"
+    )
+
+
+def test_amd(gpus):
+    gpus((9, 4), hip="7.0")
+    assert fastsparse.backends()["triton"].available
+    assert "on AMD's, Triton serves" in fastsparse.backends()["cuda"].detail
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("3.5.1", "triton 3.5.1 is too old: 3.6 or later is needed"),
+        ("3.6.0", None),
+        ("3.10.0+git1", None),
+        ("4.0", None),
+    ],
+)
+def test_triton_versions(gpus, version, reason):
+    gpus((9, 0), triton=version)
+    backend = fastsparse.backends()["triton"]
+    assert backend.available == (reason is None)
+    assert reason is None or backend.detail == reason
+    assert fastsparse.backends()["cuda"].available
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'triton'"), AttributeError("half a package")]
+)
+def test_without_triton(gpus, monkeypatch, error):
+    def missing():
+        raise error
+
+    gpus((9, 0))
+    monkeypatch.setattr(backend_module, "import_triton", missing)
+    assert fastsparse.backends()["triton"].detail == f"triton can't be imported: {error}"
+    assert fastsparse.backends()["cuda"].available
+
+
+@pytest.mark.parametrize("name", GPU_NAMES)
+def test_a_gpu_backend_is_chosen_outside_of_compiled_code(name):
+    @torch.compile(fullgraph=True, backend="eager")
+    def inside(x):
+        with fastsparse.use_backend(name):
+            return x + 1
+
+    with pytest.raises(
+        Exception, match=f"use_backend: enter '{name}' outside of what torch.compile compiles"
+    ):
+        inside(torch.ones(2))
+    torch.compiler.reset()

@@ -1,11 +1,22 @@
-"""What the compiled library is made of."""
+"""What the compiled libraries are made of, and what setup.py makes of its environment."""
 
+import os
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-OBJECTS = sorted((Path(__file__).parents[1] / "build").glob("temp*/fastsparse._ops_cpu/*.*.o"))
+import fastsparse
+
+ROOT = Path(__file__).parents[1]
+OBJECTS = sorted((ROOT / "build").glob("temp*/fastsparse._ops_cpu/*.*.o"))
+CUDA_LIBRARY = Path(fastsparse.__file__).parent / "_ops_cuda.so"
+
+cuda_built = pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="the CUDA kernels were not built (nvcc)")
+checkout = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="this is no checkout")
 
 
 @pytest.mark.skipif(not OBJECTS, reason="the kernels were not built in this checkout")
@@ -23,3 +34,139 @@ def test_no_level_offers_its_code_to_another():
             shared_code = kind in "WwuTi"
             assert not shared_code or f"fastsparse::{level}::" in symbol, f"{path.name} defines {symbol}"
     assert "baseline" in levels
+
+
+@cuda_built
+def test_the_cuda_library_loads_under_every_pytorch():
+    """Without PyTorch's CUDA too, where nothing of it runs: the stable ABI is all that it links to."""
+    code = (
+        "import fastsparse, torch\n"
+        "from fastsparse.backend import _cuda\n"
+        "failure = _cuda.failure\n"
+        "if torch.version.cuda is None:\n"
+        "    assert failure.startswith('libtorch_cuda.so is not loaded'), failure\n"
+        "for op in ('topk_encode', 'spmm', 'sddmm', 'spmm_t'):\n"
+        "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'fastsparse_cuda::{op}', 'CUDA'), op\n"
+        "print(_cuda.contents)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *machine, portable = done.stdout.split()
+    assert machine
+    assert all(re.fullmatch(r"sm_\d+", code) for code in machine)
+    assert portable == f"compute_{machine[-1][3:]}"
+
+
+@cuda_built
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are missing")
+def test_the_cuda_library_needs_and_offers_no_cuda():
+    """It brings CUDA's runtime and keeps it to itself: PyTorch's own, perhaps older, has the same names."""
+    needed = subprocess.run(
+        ["readelf", "-d", CUDA_LIBRARY], capture_output=True, text=True, check=True
+    ).stdout
+    libraries = re.findall(r"NEEDED.*\[(.+)\]", needed)
+    assert "libtorch_cpu.so" in libraries
+    assert not [name for name in libraries if re.search("cuda|cublas|c10|python", name)]
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", CUDA_LIBRARY], capture_output=True, text=True, check=True
+    )
+    names = [line.split()[-1] for line in listing.stdout.splitlines()]
+    assert {"fastsparse_cuda_failure", "fastsparse_cuda_contents"} <= set(names)
+    assert not [name for name in names if re.match("cu[A-Zd]|__cuda", name)]
+
+
+def setup(call: str, **environment: str) -> subprocess.CompletedProcess:
+    """What a function of setup.py prints in an environment."""
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['setup.py', '--quiet', '--name']\n"
+        f"functions = runpy.run_path({str(ROOT / 'setup.py')!r})\n"
+        f"print(eval({call!r}, functions))\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTSPARSE_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A folder like CUDA's, whose nvcc is 12.6 and compiles nothing."""
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo "Cuda compilation tools, release 12.6, V12.6.85"; fi\n'
+        'if [ "$1" = --list-gpu-arch ]; then printf "compute_%s\\n" 75 80 86 90; fi\n'
+    )
+    nvcc.chmod(0o755)
+    return str(tmp_path)
+
+
+@checkout
+def test_archs_are_those_that_nvcc_knows(toolkit):
+    done = setup("cuda_contents()", CUDA_HOME=toolkit)
+    assert done.stdout.splitlines()[-1] == "sm_80 sm_90 compute_90"
+    assert "fastsparse: nvcc 12.6 can't compile for sm_100, sm_120, which are left out" in done.stderr
+    done = setup("cuda_contents()", CUDA_HOME=toolkit, FASTSPARSE_CUDA_ARCHS="86;80, 86")
+    assert done.stdout.splitlines()[-1] == "sm_80 sm_86 compute_86"
+
+
+@checkout
+@pytest.mark.parametrize("bad", ["100", "90a", "sm_90", "80+PTX", ","])
+def test_archs_that_nvcc_does_not_know(toolkit, bad):
+    done = setup("cuda_contents()", CUDA_HOME=toolkit, FASTSPARSE_CUDA_ARCHS=bad)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc 12.6 can compile for (75, 80, 86, 90), "
+        f"got {bad!r}"
+    )
+
+
+@checkout
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, "(True, True)"),
+        ({"FASTSPARSE_CUDA": "1"}, "(True, True)"),
+        ({"FASTSPARSE_CUDA": "0"}, "(True, False)"),
+        ({"FASTSPARSE_CPU": "0"}, "(False, False)"),
+        ({"FASTSPARSE_CPU": "0", "FASTSPARSE_CUDA": "1"}, "(False, True)"),
+    ],
+)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_what_is_built(toolkit, environment, wanted):
+    done = setup("(cpu_wanted(), cuda_wanted())", CUDA_HOME=toolkit, CXX="g++", **environment)
+    assert done.stdout.splitlines()[-1] == wanted
+
+
+@checkout
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"FASTSPARSE_CUDA": "1", "CUDA_HOME": "/nonexistent"},
+            "FASTSPARSE_CUDA=1: no nvcc was found (set CUDA_HOME)",
+        ),
+        ({"FASTSPARSE_CUDA": "1", "CXX": "none"}, "FASTSPARSE_CUDA=1: no C++ compiler was found (set CXX)"),
+        ({"FASTSPARSE_CPU": "1", "CXX": "none"}, "FASTSPARSE_CPU=1: no C++ compiler was found (set CXX)"),
+        ({"FASTSPARSE_CUDA": "yes"}, "FASTSPARSE_CUDA: must be 0 or 1, got 'yes'"),
+        ({"FASTSPARSE_CPU": "2"}, "FASTSPARSE_CPU: must be 0 or 1, got '2'"),
+    ],
+)
+def test_what_can_not_be_built_is_an_error(environment, message):
+    done = setup("0", **environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == message
+
+
+@checkout
+def test_without_nvcc_it_is_said():
+    done = setup("cuda_wanted()", CUDA_HOME="/nonexistent")
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "fastsparse: no nvcc was found (set CUDA_HOME); installing without CUDA kernels" in done.stderr

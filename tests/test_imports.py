@@ -134,7 +134,8 @@ def without_library(request, tmp_path) -> tuple[Path, str]:
     copy = shutil.copytree(ROOT / "fastsparse", tmp_path / "fastsparse", ignore=ignore)
     if request.param == "missing":
         return tmp_path, "_ops_cpu.so was not built: install with a C++ compiler, or use a wheel"
-    (copy / "_ops_cpu.so").write_bytes(b"not a library")
+    for name in ("_ops_cpu.so", "_ops_cuda.so"):
+        (copy / name).write_bytes(b"not a library")
     return tmp_path, "_ops_cpu.so could not be loaded: "
 
 

@@ -1,0 +1,193 @@
+"""CUDA tensors: which kernel runs an op, and what is done around it, on machines that have no GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastsparse
+from fastsparse import backend
+from fastsparse.ops import _gpu
+
+OPS = ("topk_encode", "spmm", "sddmm", "spmm_t")
+
+
+def failing(**failures: str):
+    return failures.get
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_without_a_name_the_first_that_can_run(op):
+    first, second = _gpu.ORDER[op]
+    assert {first, second} == {"cuda", "triton"}
+    assert _gpu.choose(op, None, failing()) == first
+    assert _gpu.choose(op, None, failing(**{first: "broken"})) == second
+    assert _gpu.choose(op, None, failing(cuda="broken", triton="missing")) == "reference"
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_name_is_served_or_refused(op, name):
+    assert _gpu.choose(op, name, failing()) == name
+    assert _gpu.choose(op, "reference", failing()) == "reference"
+    with pytest.raises(
+        RuntimeError, match=f"^{op}: backend '{name}' was asked for and can't run here: broken"
+    ):
+        _gpu.choose(op, name, failing(**{name: "broken"}))
+    with pytest.raises(RuntimeError, match=f"^{op}: backend 'cpu' was asked for .*: it runs on cpu tensors"):
+        _gpu.choose(op, "cpu", failing())
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """One GPU that both backends can run on; Triton's kernels don't take fp64."""
+    failures = {}
+    monkeypatch.setattr(backend, "device_failure", lambda name, index: failures.get(name))
+    monkeypatch.setattr(_gpu, "_triton_kernel", lambda op: SimpleNamespace(DTYPES=(torch.float32,)))
+    monkeypatch.setattr(_gpu, "_out_of_memory_since_last_asked", lambda index: False)
+    _gpu._chosen.cache_clear()
+    yield failures
+    _gpu._chosen.cache_clear()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dtypes(device, op):
+    assert _gpu._chosen(op, torch.float64, 0, None) == "cuda"
+    with pytest.raises(RuntimeError, match=r"'triton' was asked for .*: Triton's kernel isn't for float64"):
+        _gpu._chosen(op, torch.float64, 0, "triton")
+    assert _gpu._chosen(op, torch.float32, 0, "triton") == "triton"
+    device["cuda"] = "the library is broken"
+    _gpu._chosen.cache_clear()
+    assert _gpu._chosen(op, torch.float32, 0, None) == "triton"
+    assert _gpu._chosen(op, torch.float64, 0, None) == "reference"
+    with pytest.raises(RuntimeError, match=r"'cuda' was asked for .*: the library is broken"):
+        _gpu._chosen(op, torch.float64, 0, "cuda")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_schemas_are_the_same(op):
+    public, private = (
+        getattr(getattr(torch.ops, space), op).default for space in ("fastsparse", "fastsparse_cuda")
+    )
+    assert str(private._schema).replace("fastsparse_cuda::", "fastsparse::") == str(public._schema)
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse::{op}", "CUDA")
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says it is on a GPU."""
+
+    @property
+    def device(self):
+        return torch.device("cuda", 0)
+
+    @property
+    def is_cuda(self):
+        return True
+
+
+def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_subclass(OnGpu)
+
+
+def encode(run, mask=None, k=1):
+    x = on_gpu(torch.eye(3))
+    return run(x, x, None, k, "relu", None, mask)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "reference"])
+def test_the_chosen_one_runs(monkeypatch, name):
+    monkeypatch.setattr(_gpu, "_chosen", lambda op, dtype, index, requested: name)
+    monkeypatch.setattr(_gpu, "_run_cuda", lambda op, arguments: "cuda")
+    monkeypatch.setattr(_gpu, "_run_triton", lambda op, arguments: "triton")
+    for op in OPS:
+        assert encode(_gpu.implementation(op, lambda *_: "reference")) == name
+
+
+def test_the_name_that_was_asked_for_is_passed_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(_gpu, "_chosen", lambda *question: seen.append(question) or "reference")
+    run = _gpu.implementation("topk_encode", lambda *_: None)
+    encode(run)
+    with fastsparse.use_backend("reference"):
+        encode(run)
+    assert seen == [("topk_encode", torch.float32, 0, None), ("topk_encode", torch.float32, 0, "reference")]
+
+
+def test_too_few_eligible_latents(monkeypatch):
+    """Refused before anything runs, except in a CUDA graph, where nothing may wait for the device."""
+    monkeypatch.setattr(_gpu, "_chosen", lambda *_: "cuda")
+    monkeypatch.setattr(_gpu, "_run_cuda", lambda op, arguments: "ran")
+    capturing = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    run = _gpu.implementation("topk_encode", lambda *_: None)
+    mask = on_gpu(torch.tensor([True, False, True]))
+    assert encode(run, mask, k=2) == "ran"
+    with pytest.raises(ValueError, match=r"topk_encode: k must be .* eligible latents \(2\), got k=3"):
+        encode(run, mask, k=3)
+    capturing.append(True)
+    assert encode(run, mask, k=3) == "ran"
+
+
+CODES = {
+    "spmm": lambda values, indices, dense: (values, indices, dense),
+    "sddmm": lambda values, indices, dense: (values, dense, indices),
+    "spmm_t": lambda values, indices, dense: (values, indices, values, dense.shape[0]),
+}
+
+
+@pytest.mark.parametrize("op", CODES)
+def test_triton_checks_indices_when_asked_to(monkeypatch, op):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kernel = SimpleNamespace(**{op: lambda *arguments: "ran"})
+    monkeypatch.setattr(_gpu, "_triton_kernel", lambda name: kernel)
+    values, dense = on_gpu(torch.ones(1, 2)), on_gpu(torch.ones(3, 2))
+    for index, refused in ((2, False), (3, True), (-1, True)):
+        arguments = CODES[op](values, on_gpu(torch.tensor([[0, index]])), dense)
+        monkeypatch.delenv("FASTSPARSE_DEBUG", raising=False)
+        assert _gpu._run_triton(op, arguments) == "ran"
+        monkeypatch.setenv("FASTSPARSE_DEBUG", "1")
+        if refused:
+            with pytest.raises(IndexError, match=rf"{op}: indices\[0, 1\] must be in \[0, 3\), got {index}"):
+                _gpu._run_triton(op, arguments)
+        else:
+            assert _gpu._run_triton(op, arguments) == "ran"
+
+
+@pytest.fixture
+def failing_kernel(monkeypatch):
+    """A CUDA kernel that fails with a message, on a GPU that has seen a number of failed allocations."""
+    state = SimpleNamespace(message="", ooms=3)
+
+    def fail(*_):
+        raise RuntimeError(state.message)
+
+    kernels = SimpleNamespace(spmm=SimpleNamespace(default=fail))
+    monkeypatch.setattr(torch.ops, "fastsparse_cuda", kernels, raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": state.ooms})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**37))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**36)
+    monkeypatch.setattr(_gpu, "_seen", {0: 3})
+    return state
+
+
+def test_out_of_memory_is_pytorchs_own_error(failing_kernel):
+    arguments = (on_gpu(torch.ones(1)),)
+    failing_kernel.message = "torch_call_dispatcher(...) API call failed at ops.h, line 1"
+    with pytest.raises(RuntimeError, match="API call failed") as caught:  # something else was wrong
+        _gpu._run_cuda("spmm", arguments)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    failing_kernel.ooms += 1
+    message = (
+        "CUDA out of memory: spmm on cuda:0, where 0.50 GiB of 128.00 GiB are free and .* holds 64.00 GiB"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        _gpu._run_cuda("spmm", arguments)
+    with pytest.raises(RuntimeError) as caught:  # the same count again is no news
+        _gpu._run_cuda("spmm", arguments)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    failing_kernel.ooms += 1
+    failing_kernel.message = "fastsparse: launching spmm: invalid argument"
+    with pytest.raises(RuntimeError, match="invalid argument") as caught:
+        _gpu._run_cuda("spmm", arguments)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
