@@ -54,20 +54,18 @@ struct Least {
   template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return b < a ? b : a; }
 };
 
-template <int Threads> struct BlockScratch {
-  uint64_t part[Threads / kWarp];
+// Combines a value of every thread of the block; to be called by all of them.
+struct BlockScratch {
+  uint64_t part[kWarp];
 };
-
-// Combines a value of every thread of a block of `Threads`; to be called by all of them.
-template <int Threads, typename T, typename Combine>
-__device__ __forceinline__ T across_block(BlockScratch<Threads>& scratch, T value, Combine combine) {
+template <typename T, typename Combine>
+__device__ __forceinline__ T across_block(BlockScratch& scratch, T value, Combine combine) {
   value = across_warp(value, combine);
   __syncthreads();  // the parts of the last call have been read
   if (lane_index() == 0) scratch.part[warp_index()] = uint64_t(value);
   __syncthreads();
   T result = T(scratch.part[0]);
-#pragma unroll
-  for (int warp = 1; warp < Threads / kWarp; ++warp) result = combine(result, T(scratch.part[warp]));
+  for (int warp = 1; warp < int(blockDim.x) / kWarp; ++warp) result = combine(result, T(scratch.part[warp]));
   return result;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "cuda/edge.h"
 #include "cuda/rows.h"
+#include "cuda/screen.cuh"
 
 namespace fastsparse::cuda {
 
@@ -19,7 +21,11 @@ constexpr int64_t kScoreBytes = int64_t{32} << 20;    // of scores at a time: th
 constexpr int64_t kListBytes = int64_t{64} << 20;     // of candidates; a larger k takes fewer tokens at a time
 constexpr int64_t kTile = 256;                        // latents of a product's tile, as the vendor's kernels cut it
 constexpr int64_t kSplitLatents = 2048;               // a part of a stripe that keeps a warp busy for long enough
+constexpr int64_t kMostRefined = 16384;               // the largest D of which a token fits in 64 kB of shared memory
 constexpr int kThreads = 256;
+
+// Screening: by what pays (-1), or for tests never (0) or wherever it is possible (1).
+std::atomic<int> screening{-1};
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -66,9 +72,16 @@ template <typename T> class Encoder {
 
   std::tuple<Tensor, Tensor> run() {
     if (N_ == 0) return {values_, indices_};
-    capacity_ = std::min(M_, std::max(2 * k_, round_up(k_ + kGroup<C>, kWarp)));
+    bool screened = screens();
+    capacity_ = std::min(M_, screened ? 6 * k_ + 256 : exact_capacity());
     plan();
-    for (int64_t n = 0; n < N_; n += rows_) plain(n, std::min(rows_, N_ - n));
+    if constexpr (std::is_same_v<T, float>)
+      if (screened) plan_screen();
+    for (int64_t n = 0; n < N_; n += rows_) {
+      int64_t rows = std::min(rows_, N_ - n);
+      if (!screened) plain(n, rows);
+      else if constexpr (std::is_same_v<T, float>) screen(n, rows);
+    }
     return {values_, indices_};
   }
 
@@ -76,6 +89,18 @@ template <typename T> class Encoder {
   Tensor scratch(int64_t count, ScalarType dtype) const { return allocate(x_, {count}, dtype); }
   static constexpr ScalarType accumulator() { return sizeof(C) == 8 ? ScalarType::Double : ScalarType::Float; }
   static constexpr ScalarType order_type() { return sizeof(C) == 8 ? ScalarType::Long : ScalarType::Int; }
+
+  // Room for the k best and as many again, so that reductions are few, or at least for a group of latents.
+  int64_t exact_capacity() const { return std::min(M_, std::max(2 * k_, round_up(k_ + kGroup<C>, kWarp))); }
+
+  bool screens() const {
+    bool possible = std::is_same_v<T, float> && D_ > 0 && D_ <= kMostRefined && k_ <= kMostSorted;
+    int forced = screening.load(std::memory_order_relaxed);
+    if (forced >= 0 || !possible) return possible && forced == 1;
+    // A product of fp32 must cost more than rounding the weight does (that is memory-bound: a few tokens are not worth
+    // it), than the exact scores of the survivors, and than a handful of launches.
+    return N_ >= 128 && D_ >= 128 && M_ >= 4096 && k_ <= M_ / 16;
+  }
 
   void prepare(const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask,
                bool absolute) {
@@ -138,6 +163,8 @@ template <typename T> class Encoder {
     return view;
   }
 
+  // Enough threads for a row's candidates, few enough to share barriers cheaply.
+  int64_t select_threads() const { return splits_ * capacity_ <= 512 ? 64 : kSelectThreads; }
   int64_t warps_blocks(int64_t warps) const { return ceil_div(warps, kFilterThreads / kWarp); }
 
   // Rows [begin, begin + rows) from exact scores.
@@ -159,7 +186,7 @@ template <typename T> class Encoder {
 
   void select(int64_t begin, int64_t rows) {
     if (k_ <= kMostSorted) {
-      call_.launch("topk_encode_select", topk_encode_select<T>, rows, kSelectThreads, 0, lists_, int(splits_),
+      call_.launch("topk_encode_select", topk_encode_select<T>, rows, select_threads(), 0, lists_, int(splits_),
                    output(begin), latents_.eligible, M_);
       return;
     }
@@ -171,13 +198,77 @@ template <typename T> class Encoder {
                  data<int64_t>(places), output(begin));
   }
 
+  // ---- fp32 through bf16 ----
+
+  void plan_screen() {
+    x_ = with_unit_stride(x_);
+    weight_ = with_unit_stride(weight_);
+    padded_ = round_up(D_, 8);  // whole packets of bf16
+    int64_t group = kGroup<C>, stripe = round_up(stripe_, group);
+    tokens_ = allocate(x_, {rows_, padded_}, ScalarType::BFloat16);
+    atoms_ = allocate(x_, {std::min(stripe_, M_), padded_}, ScalarType::BFloat16);
+    token_norms_ = scratch(2 * rows_, accumulator());
+    terms_ = scratch(3 * stripe + 4 * stripe / kRoundGroup, accumulator());
+    float* terms = mutable_data<float>(*terms_);
+    brackets_ = {terms, terms + stripe, terms + 2 * stripe, reinterpret_cast<Packet<float>*>(terms + 3 * stripe)};
+    rescue_.blocks = int(std::max<int64_t>(ceil_div(rows_, kRescueRows), 2 * call_.multiprocessors()));
+    rescue_.groups = int(ceil_div(M_, group));
+    // In the memory of the lists that the screen has left, as many lists as there can be.
+    rescue_.most_lists = int(std::min<int64_t>(rows_ * splits_ * capacity_ / exact_capacity(),
+                                               std::max<int64_t>(rows_, int64_t{kRescueRows} * rescue_.blocks)));
+    rescue_state_ = scratch(rows_ + 1 + 2 * rescue_.most_lists, ScalarType::Int);
+    rescue_.rows = mutable_data<int32_t>(*rescue_state_);
+    rescue_.total = rescue_.rows + rows_;
+  }
+
+  // Rows [begin, begin + rows) by screen, certify and refine; then those that it can't decide.
+  void screen(int64_t begin, int64_t rows) {
+    Rows exact{data<float>(x_) + begin * x_.stride(0), data<float>(weight_), x_.stride(0), weight_.stride(0), D_,
+               takes_packets<float>(x_, D_) && takes_packets<float>(weight_, D_)};
+    auto* norms = reinterpret_cast<Norms*>(mutable_data<float>(*token_norms_));
+    call_.launch("topk_encode_round_tokens", topk_encode_round_tokens, ceil_div(rows, kRoundGroup), kRoundThreads, 0,
+                 exact.x, exact.x_stride, rows, D_, exact.packets, mutable_data<bf16>(*tokens_), padded_, norms);
+    Tensor tokens = rows_of(*tokens_, 0, rows);
+    for (int64_t m = 0; m < M_; m += stripe_) {
+      int64_t count = std::min(stripe_, M_ - m);
+      call_.launch("topk_encode_round_atoms", topk_encode_round_atoms, round_up(count, kGroup<C>) / kRoundGroup,
+                   kRoundThreads, 0, exact.weight, exact.weight_stride, D_, exact.packets, int(m), int(count), latents_,
+                   mutable_data<bf16>(*atoms_), padded_, brackets_);
+      product(tokens, rows_of(*atoms_, 0, count), scores(rows, count));
+      Stripe<float> stripe{data<float>(*scores_), stripe_, int(m), int(count)};
+      call_.launch("topk_encode_screen", keyed_ ? topk_encode_screen<true> : topk_encode_screen<false>,
+                   warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, brackets_, norms, D_,
+                   int(rows), int(splits_));
+    }
+    call_.launch("topk_encode_refine", topk_encode_refine, rows, kRefineThreads, D_ * sizeof(float), lists_, int(splits_),
+                 exact, latents_);
+    select(begin, rows);
+    rescue(begin, rows, exact);
+  }
+
+  void rescue(int64_t begin, int64_t rows, const Rows& exact) {
+    call_.launch("topk_encode_find_hopeless", topk_encode_find_hopeless, 1, 1024, 0, lists_, int(rows), int(splits_),
+                 rescue_);
+    Lists<float> lists = lists_;
+    lists.capacity = int(exact_capacity());
+    lists.count = rescue_.total + 1;
+    lists.threshold = reinterpret_cast<uint32_t*>(lists.count + rescue_.most_lists);
+    call_.launch("topk_encode_rescue", keyed_ ? topk_encode_rescue<true> : topk_encode_rescue<false>, rescue_.blocks,
+                 kRescueThreads, 0, lists, exact, latents_, int(M_), rescue_);
+    call_.launch("topk_encode_select_rescued", topk_encode_select_rescued, rows, kSelectThreads, 0, lists, rescue_,
+                 output(begin), latents_.eligible, M_);
+  }
+
   Call call_;
   Tensor x_, weight_, values_, indices_;
-  int64_t N_, D_, M_, k_, capacity_ = 0, rows_ = 0, stripe_ = 0, splits_ = 1;
+  int64_t N_, D_, M_, k_, capacity_ = 0, rows_ = 0, stripe_ = 0, splits_ = 1, padded_ = 0;
   bool relu_, keyed_;
   Latents<C> latents_{};
   Lists<C> lists_{};
+  Brackets brackets_{};
+  Rescue rescue_{};
   std::optional<Tensor> bias_, scale_, eligible_, scores_, first_, second_, latent_, count_, threshold_;
+  std::optional<Tensor> tokens_, atoms_, token_norms_, terms_, rescue_state_;
 };
 
 }  // namespace
@@ -195,3 +286,8 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
 STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("topk_encode", TORCH_BOX(&topk_encode)); }
 
 }  // namespace fastsparse::cuda
+
+// For tests: -1 screens where it pays, 0 never, 1 wherever it is possible.
+extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_screening(int choice) {
+  fastsparse::cuda::screening.store(choice);
+}

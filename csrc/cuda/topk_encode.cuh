@@ -73,6 +73,19 @@ template <typename C, bool Keyed> struct ExactRow {
   Latents<C> latents;  // from the stripe's begin
   int count, k;
 
+  __device__ __forceinline__ ExactRow(const Lists<C>& lists, const Stripe<C>& stripe, const Latents<C>& of, int64_t row)
+      : products(stripe.products + row * stripe.stride), latents(of), count(stripe.count), k(lists.k) {
+    latents.bias += stripe.begin;
+    if constexpr (Keyed) {
+      latents.scale += stripe.begin;
+      latents.eligible += stripe.begin;
+    }
+  }
+
+  __device__ __forceinline__ bool eligible(int v) const {
+    if constexpr (Keyed) return v < count && latents.eligible[v];
+    else return v < count;
+  }
   // The keys at latents v, v + 1, ..., given their products, which become scores.
   __device__ __forceinline__ Packet<C> keys(Packet<C>& scores, int v) const {
     Packet<C> bias = load_packet(latents.bias + v), keys;
@@ -106,9 +119,7 @@ template <typename C, bool Keyed> struct ExactRow {
     Offers<C> offers;
 #pragma unroll
     for (int e = 0; e < size; ++e) {
-      bool there = v + e < count;
-      if constexpr (Keyed) there = there && latents.eligible[v + e];
-      offers.first[e] = there ? order_of(of.value[e]) : 0;
+      offers.first[e] = eligible(v + e) ? order_of(of.value[e]) : 0;
       offers.second[e] = scores.value[e];
     }
     return offers;
@@ -199,12 +210,7 @@ __global__ void __launch_bounds__(kFilterThreads, 6)
   if (share.row >= rows) return;
   List<C> list(lists, share.list);
   if (stripe.begin > 0) list.resume(lists, share.list);
-  latents.bias += stripe.begin;
-  if constexpr (Keyed) {
-    latents.scale += stripe.begin;
-    latents.eligible += stripe.begin;
-  }
-  ExactRow<C, Keyed> row{stripe.products + share.row * stripe.stride, latents, stripe.count, lists.k};
+  ExactRow<C, Keyed> row(lists, stripe, latents, share.row);
   scan<C>(row, list, share.begin, share.end, stripe.begin);
   list.suspend(lists, share.list);
 }
@@ -248,7 +254,6 @@ template <typename C> struct Entries {
     for (int s = 0; s < splits; ++s) {
       int64_t base = (begin + s) * lists.capacity;
       int count = lists.count[begin + s];
-#pragma unroll 4
       for (int i = rank; i < count; i += step) visit(base + i);
     }
   }
@@ -256,11 +261,11 @@ template <typename C> struct Entries {
     each(int(threadIdx.x), int(blockDim.x), visit);
   }
   // Count of those that satisfy a predicate, for all threads of the block.
-  template <int Threads, typename Predicate>
-  __device__ __forceinline__ int count(BlockScratch<Threads>& scratch, const Predicate& predicate) const {
+  template <typename Predicate>
+  __device__ __forceinline__ int count(BlockScratch& scratch, const Predicate& predicate) const {
     int counted = 0;
     each_by_thread([&](int64_t at) { counted += predicate(at); });
-    return across_block<Threads>(scratch, counted, Sum());
+    return across_block(scratch, counted, Sum());
   }
   __device__ __forceinline__ bool hopeless() const {
     bool any = false;
@@ -270,8 +275,8 @@ template <typename C> struct Entries {
 };
 
 // A bound on the k-th largest of order(at) over a row's entries; orders of 0 don't count.
-template <typename O, int Threads, typename C, typename OrderAt>
-__device__ Bound<O> bound_of_entries(BlockScratch<Threads>& scratch, const Entries<C>& entries, int k,
+template <typename O, typename C, typename OrderAt>
+__device__ Bound<O> bound_of_entries(BlockScratch& scratch, const Entries<C>& entries, int k,
                                      const OrderAt& order) {
   O low = ~O(0), high = 0;
   int all = 0;
@@ -282,16 +287,16 @@ __device__ Bound<O> bound_of_entries(BlockScratch<Threads>& scratch, const Entri
     high = Most()(high, value);
     ++all;
   });
-  all = across_block<Threads>(scratch, all, Sum());
-  low = across_block<Threads>(scratch, low, Least());
-  high = across_block<Threads>(scratch, high, Most());
+  all = across_block(scratch, all, Sum());
+  low = across_block(scratch, low, Least());
+  high = across_block(scratch, high, Most());
   auto reaching = [&](O bound) { return entries.count(scratch, [&](int64_t at) { return order(at) >= bound; }); };
   return bound_by_bisection(k, all, low, high, reaching);
 }
 
 template <typename C> struct SelectStorage {
   Ranked<C> best[kMostSorted];
-  BlockScratch<kSelectThreads> scratch;
+  BlockScratch scratch;
   int taken;
 };
 
@@ -304,7 +309,7 @@ __device__ void select_row(const Entries<Accumulator<T>>& entries, const Output<
   const Lists<C>& lists = entries.lists;
   int k = lists.k, size = 1;
   while (size < k) size *= 2;
-  for (int i = int(threadIdx.x); i < size; i += kSelectThreads) shared.best[i] = {0, 0, C(0)};
+  for (int i = int(threadIdx.x); i < size; i += int(blockDim.x)) shared.best[i] = {0, 0, C(0)};
   if (threadIdx.x == 0) shared.taken = 0;
 
   auto order = [&](int64_t at) { return lists.first[at]; };
@@ -324,7 +329,7 @@ __device__ void select_row(const Entries<Accumulator<T>>& entries, const Output<
   });
   sort_ranked(shared.best, size);
   int taken = shared.taken;
-  for (int j = int(threadIdx.x); j < taken; j += kSelectThreads)
+  for (int j = int(threadIdx.x); j < taken; j += int(blockDim.x))
     output.write(row * k + j, shared.best[j].score, shared.best[j].latent);
   if (taken < k && warp_index() == 0)
     fill_up(taken, k, eligible, M, [&](int j, int32_t latent) { output.write(row * k + j, C(0), latent); });

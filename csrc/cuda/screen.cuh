@@ -1,0 +1,381 @@
+// topk_encode of fp32 through a product of bf16: screen, certify, refine (METHODS.md 1).
+//
+// Error bracket. With x = x~ + dx, w = w~ + dw, their bf16 roundings x~ and w~, X = |x~|, W = |w~|, by Cauchy-Schwarz
+//   |x.w - x~.w~|              <= |dx| W + (X + |dx|) |dw|
+//   the product's accumulation <= g X W                    with g = (3 D + 8) 2^-24
+//   the exact score's own      <= h (X + |dx|)(W + |dw|)   with h = (D / 32 + 16) 2^-24, see `dot`
+// which sums to A W + B |dw| with A = |dx| + g X + h (X + |dx|) and B = (1 + h)(X + |dx|). Tensor cores add 16 products
+// (8 at the least) to a sum at once, each cut to 24 bits of the largest magnitude among them, which X W bounds: 18 errors
+// of at most 2^-23 X W for 16 terms, 10 for 8 (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"): 2.5 D
+// 2^-24; the rest of g is for the bias and the scale. Subnormals that get flushed, and the bias's rounding, go into
+// `rest`. Inf and NaN in any of these widen the bracket to everything.
+//
+// Bytes beside the product's, for N=8192, D=4096, M=131072: the atoms are rounded once a block of rows, 2 GB read, 0.5 ms;
+// the filter is as for exact scores. Some 100 to 130 survivors a row then gather 16 kB each, 15 GB: 3.5 ms at 4.3 TB/s.
+// That is half of what the brackets leave (METHODS.md): the k latents with the best lower bounds are scored first,
+// and the least of their exact keys drops most of the others.
+#pragma once
+
+#include <cfloat>
+
+#include "cuda/topk_encode.cuh"
+
+namespace fastsparse::cuda {
+
+inline constexpr int kRoundThreads = 256, kRefineThreads = 256;
+inline constexpr int kRoundGroup = kRoundThreads / kWarp;  // latents that share the maxima of their terms
+
+// ---- bf16 copies ----
+
+struct Norms {
+  float norm, residual;  // |rounded row|, |row - rounded row|, not less than they are
+};
+
+// Four elements from d on, zeros past the row's end.
+__device__ __forceinline__ Packet<float> load_four(const float* row, int64_t d, int64_t D, bool packets) {
+  if (packets && d < D) return load_packet(row + d);
+  Packet<float> four;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) four.value[e] = d + e < D ? row[d + e] : 0.0f;
+  return four;
+}
+
+// Rounds a row into `padded` bf16, a multiple of 8. By a warp; `packets`: the row is whole packets on 16 bytes.
+__device__ __forceinline__ Norms round_row(const float* row, int64_t D, bool packets, bf16* rounded, int64_t padded) {
+  float norm = 0, residual = 0;
+#pragma unroll 4
+  for (int64_t d = lane_index() * 8; d < padded; d += kWarp * 8) {
+    Packet<float> halves[2] = {load_four(row, d, D, packets), load_four(row, d + 4, D, packets)};
+    Packet<bf16> out;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      float exact = halves[e / 4].value[e % 4];
+      out.value[e] = narrow<bf16>(exact);
+      float near = widen(out.value[e]), gap = exact - near;
+      norm += near * near;
+      residual += gap * gap;
+    }
+    store_packet(rounded + d, out);
+  }
+  double wide_norm = across_warp(norm, Sum()), wide_residual = across_warp(residual, Sum());
+  if (!(wide_norm > 1e-25 && wide_norm < 1e30)) {  // squares may have left fp32's range
+    wide_norm = wide_residual = 0;
+    for (int64_t d = lane_index(); d < D; d += kWarp) {
+      double near = widen(narrow<bf16>(row[d])), gap = double(row[d]) - near;
+      wide_norm += near * near;
+      wide_residual += gap * gap;
+    }
+    wide_norm = across_warp(wide_norm, Sum());
+    wide_residual = across_warp(wide_residual, Sum());
+  }
+  // Sums of D fp32 squares are good to D 2^-24 relatively, and each square to 2^-149 absolutely.
+  double safety = 1 + double(D) * 0x1p-23, lost = double(D) * 0x1p-149;
+  return {float(sqrt(wide_norm + lost) * safety), float(sqrt(wide_residual + lost) * safety)};
+}
+
+__global__ void __launch_bounds__(kRoundThreads)
+    topk_encode_round_tokens(const float* x, int64_t stride, int64_t rows, int64_t D, bool packets, bf16* rounded,
+                             int64_t padded, Norms* norms) {
+  int64_t row = int64_t(blockIdx.x) * kRoundGroup + warp_index();
+  if (row >= rows) return;
+  Norms of = round_row(x + row * stride, D, packets, rounded + row * padded, padded);
+  if (lane_index() == 0) norms[row] = of;
+}
+
+// What each latent of a stripe adds to a bracket, times |scale|, padded with zeros to a whole group; and its maxima.
+struct Brackets {
+  float* norm;           // |w~|
+  float* residual;       // |w - w~| + tiny
+  float* rest;           // the bias's rounding + tiny
+  Packet<float>* most;   // of every kRoundGroup latents: norm, residual, rest; infinite where one isn't finite
+};
+
+// A block a group, a warp a latent.
+__global__ void __launch_bounds__(kRoundThreads)
+    topk_encode_round_atoms(const float* weight, int64_t stride, int64_t D, bool packets, int begin, int count,
+                            Latents<float> latents, bf16* rounded, int64_t padded, Brackets brackets) {
+  struct Storage {
+    float terms[3][kRoundGroup];
+  };
+  auto& shared = shared_storage<Storage>();
+  int m = int(blockIdx.x) * kRoundGroup + warp_index();
+  float norm = 0, residual = 0, rest = 0;
+  if (m < count) {
+    Norms of = round_row(weight + (begin + m) * stride, D, packets, rounded + m * padded, padded);
+    if (!latents.eligible || latents.eligible[begin + m]) {
+      float factor = latents.scale ? fabsf(latents.scale[begin + m]) : 1.0f, flushed = sqrtf(float(D)) * 0x1p-125f;
+      rest = (0x1p-20f * fabsf(latents.bias[begin + m]) + flushed * of.norm + float(D) * 0x1p-125f) * factor;
+      residual = (of.residual + flushed) * factor;
+      norm = of.norm * factor;
+    }
+  }
+  if (lane_index() == 0) {
+    brackets.norm[m] = norm;
+    brackets.residual[m] = residual;
+    brackets.rest[m] = rest;
+    auto finite = [](float value) { return value <= FLT_MAX ? value : INFINITY; };
+    shared.terms[0][warp_index()] = finite(norm);
+    shared.terms[1][warp_index()] = finite(residual);
+    shared.terms[2][warp_index()] = finite(rest);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  Packet<float> most{};
+  for (int term = 0; term < 3; ++term)
+    for (int i = 0; i < kRoundGroup; ++i) most.value[term] = fmaxf(most.value[term], shared.terms[term][i]);
+  store_packet(brackets.most[blockIdx.x].value, most);
+}
+
+// ---- the filter ----
+
+// A row's brackets. In the lists stand upper bounds (as orders) and lower bounds.
+template <bool Keyed> struct ScreenedRow {
+  static constexpr int size = Packet<float>::size;
+  ExactRow<float, Keyed> scored;
+  const float* products;
+  Brackets brackets;
+  float a, b;
+
+  __device__ __forceinline__ ScreenedRow(const ExactRow<float, Keyed>& scored, const Brackets& brackets, Norms token,
+                                         int64_t D)
+      : scored(scored), products(scored.products), brackets(brackets) {
+    constexpr float safety = 1.001f;  // for the rounding of the bracket itself
+    float g = float(3 * D + 8) * 0x1p-24f, h = float(D / 32 + 16) * 0x1p-24f;
+    a = safety * (token.residual + g * token.norm + h * (token.norm + token.residual));
+    b = safety * (token.norm + token.residual) * (1 + h);
+  }
+  __device__ __forceinline__ bool may_pass(Packet<float> scores, int v, float bound) const {
+    static_assert(kRoundGroup % size == 0, "a packet's latents share their maxima");
+    Packet<float> most = load_packet(brackets.most[v / kRoundGroup].value);
+    return scored.may_pass(scores, v, bound - (a * most.value[0] + (b * most.value[1] + most.value[2])));
+  }
+  __device__ __forceinline__ Offers<float> offers(int v) const {
+    Packet<float> scores = load_packet(products + v), keys = scored.keys(scores, v);
+    Packet<float> norm = load_packet(brackets.norm + v), residual = load_packet(brackets.residual + v),
+                  rest = load_packet(brackets.rest + v);
+    Offers<float> offers;
+#pragma unroll
+    for (int e = 0; e < size; ++e) {
+      float error = a * norm.value[e] + (b * residual.value[e] + rest.value[e]), lower = keys.value[e] - error;
+      offers.first[e] = scored.eligible(v + e) ? order_of(keys.value[e] + error) : 0;
+      offers.second[e] = lower == lower ? lower : -INFINITY;
+    }
+    return offers;
+  }
+  // Raises the threshold by the lower bounds and drops who can't reach it. The k-th largest lower bound can itself be
+  // among the k best, so it stays above the threshold.
+  __device__ __forceinline__ bool make_room(List<float>& list) const {
+    __syncwarp();
+    auto order = [&](int i) { return order_of(list.second[i]); };
+    uint32_t bound = bound_of_list<uint32_t>(scored.k, list.count, order).order;
+    keep_reaching(list, bound, list.count);
+    list.threshold = Most()(list.threshold, bound - 1);
+    if (list.count <= list.capacity - Most()(kGroup<float>, list.capacity / 4)) return true;
+    list.count = kHopeless;
+    return false;
+  }
+};
+
+template <bool Keyed>
+__global__ void __launch_bounds__(kFilterThreads, 6)
+    topk_encode_screen(Lists<float> lists, Stripe<float> stripe, Latents<float> latents, Brackets brackets,
+                       const Norms* tokens, int64_t D, int rows, int splits) {
+  Share share(splits, stripe.count, kGroup<float>);
+  if (share.row >= rows) return;
+  List<float> list(lists, share.list);
+  if (stripe.begin > 0) list.resume(lists, share.list);
+  Norms token = tokens[share.row];
+  if (!(token.norm <= FLT_MAX && token.residual <= FLT_MAX)) list.count = kHopeless;
+  if (list.count != kHopeless) {
+    ScreenedRow<Keyed> row(ExactRow<float, Keyed>(lists, stripe, latents, share.row), brackets, token, D);
+    scan<float>(row, list, share.begin, share.end, stripe.begin);
+  }
+  list.suspend(lists, share.list);
+}
+
+// ---- exact scores of the survivors ----
+
+// Rows of fp32 for exact scores.
+struct Rows {
+  const float* x;
+  const float* weight;
+  int64_t x_stride, weight_stride, D;
+  bool packets;  // all rows are whole packets on 16 bytes
+};
+
+// x.w by a warp, token in shared memory. A lane adds D / 128 (D / 32) products to each of its sums, then they are
+// joined in seven (five) steps: an error of at most (D / 32 + 8) 2^-24 |x||w|.
+__device__ __forceinline__ float dot(const float* token, const float* atom, int64_t D, bool packets) {
+  Packet<float> sums{};
+  if (packets) {
+#pragma unroll 8
+    for (int64_t d = lane_index() * 4; d < D; d += kWarp * 4) {
+      Packet<float> w = load_packet(atom + d), x = load_packet(token + d);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums.value[e] += x.value[e] * w.value[e];
+    }
+  } else {
+#pragma unroll 8
+    for (int64_t d = lane_index(); d < D; d += kWarp) sums.value[0] += token[d] * atom[d];
+  }
+  return across_warp((sums.value[0] + sums.value[1]) + (sums.value[2] + sums.value[3]), Sum());
+}
+
+// Turns the brackets of a row's candidates into exact orders and scores, or into order 0 where even the upper bound is
+// below the k-th best. A block a row; its token in dynamic shared memory.
+__global__ void __launch_bounds__(kRefineThreads, 3)
+    topk_encode_refine(Lists<float> lists, int splits, Rows rows, Latents<float> latents) {
+  auto& scratch = shared_storage<BlockScratch>();
+  Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
+  if (entries.hopeless()) return;
+  float* token = dynamic_shared<float>();
+  const float* source = rows.x + int64_t(blockIdx.x) * rows.x_stride;
+  for (int64_t d = threadIdx.x; d < rows.D; d += kRefineThreads) token[d] = source[d];
+
+  auto score = [&](int64_t at, int32_t latent) {
+    float exact = dot(token, rows.weight + latent * rows.weight_stride, rows.D, rows.packets) + latents.bias[latent];
+    float key = latents.scale ? exact * latents.scale[latent] : exact;
+    uint32_t order = order_of(latents.absolute ? fabsf(key) : key);
+    if (lane_index() == 0) {
+      lists.first[at] = order;
+      lists.second[at] = exact;
+    }
+    return order;
+  };
+  auto each = [&](const auto& visit) { entries.each(warp_index(), kRefineThreads / kWarp, visit); };
+
+  // The k with the best lower bounds first. Their latents are marked, by their complement, until the others are done.
+  auto lower = [&](int64_t at) { return order_of(lists.second[at]); };
+  uint32_t bound = bound_of_entries<uint32_t>(scratch, entries, lists.k, lower).order, least = kNan<float>;
+  each([&](int64_t at) {
+    int32_t latent = lists.latent[at];
+    if (lower(at) < bound) return;
+    __syncwarp();  // all lanes have read before one writes
+    least = Least()(least, score(at, latent));
+    if (lane_index() == 0) lists.latent[at] = ~latent;
+  });
+  least = across_block(scratch, least, Least());
+  each([&](int64_t at) {
+    int32_t latent = lists.latent[at];
+    uint32_t upper = lists.first[at];
+    __syncwarp();
+    if (latent >= 0 && upper >= least) score(at, latent);
+    else if (lane_index() != 0) return;
+    else if (latent < 0) lists.latent[at] = ~latent;
+    else lists.first[at] = 0;
+  });
+}
+
+// ---- the rows that the screen can't decide ----
+//
+// They are not known to the host: launches are for all rows, and blocks without work leave at once. A block takes 64
+// rows and all latents, or a part of them where there are few such rows: exact scores a tile at a time, in shared memory,
+// and the filter on them. All 8192 rows at D=4096, M=131072 take it 8.8 TFLOP, some 0.3 s; with up to 64 of them it is
+// bound by reading the weight, 2 GB.
+
+inline constexpr int kRescueThreads = 256, kRescueRows = 64, kRescueDepth = 16;
+
+struct Rescue {
+  int32_t* rows;   // which
+  int32_t* total;  // how many
+  int blocks;      // of the grid
+  int most_lists;  // that there is memory for
+  int groups;      // of latents
+
+  // How many parts the latents are cut into.
+  __device__ __forceinline__ int splits(int count) const {
+    int tiles = (count + kRescueRows - 1) / kRescueRows;
+    return Most()(1, Least()(groups, Least()(blocks / tiles, most_lists / count)));
+  }
+};
+
+// One block.
+__global__ void __launch_bounds__(1024) topk_encode_find_hopeless(Lists<float> lists, int rows, int splits, Rescue rescue) {
+  struct Storage {
+    int32_t total;
+  };
+  auto& shared = shared_storage<Storage>();
+  if (threadIdx.x == 0) shared.total = 0;
+  __syncthreads();
+  for (int row = int(threadIdx.x); row < rows; row += int(blockDim.x)) {
+    Entries<float> entries{lists, int64_t(row) * splits, splits};
+    // In whatever order: no row's result depends on it.
+    if (entries.hopeless()) rescue.rows[atomicAdd(&shared.total, 1)] = row;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *rescue.total = shared.total;
+}
+
+template <bool Keyed>
+__global__ void __launch_bounds__(kRescueThreads, 2)
+    topk_encode_rescue(Lists<float> lists, Rows rows, Latents<float> latents, int M, Rescue rescue) {
+  constexpr int group = kGroup<float>, pad = 4;
+  struct Storage {
+    float tokens[kRescueDepth][kRescueRows + pad];
+    float atoms[kRescueDepth][group + pad];
+    float scores[kRescueRows][group + pad];
+  };
+  auto& shared = shared_storage<Storage>();
+  int total = *rescue.total, tiles = (total + kRescueRows - 1) / kRescueRows;
+  if (total == 0) return;
+  int splits = rescue.splits(total);
+  int tile = int(blockIdx.x) % tiles, split = int(blockIdx.x) / tiles;
+  if (split >= splits) return;
+  int first = int(int64_t(rescue.groups) * split / splits), last = int(int64_t(rescue.groups) * (split + 1) / splits);
+  int begin = tile * kRescueRows, count = Least()(kRescueRows, total - begin);
+
+  // Loads: thread t fetches columns d + t % 16 of rows t / 16, t / 16 + 16, ... Products: 4 rows, and 2 times 4 latents.
+  int column = int(threadIdx.x) % kRescueDepth, line = int(threadIdx.x) / kRescueDepth;
+  constexpr int lines = kRescueThreads / kRescueDepth;
+  int across = int(threadIdx.x) % 16 * 4, down = int(threadIdx.x) / 16 * 4;
+  for (int each = first; each < last; ++each) {
+    int m = each * group, present = Least()(group, M - m);
+    float sums[4][8] = {};
+    for (int64_t d = 0; d < rows.D; d += kRescueDepth) {
+      bool there = d + column < rows.D;
+      __syncthreads();
+#pragma unroll
+      for (int r = line; r < kRescueRows; r += lines)
+        shared.tokens[column][r] = there && r < count ? rows.x[rescue.rows[begin + r] * rows.x_stride + d + column] : 0;
+#pragma unroll
+      for (int r = line; r < group; r += lines)
+        shared.atoms[column][r] = there && r < present ? rows.weight[(m + r) * rows.weight_stride + d + column] : 0;
+      __syncthreads();
+#pragma unroll 4
+      for (int i = 0; i < kRescueDepth; ++i) {
+        Packet<float> x = load_packet(&shared.tokens[i][down]);
+        Packet<float> w[2] = {load_packet(&shared.atoms[i][across]), load_packet(&shared.atoms[i][64 + across])};
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+#pragma unroll
+          for (int c = 0; c < 8; ++c) sums[r][c] += x.value[r] * w[c / 4].value[c % 4];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        store_packet(&shared.scores[down + r][half * 64 + across],
+                     {sums[r][4 * half], sums[r][4 * half + 1], sums[r][4 * half + 2], sums[r][4 * half + 3]});
+    __syncthreads();
+    for (int r = warp_index(); r < count; r += kRescueThreads / kWarp) {
+      int64_t index = int64_t(begin + r) * splits + split;
+      List<float> list(lists, index);
+      if (each > first) list.resume(lists, index);
+      ExactRow<float, Keyed> row(lists, {shared.scores[r], 0, m, present}, latents, 0);
+      append(row, list, 0, m);
+      list.suspend(lists, index);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kSelectThreads, 4)
+    topk_encode_select_rescued(Lists<float> lists, Rescue rescue, Output<float> output, const uint8_t* eligible, int64_t M) {
+  int total = *rescue.total;
+  if (int(blockIdx.x) >= total) return;
+  int splits = rescue.splits(total);
+  Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
+  select_row(entries, output, rescue.rows[blockIdx.x], eligible, M);
+}
+
+}  // namespace fastsparse::cuda
