@@ -16,7 +16,7 @@ INSTALL := $(PY) -m pip install --quiet --no-input
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test lint bench bench-peers wheel wheel-test sanitize abi clean
+.PHONY: help demo test lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -40,6 +40,17 @@ bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --no-input 'setuptools>=77' wheel
 	FASTSPARSE_CPU=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
 	.venv-peers/bin/python -m benchmarks --peers
+
+# On a machine with a GPU, which may have no network: with PYTHON and its packages as they are, and no .venv.
+#   WHEELS=folder   installs what PYTHON lacks (pytest, hypothesis, ...) into build/gpu-site, from wheels there
+#   OUT=folder      where results go (default: build/gpu-results)
+#   BUDGET=450      seconds for all of it, building included
+#   ARGS=--choice   for gpu-bench, such as which of our own two backends is faster where
+gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanitizer, within BUDGET
+	$(GPU) tests/gpu/suite.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+
+gpu-bench: gpu-kernels  ## measure on this machine's GPU, within BUDGET
+	$(GPU) -m benchmarks.gpu --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
 	rm -rf dist build/lib.* build/bdist.* build/wheel
@@ -95,6 +106,19 @@ $(TORCH_STAMP): | $(PY)
 $(VENV)/.extra-%: setup.py pyproject.toml $(TORCH_STAMP)
 	FASTSPARSE_CPU=0 FASTSPARSE_CUDA=0 $(INSTALL) --no-build-isolation -e '.[$*]'
 	touch $@
+
+# The package with CUDA kernels for this machine's GPU alone, whole in build/gpu. timeout: a build can't take it all.
+BUDGET ?= 450
+UNTIL := $(shell expr $$(date +%s) + $(BUDGET))
+GPU_OUT := $(abspath $(or $(OUT),build/gpu-results))
+GPU_PATH := PYTHONPATH="$(CURDIR)/build/gpu-site$${PYTHONPATH:+:$$PYTHONPATH}"
+GPU := $(GPU_PATH) $(PYTHON)
+.PHONY: gpu-kernels
+gpu-kernels:
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-input --no-index --no-deps --upgrade --target build/gpu-site $(WHEELS)/*.whl)
+	arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest hypothesis)) \
+	  && FASTSPARSE_CPU=0 FASTSPARSE_CUDA=1 FASTSPARSE_CUDA_ARCHS=$${FASTSPARSE_CUDA_ARCHS:-$$arch} \
+	  $(GPU_PATH) timeout 240 $(PYTHON) setup.py --quiet build --build-lib build/gpu --build-temp build/gpu-temp
 
 .PHONY: kernels
 ifeq ($(FASTSPARSE_CPU),1)

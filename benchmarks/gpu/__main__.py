@@ -52,6 +52,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help=f"when all must have ended, in seconds since 1970 (default: in {MINUTES} minutes)",
     )
+    parser.add_argument(
+        "--package", type=Path, default=Path.cwd(), help="folder that fastsparse is imported from"
+    )
     parser.add_argument("--commit", help="for the provenance, where the checkout can't tell")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(GPU_BENCHES))
@@ -101,8 +104,9 @@ def run(log: Path, benches: Sequence[str], chosen: argparse.Namespace, until: fl
     begun = -1
     while True:
         process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path}, stdout=noise, stderr=subprocess.STDOUT
-        )
+            command, cwd=chosen.package, env={**os.environ, "PYTHONPATH": path},
+            stdout=noise, stderr=subprocess.STDOUT,
+        )  # fmt: skip
         why = watch(process, log, until)
         before, begun = begun, sum("begun" in line for line in worker.lines(log))
         if process.returncode == 0 or time.time() > until - RESERVE or begun == before:

@@ -1,0 +1,59 @@
+"""Every CUDA C++ op on small problems, its answers checked: what compute-sanitizer watches.
+
+With ``--planted`` instead one read far out of bounds, by an index that nobody checks: a sanitizer that
+doesn't report it doesn't work here.
+"""
+
+import sys
+
+import torch
+
+import fastsparse
+from fastsparse import reference
+
+# N, D, M, k around warps, packets and blocks; the last one with latents hot enough to be split.
+SHAPES = ((1, 8, 40, 3), (33, 40, 530, 7), (5, 257, 1100, 33), (300, 12, 4, 4))
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-10}
+
+
+def main(arguments: list[str]) -> int:
+    device = torch.device("cuda")
+    with fastsparse.use_backend("cuda"):
+        if arguments == ["--planted"]:
+            outside = torch.full((1, 1), 1 << 24, device=device)
+            fastsparse.spmm(torch.ones(1, 1, device=device), outside, torch.ones(2, 32, device=device))
+            torch.cuda.synchronize()
+            return 0
+        for shape in SHAPES:
+            for dtype in TOLERANCE:
+                check(*shape, dtype, device)
+    return 0
+
+
+def check(N: int, D: int, M: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(N)
+    x, weight, values = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in ((N, D), (M, D), (N, k))
+    )
+    indices = torch.randint(0, M, (N, k), generator=generator)
+    x_, weight_, values_, indices_ = (tensor.to(device) for tensor in (x, weight, values, indices))
+    mask = torch.arange(M, device=device) < max(k, M - 3)
+    got = fastsparse.topk_encode(x_, weight_, k=k, latent_mask=mask)
+    right = reference.topk_encode(x, weight, None, k, latent_mask=mask.cpu())
+    close("topk_encode", got.values, right[0], dtype)
+    close("spmm", fastsparse.spmm(values_, indices_, weight_), reference.spmm(values, indices, weight), dtype)
+    close("sddmm", fastsparse.sddmm(x_, weight_, indices_), reference.sddmm(x, weight, indices), dtype)
+    for columns in (D, 1):
+        out = fastsparse.spmm_t(values_, indices_, x_[:, :columns], M)
+        close("spmm_t", out, reference.spmm_t(values, indices, x[:, :columns], M), dtype)
+
+
+def close(op: str, got: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> None:
+    distance = (got.cpu().double() - right.double()).norm() / right.double().norm().clamp_min(1e-30)
+    if not distance <= TOLERANCE[dtype]:
+        raise SystemExit(f"{op}, {dtype}: relative error {distance:.3g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
