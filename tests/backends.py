@@ -159,8 +159,31 @@ def _interpreted(op: str, *arguments):
     module = importlib.import_module(f"fastsparse.kernels.{op}")
     if arguments[0].dtype not in module.DTYPES:
         leave_out(f"Triton's {op} isn't for {str(arguments[0].dtype)[6:]}")
-    with np.errstate(all="ignore"):  # NumPy stands in for a GPU, which says nothing of an overflow
+    # NumPy stands in for a GPU, which says nothing of an overflow.
+    with np.errstate(all="ignore"), _rounding():
         return getattr(module, op)(*arguments)
+
+
+@contextmanager
+def _rounding() -> Iterator[None]:
+    """Makes the interpreter round fp32 to bf16 to nearest, as GPUs do: its own cast cuts the bits off."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_impl(builder, source, target):
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(builder, source, target)
+        rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
+        return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+
+    InterpreterBuilder.cast_impl = cast_impl
+    try:
+        yield
+    finally:
+        InterpreterBuilder.cast_impl = cast
 
 
 # The CUDA emulator.

@@ -1,0 +1,100 @@
+"""Dense times dense, sampled where the code is nonzero: ``out[n, j] = <x[n], weight[indices[n, j]]>``.
+
+A program makes a block of the code's entries, in their order: a 16-byte access a lane for the latent's row
+and one for the token's, which the other entries of that token find in L1. Every lane carries its own
+columns' sum; lanes are added up at the end.
+
+Bytes: N k D gathered, N D of ``x``. Operations: 2 N k D. So the floor is the gathers over the bandwidth of
+HBM, or of L2 where ``weight`` fits into it. To load the token with every entry doubles what L1 has to
+deliver, which it can (128 bytes a clock and multiprocessor, against L2's 40), and needs no exchange between
+lanes.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from fastsparse.kernels._launch import (
+    OPTIONS,
+    Configuration,
+    accumulator,
+    block_of_rows,
+    tuned,
+    with_unit_stride,
+)
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CONFIGURATIONS = (Configuration(4, 4), Configuration(1, 4), Configuration(4, 2), Configuration(4, 8))
+
+
+@triton.jit
+def _sddmm(
+    x,
+    weight,
+    indices,
+    out,
+    entries,
+    k,
+    D,
+    x_stride,
+    weight_stride,
+    index_token_stride,
+    index_stride,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    first_entry = tl.program_id(0).to(tl.int64) * BLOCK
+    first_token = first_entry // k
+    ahead = (first_entry - first_token * k).to(tl.int32) + tl.arange(0, BLOCK)
+    real = ahead < entries - first_token * k
+    n = first_token + ahead // k
+    latent = tl.load(
+        indices + n * index_token_stride + (ahead % k).to(tl.int64) * index_stride, mask=real, other=0
+    )
+    tokens = x + (n * x_stride)[:, None]
+    atoms = weight + (latent * weight_stride)[:, None]
+    total = tl.full([BLOCK, BLOCK_D], 0, ACCUMULATOR)
+    for first in range(0, D, BLOCK_D):
+        columns = (first + tl.arange(0, BLOCK_D))[None, :]
+        inside = real[:, None] & (columns < D)
+        token = tl.load(tokens + columns, mask=inside, other=0).to(ACCUMULATOR)
+        total += token * tl.load(atoms + columns, mask=inside, other=0).to(ACCUMULATOR)
+    entry = first_token * k + ahead
+    tl.store(out + entry, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=real)
+
+
+def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    """``(x @ weight.T)`` at ``indices``: x (N, D); weight (M, D); indices (N, k); returns (N, k)."""
+    (N, k), (M, D), dtype = indices.shape, weight.shape, x.dtype
+    if D == 0:
+        return x.new_zeros(N, k)
+    out = x.new_empty(N, k)
+    if out.numel() == 0:
+        return out
+    x, weight = with_unit_stride(x), with_unit_stride(weight)
+
+    def launch(configuration: Configuration) -> None:
+        # One warp's columns, whatever the warps: the order of a sum must not depend on the configuration.
+        entries, columns = block_of_rows(D, dtype, 1)
+        entries *= configuration.warps * configuration.unroll
+        _sddmm[(triton.cdiv(N * k, entries),)](
+            x,
+            weight,
+            indices,
+            out,
+            N * k,
+            k,
+            D,
+            x.stride(0),
+            weight.stride(0),
+            *indices.stride(),
+            ACCUMULATOR=accumulator(dtype),
+            BLOCK=entries,
+            BLOCK_D=columns,
+            num_warps=configuration.warps,
+            **OPTIONS,
+        )
+
+    tuned(("sddmm", x.device, dtype, N.bit_length(), k, M, D), CONFIGURATIONS, launch)
+    return out
