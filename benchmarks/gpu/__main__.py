@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
             ended = run(log, benches, chosen, until, noise)
         found = list(worker.lines(log))
     if not any("plan" in line for line in found):
-        print(f"gpu-bench: nothing could be measured: {ended}", file=sys.stderr)
+        said = (chosen.output / "gpu-bench.log").read_text().strip().splitlines() or ["no output"]
+        print(f"gpu-bench: nothing could be measured: {ended}: {said[-1]}", file=sys.stderr)
         return 2
     files = collect(found, ended, benches, quick=chosen.rehearse, commit=chosen.commit)
     for result in files:
@@ -101,7 +102,7 @@ def run(log: Path, benches: Sequence[str], chosen: argparse.Namespace, until: fl
     command = [sys.executable, "-m", "benchmarks.gpu.worker", str(log), *benches]
     command += ["--seconds", str(chosen.seconds), "--until", str(until - RESERVE)]
     command += ["--rehearse"] if chosen.rehearse else []
-    begun = -1
+    begun = 0
     while True:
         process = subprocess.Popen(
             command, cwd=chosen.package, env={**os.environ, "PYTHONPATH": path},
@@ -126,7 +127,7 @@ def watch(process: subprocess.Popen, log: Path, until: float) -> str:
             process.wait()
             return "the time was up" if late else f"killed after {PATIENCE:.0f} s without an end"
         time.sleep(0.2)
-    return f"its process ended with status {process.returncode} (see gpu-bench.log)"
+    return f"its process ended with status {process.returncode}"
 
 
 def collect(

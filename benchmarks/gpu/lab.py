@@ -26,8 +26,8 @@ class EventClock:
     the call, so that what is timed is the device's work, as in a training step, whose queue is full.
     """
 
-    def __init__(self) -> None:
-        self.buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    def __init__(self, device: torch.device) -> None:
+        self.buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def __call__(self, run: Callable[[], Any]) -> Callable[[], float]:
         return partial(self._sample, run)
@@ -76,7 +76,7 @@ class Lab:
         if not torch.cuda.is_available():
             raise SystemExit("gpu-bench needs a CUDA device, torch finds none (--rehearse does without)")
         device = torch.device("cuda", torch.cuda.current_device())
-        return cls(device, EventClock(), ("triton", "cuda"), False, seconds, until)
+        return cls(device, EventClock(device), ("triton", "cuda"), False, seconds, until)
 
     def shape(self, shape: Shape) -> Shape:
         return replace(shape, N=min(shape.N, 6), D=24, M=96, k=4) if self.rehearsal else shape

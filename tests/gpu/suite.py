@@ -160,10 +160,11 @@ def run(todo: list[Part], *, cwd: Path, logs: Path, until: float, jobs: int = JO
 def _start(part: Part, cwd: Path, log: Path) -> subprocess.Popen | str:
     """The process of a part, or why it can't be started."""
     path = os.pathsep.join(filter(None, (str(cwd.resolve()), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "300", **part.environment}
     with log.open("w") as file:
         try:
             return subprocess.Popen(
-                part.command, cwd=cwd, env={**os.environ, "PYTHONPATH": path, "COLUMNS": "300", **part.environment},
+                part.command, cwd=cwd, env=environment,
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
