@@ -45,6 +45,7 @@ bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
 #   WHEELS=folder   installs what PYTHON lacks (pytest, hypothesis, ...) into build/gpu-site, from wheels there
 #   OUT=folder      where results go (default: build/gpu-results)
 #   BUDGET=450      seconds for all of it, building included
+#   COMMIT=name     what is measured, where there is no git to ask
 #   ARGS=--choice   for gpu-bench, such as which of our own two backends is faster where
 gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanitizer, within BUDGET
 	$(GPU) tests/gpu/suite.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
@@ -109,6 +110,7 @@ $(VENV)/.extra-%: setup.py pyproject.toml $(TORCH_STAMP)
 
 # The package with CUDA kernels for this machine's GPU alone, whole in build/gpu. timeout: a build can't take it all.
 BUDGET ?= 450
+COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 UNTIL := $(shell expr $$(date +%s) + $(BUDGET))
 GPU_OUT := $(abspath $(or $(OUT),build/gpu-results))
 GPU_PATH := PYTHONPATH="$(CURDIR)/build/gpu-site$${PYTHONPATH:+:$$PYTHONPATH}"
@@ -116,7 +118,7 @@ GPU := $(GPU_PATH) $(PYTHON)
 .PHONY: gpu-kernels
 gpu-kernels:
 	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-input --no-index --no-deps --upgrade --target build/gpu-site $(WHEELS)/*.whl)
-	arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest hypothesis)) \
+	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest hypothesis)) \
 	  && FASTSPARSE_CPU=0 FASTSPARSE_CUDA=1 FASTSPARSE_CUDA_ARCHS=$${FASTSPARSE_CUDA_ARCHS:-$$arch} \
 	  $(GPU_PATH) timeout 240 $(PYTHON) setup.py --quiet build --build-lib build/gpu --build-temp build/gpu-temp
 

@@ -46,6 +46,7 @@ def _case(lab: Lab, name: str, full: Shape, dtype: str) -> dict[str, Any]:
     parameters, x = _problem(shape, dtype, lab.device)
     right = steps.DenseStep(parameters, shape.k).run(x)  # in fp32: plain PyTorch's answer
     expected = {"loss": right.last_loss, **{f"d_{name}": grad for name, grad in right.gradients().items()}}
+    del right
     build, built = partial(_build, parameters, shape.k, dtype), []
     contenders = [
         Contender(who, partial(_run, cache(partial(build, kind, built)), built, backend, x), check)

@@ -50,7 +50,7 @@ class Part:
 
     name: str
     command: tuple[str, ...]
-    limit: float = 240.0
+    limit: float = 400.0
     kind: str = "pytest"
     environment: dict[str, str] = field(default_factory=dict)
 
