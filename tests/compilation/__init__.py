@@ -1,0 +1,10 @@
+"""What the GPU kernels need of a GPU, known without one: registers, shared memory, spills.
+
+Every Triton kernel is compiled ahead of time for every GPU that it is meant for, under the oldest Triton
+that it is meant for and the newest; the CUDA kernels are read from the built library. Spills, a kernel that
+doesn't compile, and more shared memory than a GPU has are errors; registers are evidence, kept in
+docs/compilation.md.
+
+    python -m tests.compilation           compile and print the table
+    python -m tests.compilation --write   and write it
+"""

@@ -1,0 +1,74 @@
+"""The committed table: docs/compilation.json, and docs/compilation.md which is made of it."""
+
+import json
+from collections.abc import Iterator
+
+from .tools import ROOT
+from .usage import SHARED_LIMITS, Usage
+
+DATA = ROOT / "docs" / "compilation.json"
+PAGE = ROOT / "docs" / "compilation.md"
+
+HEAD = """# What the GPU kernels need of a GPU
+
+Made by `python -m tests.compilation --write`, without a GPU. A cell holds the registers of a thread (VGPRs
+on AMD's GPUs) and the shared memory of a block in KB; of CUDA C++ kernels that is what they declare, a
+launch may add to it. No kernel spills: `make test` compiles them all again, and fails where one does, where
+one doesn't compile, and where one wants more shared memory than the GPU has.
+"""
+
+
+def usage_of(record: dict) -> Usage:
+    return Usage(record["registers"], record["shared"], record["spilled"])
+
+
+def complaints(records: list[dict]) -> Iterator[str]:
+    """What is wrong with kernels, one line or more each."""
+    for record in records:
+        where = f"{record['name']} for {record['target']}"
+        if "error" in record:
+            yield f"{where}: {record['error']}"
+        else:
+            yield from (
+                f"{where}: {complaint}" for complaint in usage_of(record).complaints(record["target"])
+            )
+
+
+def write(sections: dict[str, list[dict]]) -> None:
+    """Write the sections given; one that isn't keeps what it says."""
+    data = read() | {
+        title: [dict(sorted(record.items())) for record in records] for title, records in sections.items()
+    }
+    rows = ",\n".join(
+        f"  {json.dumps(title)}: [\n"
+        + ",\n".join(f"    {json.dumps(record)}" for record in data[title])
+        + "\n  ]"
+        for title in sorted(data)
+    )
+    DATA.write_text(f"{{\n{rows}\n}}\n", encoding="utf-8")
+    PAGE.write_text(page(data), encoding="utf-8")
+
+
+def read() -> dict[str, list[dict]]:
+    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+
+
+def page(data: dict[str, list[dict]]) -> str:
+    """The data as Markdown."""
+    parts = [HEAD]
+    for title, records in sorted(data.items()):
+        present = {record["target"] for record in records}
+        targets = [target for target in SHARED_LIMITS if target in present]
+        cells = {(record["name"], record["target"]): _cell(usage_of(record)) for record in records}
+        lines = [f"| {title} |", "|---|"]
+        lines[0] += "".join(f" {target} |" for target in targets)
+        lines[1] += "---|" * len(targets)
+        for name in dict.fromkeys(record["name"] for record in records):
+            row = "".join(f" {cells.get((name, target), '')} |" for target in targets)
+            lines.append(f"| `{name}` |{row}")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _cell(usage: Usage) -> str:
+    return f"{usage.registers}, {usage.shared / 1024:.3g} KB" if usage.shared else str(usage.registers)

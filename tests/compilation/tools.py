@@ -1,0 +1,115 @@
+"""Which Tritons and which CUDA library there are to look at, and what they say."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fastsparse
+
+from .usage import cuobjdump, of_cuda_binary
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "compilation"
+# The oldest that the kernels are for, and the newest of the day.
+TRITON_VERSIONS = ("3.6.0", "3.9.0")
+
+
+class MissingError(Exception):
+    """A tool isn't here and can't be fetched."""
+
+
+def kernel_modules() -> list[str]:
+    """Every module of Triton kernels; those that begin with _ are what these share."""
+    folder = Path(importlib.util.find_spec("fastsparse.kernels").origin).parent
+    return [f"fastsparse.kernels.{path.stem}" for path in sorted(folder.glob("[!_]*.py"))]
+
+
+def triton(version: str) -> Path:
+    """The folder that a version of Triton is imported from: the installed one's, else one in build/."""
+    try:
+        installed = importlib.metadata.distribution("triton")
+    except importlib.metadata.PackageNotFoundError:
+        installed = None
+    if installed and installed.version == version:
+        return Path(installed.locate_file(""))
+    folder = BUILD / f"triton-{version}"
+    if not folder.exists():
+        draft = folder.with_suffix(f".{os.getpid()}")
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--no-deps",
+            "--target",
+            draft,
+        ]
+        done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
+        if done.returncode:
+            shutil.rmtree(draft, ignore_errors=True)
+            reason = done.stderr.strip().splitlines() or ["pip gave no reason"]
+            raise MissingError(f"triton {version} could not be installed: {reason[-1]}")
+        draft.rename(folder)
+    return folder
+
+
+def triton_records(version: str, modules: list[str], *paths: Path) -> list[dict]:
+    """What the kernels of modules need under a version of Triton; see triton_kernels.py."""
+    places = [triton(version), *paths]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    command = [sys.executable, "-m", "tests.compilation.triton_kernels", BUILD / "records", *modules]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"compiling under triton {version} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def cuda_records() -> list[dict]:
+    """What the kernels of the built CUDA library need, CUB's left out."""
+    library = Path(fastsparse.__file__).with_name("_ops_cuda.so")
+    if not library.exists():
+        raise MissingError(f"{library.name} was not built")
+    tool = cuobjdump(
+        *(folder / "triton" / "backends" / "nvidia" / "bin" for folder in BUILD.glob("triton-*"))
+    )
+    if tool is None:
+        raise MissingError("cuobjdump was found neither beside nvcc nor in an installed triton")
+    found = list(of_cuda_binary(library, tool))
+    names = _demangled([name for _, name, _ in found])
+    return [
+        {"name": name, "target": target, **vars(usage)}
+        for name, (target, _, usage) in zip(names, found, strict=True)
+        if name.startswith("fastsparse::")
+    ]
+
+
+def _demangled(names: list[str]) -> list[str]:
+    """C++ names without their return types and parameters."""
+    tool = shutil.which("c++filt")
+    if tool is None:
+        raise MissingError("c++filt (of binutils) was not found")
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    plain = []
+    for name in done.stdout.splitlines():
+        name = re.sub(r"\(anonymous namespace\)::", "", name)
+        plain.append(_until_parameters(name.removeprefix("void ")))
+    return plain
+
+
+def _until_parameters(name: str) -> str:
+    """A demangled name up to the parenthesis that opens its parameters, the first one outside < >."""
+    depth = 0
+    for position, character in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            return name[:position]
+    return name
