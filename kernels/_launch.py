@@ -75,4 +75,6 @@ def block_of_rows(D: int, dtype: torch.dtype, warps: int) -> tuple[int, int]:
     """Rows and columns of a block, one 16-byte access a lane: columns first, then rows for the lanes left."""
     elements = WARP * warps * 16 // dtype.itemsize
     columns = min(triton.next_power_of_2(D), elements)
-    return elements // columns, columns
+    rows = elements // columns
+    # The interpreter's time goes by operations, not by elements.
+    return 8 * rows if INTERPRETED else rows, columns

@@ -160,13 +160,16 @@ def _interpreted(op: str, *arguments):
     if arguments[0].dtype not in module.DTYPES:
         leave_out(f"Triton's {op} isn't for {str(arguments[0].dtype)[6:]}")
     # NumPy stands in for a GPU, which says nothing of an overflow.
-    with np.errstate(all="ignore"), _rounding():
+    with np.errstate(all="ignore"), _exact_casts():
         return getattr(module, op)(*arguments)
 
 
 @contextmanager
-def _rounding() -> Iterator[None]:
-    """Makes the interpreter round fp32 to bf16 to nearest, as GPUs do: its own cast cuts the bits off."""
+def _exact_casts() -> Iterator[None]:
+    """Makes the interpreter cast between fp32 and bf16 as GPUs do.
+
+    Its own casts cut bits off where they should round to nearest, and lose subnormal numbers.
+    """
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -174,10 +177,14 @@ def _rounding() -> Iterator[None]:
     cast = InterpreterBuilder.cast_impl
 
     def cast_impl(builder, source, target):
-        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
-            return cast(builder, source, target)
-        rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
-        return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+        kinds = source.dtype.scalar, target.scalar
+        if kinds == (tl.float32, tl.bfloat16):
+            rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
+            return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+        if kinds == (tl.bfloat16, tl.float32):
+            wide = np.array(source.data).astype(np.uint32) << 16
+            return TensorHandle(wide.view(np.float32), tl.float32)
+        return cast(builder, source, target)
 
     InterpreterBuilder.cast_impl = cast_impl
     try:
