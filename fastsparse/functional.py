@@ -16,6 +16,7 @@ from fastsparse._validation import (
     check_matrix,
     check_rows,
     check_vector,
+    is_plain_code,
 )
 
 ACTIVATIONS = ("relu", "none", "abs")
@@ -160,6 +161,8 @@ def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
 
 def _spmm(op: str, values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None and is_plain_code(values, indices, weight):
+        return ops.spmm(values, indices, weight)
     _, D = check_matrix(op, "weight", weight)
     check_code(op, values, indices)
     if bias is not None:

@@ -119,6 +119,15 @@ def test_non_finite(backend, bad):
     assert out[7, 8].isnan()
 
 
+@pytest.mark.parametrize("hot", [False, True])
+def test_a_weight_beyond_the_cache_with_every_atom_used_often(backend, hot):
+    # Done by panels of columns on the CPU, unless a few hot atoms make up most of the code.
+    values, weight = random(2600, 8, seed=1), random(4200, 1030, seed=3)
+    indices = random_indices(2600, 8, 40 if hot else 4200, seed=2, distinct=False)
+    out, some = fastsparse.spmm(values, indices, weight), slice(None, None, 97)
+    assert_spmm(out[some], values[some], indices[some], weight)
+
+
 @pytest.mark.parametrize("offender", [7000, 40, -1, -(2**63), 2**63 - 1])
 @pytest.mark.parametrize("position", [(0, 0), (3, 1), (4, 4)])
 def test_index_out_of_range(backend, offender, position):
