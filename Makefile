@@ -13,6 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
+AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
@@ -56,9 +57,10 @@ gpu-bench: gpu-kernels  ## measure on this machine's GPU, within BUDGET
 wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
 	rm -rf dist build/lib.* build/bdist.* build/wheel
 	$(PY) -m pip wheel --quiet --no-input --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(VENV)/bin/torch-abi-audit --verbose --check torch build/wheel/*.whl
+	$(PY) -m wheel unpack --dest build/wheel build/wheel/*.whl
+	for library in build/wheel/*/fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --plat auto --wheel-dir dist \
-	  $(foreach library,torch torch_cpu torch_cuda c10 c10_cuda cuda cublas gomp,--exclude 'lib$(library).so*') build/wheel/*.whl
+	  $(foreach library,torch c10 cuda cublas gomp,--exclude 'lib$(library)*') build/wheel/*.whl
 	$(MAKE) wheel-test
 
 # With TORCH=... under another PyTorch: what is in dist/ must serve every one from 2.10 on.
@@ -83,7 +85,7 @@ sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan an
 	  --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode))
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
-	for library in fastsparse/_ops_*.so; do $(VENV)/bin/torch-abi-audit --verbose --check torch $$library || exit 1; done
+	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
