@@ -71,7 +71,7 @@ def load() -> None:
     """Load the ops of :func:`library` once, in the variant that FASTSPARSE_EMULATOR names."""
     import torch
 
-    variant = os.environ.get("FASTSPARSE_EMULATOR", "plain")
+    variant = os.environ.get("FASTSPARSE_EMULATOR", "racecheck")
     if variant not in VARIANTS:
         raise ValueError(f"FASTSPARSE_EMULATOR: must be one of {', '.join(VARIANTS)}, got {variant!r}")
     torch.ops.load_library(library(variant))

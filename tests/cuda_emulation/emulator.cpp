@@ -1,6 +1,8 @@
 // The machine of emulator.h: a block's threads are fibers, and a seed draws which of those that can run does.
 #include "emulator.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <cstdarg>
@@ -60,7 +62,13 @@ struct Thread {
   Warp kind;
   unsigned mask;
   int source;
-  uint64_t value;  // what it brings to the op, then what it gets
+  uint64_t value;    // what it brings to the op, then what it gets
+  Thread* leader;    // who came to the op first
+  unsigned arrived;  // at a leader's op: the lanes
+};
+
+struct WarpState {
+  unsigned waiting, exited;  // lanes
 };
 
 const char* name_of(Sync kind) {
@@ -120,6 +128,10 @@ class Stacks {
     for (; guarded_ <= thread; ++guarded_)
       mprotect(base_ + guarded_ * (kGuardBytes + kStackBytes), kGuardBytes, PROT_NONE);
     return guard + kGuardBytes;
+  }
+  bool guards(const void* address) const {
+    size_t offset = size_t(static_cast<const char*>(address) - base_);
+    return offset < guarded_ * (kGuardBytes + kStackBytes) && offset % (kGuardBytes + kStackBytes) < kGuardBytes;
   }
 
  private:
@@ -231,10 +243,12 @@ struct Machine {
 
   unsigned count;                // of the block's threads
   Thread threads[kMaxThreads];
+  WarpState warps[kMaxThreads / 32];
   std::vector<unsigned> ready;
   unsigned exited;
   Thread* current = nullptr;     // none: the host's code runs
   Fiber host;
+  pthread_t runner;              // the host's thread
   std::string failure;
 
   unsigned met;                  // threads at the barrier, and how many bring true
@@ -311,9 +325,11 @@ void run_thread() {
   me.state = State::exited;
   ++m.exited;
   unsigned number = m.number(me), first = number / 32 * 32, bit = 1u << number % 32;
-  for (unsigned other = first; other < m.count && other < first + 32; ++other)
-    if (m.threads[other].state == State::at_warp_op && (m.threads[other].mask & bit) != 0)
-      fail("exits, but is named in a mask: %s", m.where(m.threads[other]).c_str());
+  WarpState& warp = m.warps[number / 32];
+  warp.exited |= bit;
+  for (unsigned rest = warp.waiting; rest != 0; rest &= rest - 1)
+    if (const Thread& other = m.threads[first + __builtin_ctz(rest)]; (other.mask & bit) != 0)
+      fail("exits, but is named in a mask: %s", m.where(other).c_str());
   m.give_way(true);
 }
 
@@ -322,13 +338,14 @@ void Machine::run_block(uint3 index) {
   ready.clear();
   met = votes = exited = 0;
   // Warps in a random order, and lanes within them.
-  unsigned warps = (count + 31) / 32, order[kMaxThreads / 32];
-  for (unsigned w = 0; w < warps; ++w) {
+  unsigned size = (count + 31) / 32, order[kMaxThreads / 32];
+  for (unsigned w = 0; w < size; ++w) {
     unsigned other = random.below(w + 1);
     order[w] = order[other];
     order[other] = w;
+    warps[w] = {};
   }
-  for (unsigned w = 0; w < warps; ++w) {
+  for (unsigned w = 0; w < size; ++w) {
     unsigned begin = unsigned(ready.size());
     for (unsigned number = order[w] * 32; number < count && number < order[w] * 32 + 32; ++number) {
       ready.push_back(number);
@@ -400,6 +417,46 @@ unsigned launch_bound(const void* kernel) {
 unsigned launch_bound(const void*) { return 0; }
 #endif
 
+#if !defined(__SANITIZE_ADDRESS__)
+// Makes of a segmentation fault in a thread a failure like any other, while it lives. (The sanitizer has its own way.)
+class FaultHandler {
+ public:
+  FaultHandler() {
+    static char* const stack = map(kStackBytes);  // a thread's own may be what overflowed
+    stack_t alternate{};
+    alternate.ss_sp = stack;
+    alternate.ss_size = kStackBytes;
+    sigaltstack(&alternate, &stack_before_);
+    struct sigaction action {};
+    action.sa_sigaction = &handle;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // the handler is left for good by fail()
+    sigaction(SIGSEGV, &action, &before_[0]);
+    sigaction(SIGBUS, &action, &before_[1]);
+  }
+  ~FaultHandler() {
+    sigaction(SIGSEGV, &before_[0], nullptr);
+    sigaction(SIGBUS, &before_[1], nullptr);
+    if (!(stack_before_.ss_flags & SS_ONSTACK)) sigaltstack(&stack_before_, nullptr);
+  }
+
+ private:
+  static void handle(int signal, siginfo_t* info, void*) {
+    if (machine.current != nullptr && pthread_equal(machine.runner, pthread_self())) {
+      if (machine.stacks.guards(info->si_addr)) fail("stack overflow: a thread has %zu bytes here", kStackBytes);
+      fail("segmentation fault at %p", info->si_addr);
+    }
+    ::signal(signal, SIG_DFL);  // the host's own: faults again
+  }
+
+  stack_t stack_before_;
+  struct sigaction before_[2];
+};
+#else
+struct FaultHandler {
+  ~FaultHandler() {}
+};
+#endif
+
 uint64_t choose_seed() {
   if (const char* text = std::getenv("FASTSPARSE_EMULATOR_SEED"); text != nullptr && *text != 0) {
     char* end;
@@ -468,6 +525,8 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   m.count = block.x * block.y * block.z;
   builtins.threads = block;
   builtins.blocks = grid;
+  m.runner = pthread_self();
+  FaultHandler handler;
   m.shared.begin_launch(shared_bytes);
   // Blocks in the order of a random full cycle through their numbers.
   uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z, number = m.random.below(unsigned(std::min<uint64_t>(blocks, ~0u)));
@@ -580,36 +639,43 @@ void combine(Thread* lanes, Warp kind, unsigned mask) {
 uint64_t collective(Warp kind, unsigned mask, uint64_t value, int source, Place place) {
   Machine& m = machine;
   Thread& me = *m.current;
-  unsigned number = m.number(me), first = number / 32 * 32, self = number % 32, present = std::min(32u, m.count - first);
+  unsigned number = m.number(me), first = number / 32 * 32, self = number % 32, bit = 1u << self;
+  unsigned present = std::min(32u, m.count - first);
   Thread* lanes = &m.threads[first];
-  if ((mask >> self & 1) == 0)
+  WarpState& warp = m.warps[first / 32];
+  if ((mask & bit) == 0)
     fail("%s (%s): the caller, lane %u, isn't in its mask 0x%08x", name_of(kind), at(place).c_str(), self, mask);
   if (present < 32 && mask >> present != 0)
     fail("%s (%s): mask 0x%08x names lanes of a warp that has %u", name_of(kind), at(place).c_str(), mask, present);
-  bool complete = true;
-  for (unsigned rest = mask & ~(1u << self); rest != 0; rest &= rest - 1) {
+  if (unsigned gone = mask & warp.exited; gone != 0)
+    fail("%s (%s): mask 0x%08x names a lane that is gone: %s", name_of(kind), at(place).c_str(), mask,
+         m.where(lanes[__builtin_ctz(gone)]).c_str());
+  // Whoever waits, is named here and names this lane must wait at the same op; the first to come counts those that are
+  // there. (A lane that waits for others than this one may yet come.)
+  Thread* leader = &me;
+  for (unsigned rest = mask & warp.waiting; rest != 0; rest &= rest - 1) {
     const Thread& other = lanes[__builtin_ctz(rest)];
-    if (other.state == State::exited)
-      fail("%s (%s): mask 0x%08x names a lane that is gone: %s", name_of(kind), at(place).c_str(), mask,
+    if ((other.mask & bit) == 0) continue;
+    if (other.kind != kind || other.mask != mask || (kind != Warp::sync && !same(other.place, place)))
+      fail("divergent warp: at %s with mask 0x%08x (%s) while %s", name_of(kind), mask, at(place).c_str(),
            m.where(other).c_str());
-    if (other.state != State::at_warp_op) {
-      complete = false;
-    } else if (other.kind != kind || other.mask != mask || (kind != Warp::sync && !same(other.place, place))) {
-      if ((other.mask >> self & 1) != 0)
-        fail("divergent warp: at %s with mask 0x%08x (%s) while %s", name_of(kind), mask, at(place).c_str(),
-             m.where(other).c_str());
-      complete = false;
-    }
+    leader = other.leader;
+    break;
   }
+  if (leader == &me) me.arrived = 0;
+  leader->arrived |= bit;
+  warp.waiting |= bit;
   me.state = State::at_warp_op;
   me.kind = kind;
   me.mask = mask;
   me.value = value;
   me.source = source;
   me.place = place;
-  if (complete) {
+  me.leader = leader;
+  if (leader->arrived == mask) {
     combine(lanes, kind, mask);
     if (kind == Warp::sync) racecheck::lanes_met(first / 32, mask);
+    warp.waiting &= ~mask;
     for (unsigned rest = mask; rest != 0; rest &= rest - 1) m.wake(lanes[__builtin_ctz(rest)]);
   }
   m.give_way();

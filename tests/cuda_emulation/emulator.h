@@ -2,6 +2,9 @@
 //
 // Semantics are the CUDA C++ Programming Guide's, read strictly: what it calls undefined is an error here, or a value
 // of all ones. Anything that isn't here isn't emulated, so code that needs it doesn't compile.
+//
+// Not found here: what depends on the hardware's weaker order of memory beyond the races that racecheck.cpp finds (fences
+// do nothing), on the fusing of a product and a sum that isn't written as fmaf, on registers, or on time.
 #pragma once
 
 #include <math.h>

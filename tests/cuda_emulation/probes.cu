@@ -376,6 +376,20 @@ __global__ void misaligned_atomic(Job job) {
   atomicAdd(reinterpret_cast<unsigned*>(reinterpret_cast<char*>(job.out) + 2), 1u);
 }
 __global__ void trap(Job) { __trap(); }
+__global__ void wild_address(Job job) {
+  if (threadIdx.x == 4) *reinterpret_cast<volatile uint64_t*>(job.a) = 1;
+}
+__global__ void deep_recursion(Job job) {
+  struct Frame {
+    static __device__ uint64_t descend(uint64_t depth, const volatile uint64_t* above) {
+      volatile uint64_t here[64];
+      here[depth % 64] = above[0] + depth;
+      return depth == 0 ? above[0] : descend(depth - 1, here) + here[depth % 64];
+    }
+  };
+  uint64_t top = job.in[0];
+  job.out[threadIdx.x] = Frame::descend(uint64_t(job.a), &top);
+}
 
 constexpr int kBound = 96;
 template <typename T> __global__ void __launch_bounds__(kBound, 2) bounded(Job job) { job.out[threadIdx.x] = sizeof(T); }
@@ -409,7 +423,7 @@ const Probe probes[] = {
     PROBE(left_by_another_block), PROBE(exit_before_barrier), PROBE(barrier_in_branches), PROBE(barriers_of_two_kinds),
     PROBE(missing_lane), PROBE(caller_not_in_mask), PROBE(masks_that_differ), PROBE(shuffles_of_two_kinds),
     PROBE(shuffle_in_branches), PROBE(shuffle_against_barrier), PROBE(lanes_that_are_not_there), PROBE(odd_width),
-    PROBE(misaligned_atomic), PROBE(trap), PROBE(bounded<float>), PROBE(bounded_by_argument<64>), PROBE(static_memory),
+    PROBE(misaligned_atomic), PROBE(trap), PROBE(wild_address), PROBE(deep_recursion), PROBE(bounded<float>), PROBE(bounded_by_argument<64>), PROBE(static_memory),
 };
 
 void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const Job& job) {

@@ -486,6 +486,19 @@ def test_misaligned_packets(machine, off):
         machine.run("packets", random_words(20), 16, block=8, a=off)
 
 
+@pytest.mark.parametrize("address", [8, 2**46 + 16])
+def test_wild_addresses(machine, address):
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match=f"thread .4, 0, 0.: segmentation fault at {address:#x}"):
+            machine.run("wild_address", a=address)
+
+
+def test_stack_overflow(machine):
+    machine.run("deep_recursion", [1], 32, a=20)
+    with pytest.raises(RuntimeError, match="stack overflow: a thread has 131072 bytes here"):
+        machine.run("deep_recursion", [1], 32, a=2000)
+
+
 LAUNCHES = [
     ({"block": 1025}, r"a block of \(1025, 1, 1\) is 1025 threads"),
     ({"block": (32, 33)}, r"a block of \(32, 33, 1\) is 1056 threads"),
