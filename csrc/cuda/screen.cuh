@@ -166,31 +166,31 @@ template <bool Keyed> struct ScreenedRow {
   // among the k best, so it stays above the threshold.
   __device__ __forceinline__ bool make_room(List<float>& list) const {
     __syncwarp();
-    auto order = [&](int i) { return order_of(list.second[i]); };
+    auto order = [&](int i) { return order_of(list.second(i)); };
     uint32_t bound = bound_of_list<uint32_t>(scored.k, list.count, order).order;
     keep_reaching(list, bound, list.count);
     list.threshold = Most()(list.threshold, bound - 1);
-    if (list.count <= list.capacity - Most()(kGroup<float>, list.capacity / 4)) return true;
+    if (list.count <= list.lists.capacity - Most()(kGroup<float>, list.lists.capacity / 4)) return true;
     list.count = kHopeless;
     return false;
   }
 };
 
 template <bool Keyed>
-__global__ void __launch_bounds__(kFilterThreads, 6)
+__global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 7)
     topk_encode_screen(Lists<float> lists, Stripe<float> stripe, Latents<float> latents, Brackets brackets,
                        const Norms* tokens, int64_t D, int rows, int splits) {
   Share share(splits, stripe.count, kGroup<float>);
   if (share.row >= rows) return;
   List<float> list(lists, share.list);
-  if (stripe.begin > 0) list.resume(lists, share.list);
+  if (stripe.begin > 0) list.resume();
   Norms token = tokens[share.row];
   if (!(token.norm <= FLT_MAX && token.residual <= FLT_MAX)) list.count = kHopeless;
   if (list.count != kHopeless) {
     ScreenedRow<Keyed> row(ExactRow<float, Keyed>(lists, stripe, latents, share.row), brackets, token, D);
     scan<float>(row, list, share.begin, share.end, stripe.begin);
   }
-  list.suspend(lists, share.list);
+  list.suspend();
 }
 
 // ---- exact scores of the survivors ----
@@ -223,7 +223,7 @@ __device__ __forceinline__ float dot(const float* token, const float* atom, int6
 
 // Turns the brackets of a row's candidates into exact orders and scores, or into order 0 where even the upper bound is
 // below the k-th best. A block a row; its token in dynamic shared memory.
-__global__ void __launch_bounds__(kRefineThreads, 3)
+__global__ void __launch_bounds__(kRefineThreads, 2)
     topk_encode_refine(Lists<float> lists, int splits, Rows rows, Latents<float> latents) {
   auto& scratch = shared_storage<BlockScratch>();
   Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
@@ -361,10 +361,10 @@ __global__ void __launch_bounds__(kRescueThreads, 2)
     for (int r = warp_index(); r < count; r += kRescueThreads / kWarp) {
       int64_t index = int64_t(begin + r) * splits + split;
       List<float> list(lists, index);
-      if (each > first) list.resume(lists, index);
+      if (each > first) list.resume();
       ExactRow<float, Keyed> row(lists, {shared.scores[r], 0, m, present}, latents, 0);
       append(row, list, 0, m);
-      list.suspend(lists, index);
+      list.suspend();
     }
   }
 }

@@ -103,32 +103,34 @@ template <typename C> struct Lists {
 };
 inline constexpr int32_t kHopeless = -1;
 
-// A list in the registers of its warp.
+// One list, its state in the registers of its warp.
 template <typename C> struct List {
-  Order<C>* first;
-  C* second;
-  int32_t* latent;
-  int count = 0, capacity;
+  const Lists<C>& lists;
+  int64_t index, begin;
+  int count = 0;
   Order<C> threshold = 0;
 
   __device__ __forceinline__ List(const Lists<C>& lists, int64_t index)
-      : first(lists.first + index * lists.capacity), second(lists.second + index * lists.capacity),
-        latent(lists.latent + index * lists.capacity), capacity(lists.capacity) {}
-  __device__ __forceinline__ void resume(const Lists<C>& lists, int64_t index) {
+      : lists(lists), index(index), begin(index * lists.capacity) {}
+  __device__ __forceinline__ void resume() {
     count = lists.count[index];
     threshold = lists.threshold[index];
   }
-  __device__ __forceinline__ void suspend(const Lists<C>& lists, int64_t index) const {
+  __device__ __forceinline__ void suspend() const {
     if (lane_index() != 0) return;
     lists.count[index] = count;
     lists.threshold[index] = threshold;
   }
+  __device__ __forceinline__ Order<C>& first(int i) const { return lists.first[begin + i]; }
+  __device__ __forceinline__ C& second(int i) const { return lists.second[begin + i]; }
+  __device__ __forceinline__ int32_t& latent(int i) const { return lists.latent[begin + i]; }
 };
 
 // A bound on the k-th largest of a list's orders, which order(i) yields.
 template <typename O, typename OrderAt> __device__ Bound<O> bound_of_list(int k, int count, const OrderAt& order) {
   int lane = lane_index();
   O low = ~O(0), high = 0;
+#pragma unroll 1
   for (int i = lane; i < count; i += kWarp) {
     O value = order(i);
     low = Least()(low, value);
@@ -146,21 +148,22 @@ template <typename O, typename OrderAt> __device__ Bound<O> bound_of_list(int k,
 // Drops the candidates below `bound` and all but the earliest `ties` of those equal to it; keeps the order.
 template <typename C> __device__ void keep_reaching(List<C>& list, Order<C> bound, int ties) {
   int lane = lane_index(), kept = 0, equals = 0;
+#pragma unroll 1
   for (int base = 0; base < list.count; base += kWarp) {
     int i = base + lane;
     bool there = i < list.count;
-    Order<C> first = there ? list.first[i] : 0;
-    C second = there ? list.second[i] : C(0);
-    int32_t latent = there ? list.latent[i] : 0;
+    Order<C> first = there ? list.first(i) : 0;
+    C second = there ? list.second(i) : C(0);
+    int32_t latent = there ? list.latent(i) : 0;
     unsigned equal = __ballot_sync(kAllLanes, there && first == bound);
     bool keep = there && (first > bound || (first == bound && equals + __popc(equal & lanes_before()) < ties));
     unsigned keeping = __ballot_sync(kAllLanes, keep);
     int to = kept + __popc(keeping & lanes_before());
     __syncwarp();  // all have read: some lie where others go
     if (keep) {
-      list.first[to] = first;
-      list.second[to] = second;
-      list.latent[to] = latent;
+      list.first(to) = first;
+      list.second(to) = second;
+      list.latent(to) = latent;
     }
     kept += __popc(keeping);
     equals += __popc(equal);
@@ -173,12 +176,13 @@ template <typename C> __device__ void keep_reaching(List<C>& list, Order<C> boun
 // equals it comes later than the k there are.
 template <typename C> __device__ void keep_best(List<C>& list, int k) {
   __syncwarp();
-  auto order = [&](int i) { return list.first[i]; };
+  auto order = [&](int i) { return list.first(i); };
   Bound<Order<C>> bound = bound_of_list<Order<C>>(k, list.count, order);
   int ties = k;
   if (bound.reaching > k && bound.order < kNan<C>) {
     int above = 0;
-    for (int i = lane_index(); i < list.count; i += kWarp) above += list.first[i] > bound.order;
+#pragma unroll 1
+    for (int i = lane_index(); i < list.count; i += kWarp) above += list.first(i) > bound.order;
     ties = k - across_warp(above, Sum());
   }
   keep_reaching(list, bound.order, ties);

@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t kMostRows = 8192;                   // tokens at a time
 constexpr int64_t kScoreBytes = int64_t{32} << 20;    // of scores at a time: they stay in the L2 cache
 constexpr int64_t kListBytes = int64_t{64} << 20;     // of candidates; a larger k takes fewer tokens at a time
-constexpr int64_t kTile = 256;                        // latents of a product's tile, as the vendor's kernels cut it
+constexpr int64_t kTileRows = 128, kTileLatents = 256;  // of the vendor's products
+constexpr int64_t kStep = 512;                        // latents that the filter takes at a time
 constexpr int64_t kSplitLatents = 2048;               // a part of a stripe that keeps a warp busy for long enough
 constexpr int64_t kMostRefined = 16384;               // the largest D of which a token fits in 64 kB of shared memory
 constexpr int kThreads = 256;
@@ -145,11 +146,11 @@ template <typename T> class Encoder {
 
   // The stripe whose scores fit and whose product's tiles, in waves over the multiprocessors, leave the least idle.
   int64_t stripe_latents() const {
-    int64_t most = std::max<int64_t>(kScoreBytes / int64_t(sizeof(C)) / rows_ / kTile, 1) * kTile, best = most;
+    int64_t most = std::max<int64_t>(kScoreBytes / int64_t(sizeof(C)) / rows_ / kStep, 1) * kStep, best = most;
     if (M_ <= most) return round_up(M_, kGroup<C>);
     double best_use = 0;
-    for (int64_t latents = most; latents * 2 > most; latents -= kTile) {
-      int64_t tiles = ceil_div(rows_, 128) * (latents / kTile);
+    for (int64_t latents = most; latents * 2 > most; latents -= kStep) {
+      int64_t tiles = ceil_div(rows_, kTileRows) * (latents / kTileLatents);
       double use = double(tiles) / double(round_up(tiles, call_.multiprocessors()));
       if (use > best_use * 1.02) best_use = use, best = latents;
     }

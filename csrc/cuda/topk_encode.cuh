@@ -135,9 +135,10 @@ template <typename C, typename Row>
 __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group, int from) {
   constexpr int size = Packet<C>::size;
   int v = group + lane_index() * size;
-  Offers<C> offers = row.offers(v);
+  Offers<C> offers;
   unsigned passing[size];
   for (;;) {
+    offers = row.offers(v);  // again after making room, which needs the registers
     int total = 0;
 #pragma unroll
     for (int e = 0; e < size; ++e) {
@@ -145,7 +146,7 @@ __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group,
       total += __popc(passing[e]);
     }
     if (total == 0) return true;
-    if (list.count + total <= list.capacity) break;
+    if (list.count + total <= list.lists.capacity) break;
     if (!row.make_room(list)) return false;
   }
   int to = list.count;
@@ -155,9 +156,9 @@ __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group,
   for (int e = 0; e < size; ++e) {
     list.count += __popc(passing[e]);
     if (offers.first[e] <= list.threshold) continue;
-    list.first[to] = offers.first[e];
-    list.second[to] = offers.second[e];
-    list.latent[to] = from + v + e;
+    list.first(to) = offers.first[e];
+    list.second(to) = offers.second[e];
+    list.latent(to) = from + v + e;
     ++to;
   }
   __syncwarp();
@@ -168,20 +169,23 @@ __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group,
 // costs one load and the row's own arithmetic. False: the row is hopeless.
 template <typename C, typename Row>
 __device__ __forceinline__ bool scan(const Row& row, List<C>& list, int begin, int end, int from) {
-  int offset = lane_index() * Packet<C>::size;
+  constexpr int step = kInFlight * kGroup<C>;
+  const int offset = lane_index() * Packet<C>::size;
   C bound = bound_of<C>(list.threshold);
-  for (int group = begin; group < end; group += kInFlight * kGroup<C>) {
-    Packet<C> products[kInFlight];
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (group + i * kGroup<C> < end) products[i] = load_packet(row.products + group + i * kGroup<C> + offset);
-    bool any = false;
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i)
-      if (group + i * kGroup<C> < end) any |= row.may_pass(products[i], group + i * kGroup<C> + offset, bound);
-    if (!__any_sync(kAllLanes, any)) continue;
 #pragma unroll 1
-    for (int each = group; each < min(end, group + kInFlight * kGroup<C>); each += kGroup<C>)
+  for (int group = begin; group < end; group += step) {
+    if (group + step <= end) {
+      Packet<C> products[kInFlight];
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) products[i] = load_packet(row.products + group + offset + i * kGroup<C>);
+      bool any = false;
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) any |= row.may_pass(products[i], group + offset + i * kGroup<C>, bound);
+      if (!__any_sync(kAllLanes, any)) continue;
+    }
+    int last = Least()(end, group + step);
+#pragma unroll 1
+    for (int each = group; each < last; each += kGroup<C>)
       if (!append(row, list, each, from)) return false;
     bound = bound_of<C>(list.threshold);
   }
@@ -204,15 +208,15 @@ struct Share {
 };
 
 template <typename C, bool Keyed>
-__global__ void __launch_bounds__(kFilterThreads, 6)
+__global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 8)
     topk_encode_filter(Lists<C> lists, Stripe<C> stripe, Latents<C> latents, int rows, int splits) {
   Share share(splits, stripe.count, kGroup<C>);
   if (share.row >= rows) return;
   List<C> list(lists, share.list);
-  if (stripe.begin > 0) list.resume(lists, share.list);
+  if (stripe.begin > 0) list.resume();
   ExactRow<C, Keyed> row(lists, stripe, latents, share.row);
   scan<C>(row, list, share.begin, share.end, stripe.begin);
-  list.suspend(lists, share.list);
+  list.suspend();
 }
 
 // ---- the result ----
@@ -344,23 +348,23 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
 
 // For a k that no block sorts: the k best of each row as integers of their order, ready for a stable sort. A warp a row.
 template <typename C>
-__global__ void __launch_bounds__(kFilterThreads, 6)
+__global__ void __launch_bounds__(kFilterThreads, 8)
     topk_encode_rank(Lists<C> lists, int rows, const uint8_t* eligible, int64_t M, int64_t* ranks) {
   int row = int(blockIdx.x * (blockDim.x / kWarp)) + warp_index(), k = lists.k;
   if (row >= rows) return;
   List<C> list(lists, row);
-  list.resume(lists, row);
+  list.resume();
   if (list.count > k) keep_best(list, k);
   if (list.count < k) {
     fill_up(list.count, k, eligible, M, [&](int j, int32_t latent) {
-      list.first[j] = 0;
-      list.second[j] = C(0);
-      list.latent[j] = latent;
+      list.first(j) = 0;
+      list.second(j) = C(0);
+      list.latent(j) = latent;
     });
     __syncwarp();
   }
   constexpr uint64_t flip = sizeof(C) == 8 ? uint64_t(kSign<C>) : 0;  // to a signed integer of the same order
-  for (int j = lane_index(); j < k; j += kWarp) ranks[int64_t(row) * k + j] = int64_t(uint64_t(list.first[j]) ^ flip);
+  for (int j = lane_index(); j < k; j += kWarp) ranks[int64_t(row) * k + j] = int64_t(uint64_t(list.first(j)) ^ flip);
 }
 
 // places: (rows, k), where in its list each row's j-th best stands.
