@@ -13,6 +13,7 @@ from fastsparse._validation import check_eligible, check_range
 # Fastest first: by the roofline, until a GPU has been measured. The product of topk_encode runs at the vendor
 # library's rate in the one and at Triton's in the other. The sparse products move the same bytes in both, and
 # C++ launches with less delay, which counts where tokens are few. So far that says the same for every shape.
+# An op that isn't here has no kernel: the reference serves.
 ORDER = {
     "topk_encode": ("cuda", "triton"),
     "spmm": ("cuda", "triton"),
@@ -39,10 +40,13 @@ def implementation(op: str, reference: Callable) -> Callable:
 def choose(op: str, requested: str | None, failure: Callable[[str], str | None]) -> str:
     """The backend that runs an op, of those without a failure; an error where another one was asked for."""
     if requested is None:
-        return next((name for name in ORDER[op] if failure(name) is None), "reference")
+        return next((name for name in ORDER.get(op, ()) if failure(name) is None), "reference")
     if requested == "reference":
         return requested
-    reason = "it runs on cpu tensors" if requested == "cpu" else failure(requested)
+    if requested == "cpu":
+        reason = "it runs on cpu tensors"
+    else:
+        reason = failure(requested) if requested in ORDER.get(op, ()) else "it has no kernel for this op"
     if reason is not None:
         raise RuntimeError(f"{op}: backend {requested!r} was asked for and can't run here: {reason}")
     return requested

@@ -3,9 +3,19 @@
 Nothing here is fast. Where a kernel and its reference disagree, the reference is right.
 """
 
+from fastsparse.reference.matching_pursuit import matching_pursuit, matching_pursuit_backward
+from fastsparse.reference.matching_pursuit_step import matching_pursuit_step
 from fastsparse.reference.sddmm import sddmm
 from fastsparse.reference.spmm import spmm
 from fastsparse.reference.spmm_t import spmm_t
 from fastsparse.reference.topk_encode import topk_encode
 
-__all__ = ["sddmm", "spmm", "spmm_t", "topk_encode"]
+__all__ = [
+    "matching_pursuit",
+    "matching_pursuit_backward",
+    "matching_pursuit_step",
+    "sddmm",
+    "spmm",
+    "spmm_t",
+    "topk_encode",
+]

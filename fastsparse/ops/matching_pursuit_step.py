@@ -1,0 +1,44 @@
+"""``fastsparse::matching_pursuit_step``: one step alone. Its gradient is matching_pursuit's for k = 1."""
+
+import torch
+from torch import Tensor
+
+from fastsparse import reference
+from fastsparse.ops._library import register
+from fastsparse.ops.matching_pursuit import gradients
+
+
+def _reference(residual, *options):
+    with torch.autocast(residual.device.type, enabled=False):  # which would take the product down to halves
+        return reference.matching_pursuit_step(residual, *options)
+
+
+def _fake(residual, dictionary, nonnegative, normalized):
+    N = residual.shape[0]
+    return residual.new_empty(N), residual.new_empty(N, dtype=torch.int64), residual.new_empty(residual.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, dictionary, _, ctx.normalized = inputs
+    value, index, residual = output
+    ctx.mark_non_differentiable(index)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(value, index, residual, dictionary)
+
+
+def _backward(ctx, d_value: Tensor | None, _, d_residual: Tensor | None):
+    value, index, residual, dictionary = ctx.saved_tensors
+    d_values = None if d_value is None else d_value.unsqueeze(1)
+    code = value.unsqueeze(1), index.unsqueeze(1), residual
+    d_x, d_dictionary = gradients(*code, dictionary, d_values, d_residual, ctx)
+    return d_x, d_dictionary, None, None
+
+
+matching_pursuit_step = register(
+    "matching_pursuit_step(Tensor residual, Tensor dictionary, bool nonnegative, bool normalized) "
+    "-> (Tensor value, Tensor index, Tensor residual)",
+    reference=_reference,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
