@@ -1,26 +1,27 @@
 """TopK encoding in Triton: a product whose epilogue filters, a collector of survivors, an exact select.
 
-Latents are scored stripe by stripe. `_score` is a matrix product that writes nothing but what it must: of every tile
-it stores one bit a score, set where the score may still be among its row's k largest, and the scores of the set bits.
-`_collect` reads the bits (1/32 of the scores' bytes), appends the survivors to a bounded list a row, in the order of
-their latents, and raises the row's bound to the exact k-th largest key seen. `_select` sorts the lists once, at the
-end. So the scores' matrix never exists, no atomic is needed, and every answer is bitwise reproducible.
+Latents are scored stripe by stripe. `_score` is a matrix product that writes only what it must: of every tile
+one bit a score, set where the score may still be among its row's k largest, and the scores of the set bits.
+`_collect` reads the bits (1/32 of the scores' bytes), appends the survivors to a bounded list a row, in the
+order of their latents, and raises the row's bound to the exact k-th largest key seen. `_select` finds the rank
+of each of the k best by counting. The scores' matrix never exists, there is no atomic and no sort.
 
-Why bits: a kernel that ends a product by appending to lists needs atomics whose results it uses, on which Triton 3.9
-aborts, or a prefix sum over the tile, which spills. Packing bits is one reduction within a tile's row.
+Why bits: a product that appends to lists in its epilogue needs atomics whose results it uses, on which Triton
+3.9 aborts, or a prefix sum over the tile, which spills. Packing bits is one reduction along a tile's rows.
 
-How many scores survive: of a stripe that is a share s of the latents seen with it, about k s a row. Each costs one
-32-byte sector; the bits of all N x M scores are N M / 8 bytes. Both vanish beside 2 N M D FLOPs.
+Of a stripe that is a share s of the latents seen with it, about k s scores a row survive, a 32-byte sector each;
+the bits of all scores are N M / 8 bytes. Both vanish beside the product's 2 N M D operations. Every tile of a
+stripe reads x and weight from L2: 2 (1/128 + 1/128) bytes for 2 operations, far below what L2 gives.
 
-A list that fills is compacted: the row's bound rises to the k-th largest key, and what lies below goes, ties by the
-lowest latent. k entries remain, so there is always room for one more block. In a screen, where brackets overlap, more
-may remain: the row is then given up and, like every such row, done again without a screen; which rows these are stays
-on the device.
+A list that fills is compacted: the row's bound rises to the k-th largest key, and what lies below goes, ties by
+the lowest latent. k entries remain, so that there is always room for a block more: no input overflows a list. In
+a screen, where brackets overlap, more may remain. Such a row is given up and done again without a screen; which
+rows these are stays on the device.
 
-fp32 is screened in bf16 and refined exactly (the bracket: see `_round`), where that pays; else scored in fp32 FMAs.
+fp32 is screened in bf16 and refined exactly where that pays; else it is scored by FMAs.
 
-The order of every sum is fixed by the shapes and the configuration, which the autotuner chooses once per process and
-shape class: one process gives bitwise the same answer every time.
+The same call gives bitwise the same answer: the order of every sum is fixed by the shapes and the tile, which the
+clock chooses once for every class of shapes. Nothing waits for the device, but that choice when it is first made.
 """
 
 from dataclasses import dataclass, replace
@@ -28,9 +29,8 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastsparse.kernels._launch import INTERPRETED, OPTIONS, tuned, with_unit_stride
+from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,26 +66,29 @@ def _key_at(order):
 
 
 @triton.jit
-def _kth_largest(orders, k):
-    """Of every row of orders (R, C) the k-th largest, or _UNSET if there are fewer; from its highest bit down."""
-    found = tl.where(tl.sum((orders >= 0).to(tl.int32), axis=1) >= k, 0, _UNSET)
-    for step in range(31):
-        wanted = found + (1 << (30 - step))
-        reaching = tl.sum((orders >= wanted[:, None]).to(tl.int32), axis=1)
-        found = tl.where(reaching >= k, wanted, found)
+def _kth_largest(orders, k, DIGIT: tl.constexpr):
+    """Of every row of orders (R, C >= k) the k-th largest: DIGIT bits at a time, from the highest down."""
+    found = tl.full((orders.shape[0],), _UNSET, tl.int32)
+    digits = tl.arange(0, 1 << DIGIT)
+    for step in range(32 // DIGIT):
+        wanted = found[:, None] + (digits << (32 - DIGIT * (step + 1)))[None, :]
+        reaching = tl.sum((orders[:, :, None] >= wanted[:, None, :]).to(tl.int32), axis=1)
+        digit = tl.sum((reaching >= k).to(tl.int32), axis=1) - 1
+        found += digit << (32 - DIGIT * (step + 1))
     return found
 
 
 # ---- a screen's terms ----
 #
-# Error bracket. With x = x~ + dx, w = w~ + dw in bf16 and what it leaves, X = |x~|, W = |w~|, g = (D + 4) 2^-24,
-# by Cauchy-Schwarz
+# Error bracket. With x = x~ + dx, w = w~ + dw, in bf16 and what that leaves, X = |x~|, W = |w~| and
+# g = (D + 4) 2^-24, by Cauchy-Schwarz
 #   |x.w - x~.w~|               <= |dx| W + (X + |dx|) |dw|
 #   the product's accumulation  <= 2 g X W, since tensor cores cut off where a processor rounds
 #   the exact score's own       <= g (X + |dx|) (W + |dw|)
 # which sums to A W + B |dw| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). The bias's rounding is
-# relative to it; that of score + bias and of the product with a scale are the 4 in g. Inf and NaN in any of these
-# widen the bracket to everything. Squares may underflow: 2^-125 each makes up for it; so small rows stay undecided.
+# relative to it; that of score + bias and of the product with a scale are the 4 in g. Inf and NaN in any of
+# these widen the bracket to everything. Squares may underflow, for which 2^-125 each makes up: rows as small as
+# that stay undecided.
 
 
 @triton.jit
@@ -101,42 +104,46 @@ def _round(
     padded,
     count,
     TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A row in bf16, padded with zeros, and its terms: A, B of a token; W, |dw| and the rest of a latent."""
-    position = tl.program_id(0).to(tl.int64)
+    """Rows in bf16, padded with zeros, and their terms: A, B of tokens; W, |dw| and the rest of latents."""
+    position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = position < count
     row = position
     if order is not None:
-        row = tl.load(order + position)
-    near = tl.zeros((BLOCK,), tl.float32)
-    far = tl.zeros((BLOCK,), tl.float32)
+        row = tl.load(order + position, mask=inside, other=0)
+    near = tl.zeros((ROWS, BLOCK), tl.float32)
+    far = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(0, padded, BLOCK):
         d = start + tl.arange(0, BLOCK)
-        exact = tl.load(source + row * row_stride + d, mask=d < D, other=0.0)
+        at = source + row[:, None] * row_stride + d[None, :]
+        exact = tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
         short = exact.to(tl.bfloat16)
-        tl.store(rounded + position * padded + d, short, mask=d < padded)
+        to = rounded + position[:, None] * padded + d[None, :]
+        tl.store(to, short, mask=inside[:, None] & (d < padded)[None, :])
         kept = short.to(tl.float32)
         near += kept * kept
         far += (exact - kept) * (exact - kept)
     slack = 1.001 + D * 2.0**-23
-    norm = tl.sqrt(tl.sum(near, axis=0) + D * 2.0**-125) * slack
-    residual = tl.sqrt(tl.sum(far, axis=0) + D * 2.0**-125) * slack
+    norm = tl.sqrt(tl.sum(near, axis=1) + D * 2.0**-125) * slack
+    residual = tl.sqrt(tl.sum(far, axis=1) + D * 2.0**-125) * slack
     if TOKENS:
         g = (D + 4) * 2.0**-24
-        tl.store(terms + position, 1.001 * (residual * (1 + g) + 3 * g * norm))
-        tl.store(terms + count + position, 1.001 * (norm + residual) * (1 + g))
+        tl.store(terms + position, 1.001 * (residual * (1 + g) + 3 * g * norm), mask=inside)
+        tl.store(terms + count + position, 1.001 * (norm + residual) * (1 + g), mask=inside)
     else:
-        rest = D * 2.0**-125
+        rest = tl.zeros_like(norm) + D * 2.0**-125
         if bias is not None:
-            rest += 2.0**-20 * tl.abs(tl.load(bias + position))
+            rest += 2.0**-20 * tl.abs(tl.load(bias + position, mask=inside, other=0.0))
         if scale is not None:
-            factor = tl.abs(tl.load(scale + position))
+            factor = tl.abs(tl.load(scale + position, mask=inside, other=0.0))
             norm *= factor
             residual *= factor
             rest *= factor
-        tl.store(terms + position, norm)
-        tl.store(terms + count + position, residual)
-        tl.store(terms + 2 * count + position, rest + 2.0**-125)
+        tl.store(terms + position, norm, mask=inside)
+        tl.store(terms + count + position, residual, mask=inside)
+        tl.store(terms + 2 * count + position, rest + 2.0**-125, mask=inside)
 
 
 @triton.jit
@@ -248,35 +255,53 @@ def _score(
 
 # ---- the lists of survivors ----
 #
-# A row's list has three columns. Of exact scores: the order of the key, the score's bits, the latent's position among
-# the eligible. Of a screen's, the first two are the orders of the key's lower and upper bound.
+# A row's list has three columns. Of exact scores: the order of the key, the score's bits, the latent's position
+# among the eligible. Of a screen's, the first two are the orders of the key's lower and upper bound.
 
 
 @triton.jit
-def _compact(firsts, seconds, positions, base, held, bound, k, SCREEN: tl.constexpr, CAPACITY: tl.constexpr):
-    """Raise the rows' bounds to the k-th largest key and drop what can't be among the k largest; keeps the order."""
-    slot = tl.arange(0, CAPACITY)
-    real = slot[None, :] < held[:, None]
-    at = base[:, None] + slot[None, :]
+def _compact(
+    firsts,
+    seconds,
+    positions,
+    base,
+    held,
+    bound,
+    k,
+    SCREEN: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    CHUNK: tl.constexpr,
+    DIGIT: tl.constexpr,
+):
+    """Raise the rows' bounds to the k-th largest key and drop what can't be among the k; keeps the order."""
     tl.debug_barrier()  # the program's own stores
-    first = tl.load(firsts + at, mask=real, other=_UNSET)
-    second = tl.load(seconds + at, mask=real, other=_UNSET)
-    position = tl.load(positions + at, mask=real, other=0)
+    every = tl.arange(0, CAPACITY)[None, :]
+    lower = tl.load(firsts + base[:, None] + every, mask=every < held[:, None], other=_UNSET)
+    bound = tl.maximum(bound, _kth_largest(lower, k, DIGIT))
+    room = k - tl.sum((lower > bound[:, None]).to(tl.int32), axis=1)
+    kept_before = tl.zeros_like(held)
+    # Chunk by chunk, which takes few registers: entries only ever move to the front.
+    for start in range(0, tl.max(held, axis=0), CHUNK):
+        slot = start + tl.arange(0, CHUNK)[None, :]
+        real = slot < held[:, None]
+        at = base[:, None] + slot
+        first = tl.load(firsts + at, mask=real, other=_UNSET)
+        second = tl.load(seconds + at, mask=real, other=_UNSET)
+        position = tl.load(positions + at, mask=real, other=0)
+        if SCREEN:
+            kept = real & (second >= bound[:, None])
+        else:
+            level = (real & (first == bound[:, None])).to(tl.int32)
+            kept = (first > bound[:, None]) | ((level != 0) & (tl.cumsum(level, axis=1) <= room[:, None]))
+            room -= tl.sum(level, axis=1)
+        to = (base + kept_before - 1)[:, None] + tl.cumsum(kept.to(tl.int32), axis=1)
+        kept_before += tl.sum(kept.to(tl.int32), axis=1)
+        tl.debug_barrier()
+        tl.store(firsts + to, first, mask=kept)
+        tl.store(seconds + to, second, mask=kept)
+        tl.store(positions + to, position, mask=kept)
     tl.debug_barrier()
-    bound = tl.maximum(bound, _kth_largest(first, k))
-    if SCREEN:
-        kept = real & (second >= bound[:, None])
-    else:
-        above = first > bound[:, None]
-        level = real & (first == bound[:, None])
-        room = k - tl.sum(above.to(tl.int32), axis=1)
-        kept = above | (level & (tl.cumsum(level.to(tl.int32), axis=1) <= room[:, None]))
-    to = base[:, None] + tl.cumsum(kept.to(tl.int32), axis=1) - 1
-    tl.store(firsts + to, first, mask=kept)
-    tl.store(seconds + to, second, mask=kept)
-    tl.store(positions + to, position, mask=kept)
-    tl.debug_barrier()
-    return tl.where(held >= 0, tl.sum(kept.to(tl.int32), axis=1), held), bound
+    return tl.where(held >= 0, kept_before, held), bound
 
 
 @triton.jit
@@ -340,6 +365,7 @@ def _collect(
     ABSOLUTE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIGIT: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
     """Append a stripe's survivors to the lists of ROWS rows."""
@@ -364,7 +390,7 @@ def _collect(
     lane = tl.arange(0, BLOCK)
 
     if (begin == 0) & (count_live >= 2 * BLOCK) & (2 * k <= BLOCK):
-        # A first bound: with the stripe's latents dealt into BLOCK groups, the k-th largest of the groups' maxima.
+        # A first bound: the stripe's latents dealt into BLOCK groups, the k-th largest of the groups' maxima.
         maxima = tl.full((ROWS, BLOCK), _UNSET, tl.int32)
         for start in range(0, count_live, BLOCK):
             column = start + lane
@@ -374,7 +400,7 @@ def _collect(
             )
             maxima = tl.maximum(maxima, tl.where(marked, lower, _UNSET))
         # One less, since of exact keys only those above a bound pass.
-        first_bound = _kth_largest(maxima, k) - (0 if SCREEN else 1)
+        first_bound = _kth_largest(maxima, k, DIGIT) - (0 if SCREEN else 1)
         bound = tl.where(live, first_bound, bound)
 
     for start in range(0, count_live, BLOCK):
@@ -389,7 +415,9 @@ def _collect(
             passing = marked & _passing(first, second, bound, SCREEN)
             added = tl.sum(passing.to(tl.int32), axis=1)
             if tl.max(held + added, axis=0) > CAPACITY:
-                held, bound = _compact(firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY)
+                held, bound = _compact(
+                    firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY, BLOCK, DIGIT
+                )
                 passing = marked & _passing(first, second, bound, SCREEN)
                 added = tl.sum(passing.to(tl.int32), axis=1)
                 if SCREEN:
@@ -404,11 +432,13 @@ def _collect(
             tl.store(positions + at, tl.broadcast_to((begin + column)[None, :], (ROWS, BLOCK)), mask=passing)
             held += added
 
-    # The k-th best of twice as many latents is a bound worth the work of finding it. In the end a screen's lists must
-    # hold only what can still win.
+    # The k-th best of twice as many latents is a bound worth the work of finding it. In the end a screen's lists
+    # must hold only what can still win.
     stripe = begin // width
     if ((stripe & (stripe - 1)) == 0) | (SCREEN & (begin + count == M)):
-        held, bound = _compact(firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY)
+        held, bound = _compact(
+            firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY, BLOCK, DIGIT
+        )
     tl.store(counts + row, held, mask=live)
     tl.store(bounds + row, bound, mask=live)
 
@@ -484,9 +514,11 @@ def _select(
     k,
     RELU: tl.constexpr,
     ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIGIT: tl.constexpr,
     CAPACITY: tl.constexpr,
     SELECTED: tl.constexpr,
-    CHUNK: tl.constexpr,
+    RIVALS: tl.constexpr,
 ):
     """Cut the lists of ROWS rows down to the k best; write each to its rank, found by counting who is better."""
     if live_rows is not None:
@@ -498,15 +530,15 @@ def _select(
     held = tl.load(counts + row, mask=live, other=_GIVEN_UP)
     base = row * CAPACITY
     unset = tl.full((ROWS,), _UNSET, tl.int32)
-    held, _ = _compact(firsts, seconds, positions, base, held, unset, k, False, CAPACITY)
+    held, _ = _compact(firsts, seconds, positions, base, held, unset, k, False, CAPACITY, BLOCK, DIGIT)
 
     slot = tl.arange(0, SELECTED)
     real = slot[None, :] < held[:, None]
     at = base[:, None] + slot[None, :]
     key = tl.load(firsts + at, mask=real, other=_UNSET)
     rank = tl.zeros((ROWS, SELECTED), tl.int32)
-    for start in range(0, SELECTED, CHUNK):
-        rival = start + tl.arange(0, CHUNK)
+    for start in range(0, SELECTED, RIVALS):
+        rival = start + tl.arange(0, RIVALS)
         rivals = tl.load(
             firsts + base[:, None] + rival[None, :], mask=rival[None, :] < held[:, None], other=_UNSET
         )
@@ -543,7 +575,7 @@ class Tile:
     stages: int
 
 
-def tiles(dtype: torch.dtype, tokens: int) -> list[Tile]:
+def tiles(dtype: torch.dtype, tokens: int, even: bool = True) -> list[Tile]:
     """The tiles worth trying, the safest first."""
     if INTERPRETED:
         return [Tile(64, 128, 64, 1, 1)]
@@ -551,12 +583,18 @@ def tiles(dtype: torch.dtype, tokens: int) -> list[Tile]:
         return [Tile(64, 64, 16, 4, 2)]
     if tokens <= 64:  # a stream of the weight
         return [Tile(max(16, triton.next_power_of_2(tokens)), 64, 128, 4, 3)]
-    return [Tile(128, 128, 64, 8, 3)]
+    if not even:  # masks and addresses take registers
+        return [Tile(64, 128, 64, 8, 2)]
+    return [
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 128, 32, 8, 4),
+        Tile(128, 64, 64, 4, 4),
+    ]
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A block of tokens: the matrix that the product takes, its rows, or of `rows` from `first` those before `live`."""
+    """A block of tokens: rows of the product's matrix, or those that `rows` lists, from `first`, up to `live`."""
 
     matrix: Tensor
     count: int
@@ -568,7 +606,7 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Atoms:
-    """A stripe of latents: the matrix that the product takes, whose rows are those, or `order` lists them."""
+    """A stripe of latents: rows of the product's matrix, or those that `order` lists."""
 
     matrix: Tensor
     begin: int
@@ -589,7 +627,13 @@ class _Lists:
     def options(self) -> dict:
         """Of a kernel that works on lists: several rows a program where programs run one after another."""
         rows = 16 if INTERPRETED else 1
-        return {"ROWS": rows, "CAPACITY": self.capacity, "num_warps": min(8, self.capacity // 512), **OPTIONS}
+        sizes = {"ROWS": rows, "BLOCK": _BLOCK, "DIGIT": 4 if INTERPRETED else 2, "CAPACITY": self.capacity}
+        return {**sizes, "num_warps": self.warps(self.capacity), **OPTIONS}
+
+    @staticmethod
+    def warps(capacity: int) -> int:
+        """So that a thread holds few of a list's entries."""
+        return max(1, min(8, capacity // 256))
 
 
 class _Encoder:
@@ -605,8 +649,7 @@ class _Encoder:
             self.order = latent_mask.to(torch.uint8).argsort(descending=True, stable=True)
             self.live_latents = latent_mask.sum(dtype=torch.int32)
         self.bias, self.scale = self._by_position(bias), self._by_position(latent_scale)
-        # Triton's interpreter cuts off where it should round to bf16.
-        self.values = x.new_empty(self.N, k, dtype=torch.float32 if INTERPRETED else x.dtype)
+        self.values = x.new_empty(self.N, k)
         self.indices = x.new_empty(self.N, k, dtype=torch.int64)
 
     def _by_position(self, vector: Tensor | None) -> Tensor | None:
@@ -617,14 +660,14 @@ class _Encoder:
 
     def run(self) -> tuple[Tensor, Tensor]:
         if self.N == 0:
-            return self.x.new_empty(0, self.k), self.indices
+            return self.values, self.indices
         if self.k > _MOST_K:
             self._sort_scores()
         elif self._screens():
             self._plain(*self._screen())
         else:
             self._plain()
-        return self.values.to(self.x.dtype), self.indices
+        return self.values, self.indices
 
     def _screens(self) -> bool:
         possible = self.x.dtype == torch.float32 and self.D > 0 and self.k <= _MOST_SCREENED_K
@@ -661,7 +704,7 @@ class _Encoder:
             self._select(tokens, lists)
 
     def _screen(self) -> tuple[Tensor, Tensor]:
-        """Encode all tokens by screen, certify and refine; returns the undecided ones first, and their number."""
+        """Encode all tokens by screen and refine; returns all, the undecided ones first, and their number."""
         x, weight = with_unit_stride(self.x), with_unit_stride(self.weight)
         capacity = triton.next_power_of_2(8 * self.k + _BLOCK)
         # The lists too shall be N M / 32 numbers.
@@ -720,7 +763,7 @@ class _Encoder:
     # What follows launches one kernel each.
 
     def _round(self, matrix: Tensor, count: int, stripe: _Atoms | None = None) -> tuple[Tensor, Tensor]:
-        """Rows of tokens, or of a stripe, in bf16 and padded to whole 16-byte packets; their bracket's terms."""
+        """Rows of tokens, or of a stripe, in bf16 and padded to 16-byte packets; the bracket's terms."""
         padded = triton.cdiv(self.D, 8) * 8
         rounded = self.x.new_empty(count, padded, dtype=torch.bfloat16)
         terms = self.x.new_empty(3, count)
@@ -729,7 +772,8 @@ class _Encoder:
             None if stripe is None or vector is None else vector[begin:]
             for vector in (self.bias, self.scale, self.order)
         )
-        _round[(count,)](
+        rows = 256 if INTERPRETED else 1
+        _round[(triton.cdiv(count, rows),)](
             matrix,
             order,
             scale,
@@ -741,7 +785,8 @@ class _Encoder:
             padded,
             count,
             TOKENS=stripe is None,
-            BLOCK=1024,
+            ROWS=rows,
+            BLOCK=min(1024, triton.next_power_of_2(padded)),
             num_warps=4,
             **OPTIONS,
         )
@@ -788,7 +833,11 @@ class _Encoder:
         dtype = tokens.matrix.dtype
         strides = tokens.matrix.stride(1), atoms.matrix.stride(1) == 1
         key = ("topk_encode", bounds.device, dtype, D, strides, tokens.count.bit_length())
-        tuned(key, tiles(dtype, tokens.count), launch)
+        choice = tiles(dtype, tokens.count, D % 64 == 0)
+        if INTERPRETED:
+            launch(choice[0])
+        else:
+            tuned(key, choice, launch)
 
     def _collect(
         self, tokens: _Tokens, atoms: _Atoms, scratch: tuple[Tensor, Tensor], lists: _Lists, block: slice
@@ -813,12 +862,12 @@ class _Encoder:
             self.M,
             self.k,
             ABSOLUTE=self.absolute,
-            BLOCK=_BLOCK,
             **options,
         )
 
     def _refine(self, tokens: _Tokens, weight: Tensor, lists: _Lists) -> None:
-        split = 16 if tokens.count < _MOST_TOKENS and not INTERPRETED else 4
+        # Programs enough for the machine, whatever the tokens.
+        split = 1 if INTERPRETED else 4 if tokens.count >= _MOST_TOKENS else 16
         _refine[(tokens.count * split,)](
             tokens.matrix,
             weight,
@@ -832,8 +881,8 @@ class _Encoder:
             weight.stride(0),
             ABSOLUTE=self.absolute,
             SPLIT=split,
-            BLOCK_K=8,
-            BLOCK_D=512,
+            BLOCK_K=256 if INTERPRETED else 8,
+            BLOCK_D=min(512, triton.next_power_of_2(self.D)),
             CAPACITY=lists.capacity,
             num_warps=4,
             **OPTIONS,
@@ -855,7 +904,7 @@ class _Encoder:
             self.k,
             RELU=self.relu,
             SELECTED=selected,
-            CHUNK=min(selected, max(1, 4096 // selected)),
+            RIVALS=min(selected, max(1, 4096 // selected)),
             **options,
         )
 
@@ -871,3 +920,99 @@ def topk_encode(
 ) -> tuple[Tensor, Tensor]:
     """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; returns two (N, k)."""
     return _Encoder(x, weight, bias, k, activation, latent_scale, latent_mask).run()
+
+
+def specimens() -> list[tuple]:
+    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
+    list_of = {"firsts": "*i32:16", "seconds": "*i32:16", "positions": "*i32:16", "counts": "*i32:16"}
+    half, single = torch.bfloat16, torch.float32
+    pointers = {half: "*bf16:16", single: "*fp32:16"}
+
+    def specimen(name: str, kernel, constants: dict, **signature: str) -> tuple:
+        options = {
+            option: constants.pop(option) for option in ("num_warps", "num_stages") if option in constants
+        }
+        constants |= dict.fromkeys(set(kernel.arg_names) - set(signature) - set(constants))
+        return name, kernel, signature, constants, options | OPTIONS
+
+    def score(name: str, dtype: torch.dtype, tile: Tile, even: bool = True, **optional: str) -> tuple:
+        sizes = dict.fromkeys(("N", "begin", "count", "first_row", "token_stride"), "i32")
+        strides = dict.fromkeys(("D", "x_row", "weight_row"), "i32:16" if even else "i32")
+        blocks = {"BLOCK_N": tile.tokens, "BLOCK_M": tile.latents, "BLOCK_D": tile.depth}
+        constants = {
+            "x_column": 1,
+            "weight_column": 1,
+            "ABSOLUTE": bool(optional),
+            "EVEN_D": even,
+            "UPCAST": False,
+        }
+        out = {"bounds": "*i32:16", "scores": "*fp32:16", "words": "*i32:16", "width": "i32:16"}
+        return specimen(
+            f"score, {name}, {tile.tokens} x {tile.latents} x {tile.depth}",
+            _score,
+            constants | blocks | {"num_warps": tile.warps, "num_stages": tile.stages},
+            x=pointers[dtype], weight=pointers[dtype], bias="*fp32:16", **sizes, **strides, **out, **optional,
+        )  # fmt: skip
+
+    def listing(name: str, kernel, capacity: int, constants: dict, **signature: str) -> tuple:
+        warps = _Lists.warps(capacity)
+        constants = {
+            "ROWS": 1,
+            "BLOCK": _BLOCK,
+            "DIGIT": 2,
+            "CAPACITY": capacity,
+            "num_warps": warps,
+        } | constants
+        return specimen(f"{name}, lists of {capacity}", kernel, constants, **list_of, **signature)
+
+    everything = {
+        "scale": "*fp32:16", "rows": "*i64:16", "live_rows": "*i32:16", "order": "*i64:16", "live_latents": "*i32:16"
+    }  # fmt: skip
+    bracket = {"token_terms": "*fp32:16", "atom_terms": "*fp32"}
+    found = []
+    for tile in tiles(half, 2048):
+        found += [score("bf16", half, tile), score("bf16, options", half, tile, **everything)]
+        found += [score("bf16 screen", half, tile, **bracket)]
+        found += [
+            score("bf16 screen, options", half, tile, **bracket, scale="*fp32:16", live_latents="*i32:16")
+        ]
+    for tile in tiles(half, 2048, False):
+        found += [score("bf16, any D", half, tile, False, **everything)]
+        found += [
+            score(
+                "bf16 screen, any D", half, tile, False, **bracket, scale="*fp32:16", live_latents="*i32:16"
+            )
+        ]
+    for tile in tiles(half, 16):
+        found += [score("bf16, few tokens", half, tile)]
+    for tile in tiles(single, 2048):
+        found += [score("fp32", single, tile), score("fp32, every option", single, tile, False, **everything)]
+    stripe = dict.fromkeys(("first_row", "token_stride", "N", "begin", "count", "M", "k"), "i32")
+    stripe |= {"scores": "*fp32:16", "words": "*i32:16", "bounds": "*i32:16", "width": "i32:16"}
+    optional = {name: kind for name, kind in everything.items() if name not in ("rows", "order")}
+    for capacity in (1024, 2048):
+        constants = {"ABSOLUTE": False}
+        found += [listing("collect", _collect, capacity, constants, **stripe)]
+    for capacity in (1024, 2048, 4096):
+        constants = {"ABSOLUTE": True}
+        found += [listing("collect, screen", _collect, capacity, constants, **stripe, **optional, **bracket)]
+        constants = {"RELU": True, "SELECTED": 64, "RIVALS": 64}
+        if capacity == 2048:
+            constants |= {"SELECTED": 1024, "RIVALS": 4}
+        out = {"values": "*bf16:16", "indices": "*i64:16", "first_row": "i32", "N": "i32", "k": "i32"}
+        optional_rows = {name: everything[name] for name in ("order", "rows", "live_rows")}
+        found += [listing("select", _select, capacity, constants, **out, **optional_rows)]
+    rounding = {"source": "*fp32:16", "rounded": "*bf16:16", "terms": "*fp32:16", "row_stride": "i32:16"}
+    rounding |= {"D": "i32:16", "padded": "i32:16", "count": "i32"}
+    constants = {"ROWS": 1, "BLOCK": 1024, "num_warps": 4}
+    found += [
+        specimen("round tokens", _round, {"TOKENS": True} | constants, **rounding),
+        specimen("round latents", _round, {"TOKENS": False} | constants, **rounding, order="*i64", bias="*fp32", scale="*fp32"),
+        specimen(
+            "refine", _refine,
+            {"ABSOLUTE": True, "SPLIT": 4, "BLOCK_K": 8, "BLOCK_D": 512, "CAPACITY": 1024, "num_warps": 4},
+            x="*fp32:16", weight="*fp32:16", bias="*fp32:16", scale="*fp32:16", order="*i64:16", **list_of,
+            D="i32:16", x_row="i32:16", weight_row="i32:16",
+        ),
+    ]  # fmt: skip
+    return found
