@@ -71,10 +71,31 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def block_of_rows(D: int, dtype: torch.dtype, warps: int) -> tuple[int, int]:
+def block_of_rows(D: int, dtype: torch.dtype, warps: int, lanes: int = WARP) -> tuple[int, int]:
     """Rows and columns of a block, one 16-byte access a lane: columns first, then rows for the lanes left."""
-    elements = WARP * warps * 16 // dtype.itemsize
+    elements = lanes * warps * 16 // dtype.itemsize
     columns = min(triton.next_power_of_2(D), elements)
     rows = elements // columns
     # The interpreter's time goes by operations, not by elements.
     return 8 * rows if INTERPRETED else rows, columns
+
+
+# What specimens are made for, to be compiled without a GPU: (what it is called, D, dtype, lanes a warp has).
+SPECIMENS = (
+    ("bf16", 4096, torch.bfloat16, 32),
+    ("bf16, 64 lanes", 4096, torch.bfloat16, 64),
+    ("fp32", 768, torch.float32, 32),
+    ("fp64", 768, torch.float64, 32),
+    ("fp32, D = 1", 1, torch.float32, 32),
+)
+
+
+def pointer(dtype: torch.dtype) -> str:
+    """The type of an aligned pointer in a specimen's signature."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+    return f"*{names[dtype]}:16"
+
+
+def width(D: int) -> str:
+    """The type of a size or stride of D in a specimen's signature."""
+    return "i32:16" if D % 16 == 0 else "i32"

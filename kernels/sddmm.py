@@ -15,16 +15,20 @@ import triton
 import triton.language as tl
 from fastsparse.kernels._launch import (
     OPTIONS,
+    SPECIMENS,
+    WARP,
     Configuration,
     accumulator,
     block_of_rows,
+    pointer,
     tuned,
+    width,
     with_unit_stride,
 )
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-CONFIGURATIONS = (Configuration(4, 4), Configuration(1, 4), Configuration(4, 2), Configuration(4, 8))
+CONFIGURATIONS = (Configuration(4, 4), Configuration(1, 4), Configuration(4, 2))
 
 
 @triton.jit
@@ -75,9 +79,7 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     x, weight = with_unit_stride(x), with_unit_stride(weight)
 
     def launch(configuration: Configuration) -> None:
-        # One warp's columns, whatever the warps: the order of a sum must not depend on the configuration.
-        entries, columns = block_of_rows(D, dtype, 1)
-        entries *= configuration.warps * configuration.unroll
+        entries, columns = _block(D, dtype, configuration)
         _sddmm[(triton.cdiv(N * k, entries),)](
             x,
             weight,
@@ -98,3 +100,28 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 
     tuned(("sddmm", x.device, dtype, N.bit_length(), k, M, D), CONFIGURATIONS, launch)
     return out
+
+
+def _block(D: int, dtype: torch.dtype, configuration: Configuration, lanes: int = WARP) -> tuple[int, int]:
+    """Entries and columns of a program's block.
+
+    One warp's columns, whatever the warps: the order of a sum must not depend on the configuration.
+    """
+    rows, columns = block_of_rows(D, dtype, 1, lanes)
+    return rows * configuration.warps * max(1, configuration.unroll // rows), columns
+
+
+def specimens() -> list[tuple]:
+    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
+    found = []
+    for kind, D, dtype, lanes in SPECIMENS:
+        for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
+            entries, columns = _block(D, dtype, c, lanes)
+            data = dict.fromkeys(("x", "weight", "out"), pointer(dtype)) | {"indices": "*i64:16"}
+            sizes = dict.fromkeys(("entries", "k", "index_token_stride"), "i32:16")
+            sizes |= dict.fromkeys(("D", "x_stride", "weight_stride"), width(D))
+            constants = {"index_stride": 1, "ACCUMULATOR": accumulator(dtype)}
+            constants |= {"BLOCK": entries, "BLOCK_D": columns}
+            name = f"{kind}, {c.warps} warps, {c.unroll} in flight"
+            found.append((name, _sddmm, data | sizes, constants, {"num_warps": c.warps, **OPTIONS}))
+    return found

@@ -18,7 +18,16 @@ import torch
 import triton
 import triton.language as tl
 from fastsparse.kernels._gather_sum import gather_sum
-from fastsparse.kernels._launch import OPTIONS, Configuration, block_of_rows, tuned, with_unit_stride
+from fastsparse.kernels._launch import (
+    OPTIONS,
+    SPECIMENS,
+    Configuration,
+    block_of_rows,
+    pointer,
+    tuned,
+    width,
+    with_unit_stride,
+)
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -97,7 +106,8 @@ def _sum(
     """A block of columns of one job, of several where D is small: pieces first, the longest work there is."""
     blocks = tl.cdiv(slots + M, BLOCK_JOBS)
     program = tl.program_id(0)
-    job = program % blocks * BLOCK_JOBS + tl.arange(0, BLOCK_JOBS)
+    first = program % blocks * BLOCK_JOBS
+    job = first + tl.arange(0, BLOCK_JOBS)
     columns = program // blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     begin, end, latent, wanted = _job(job, latents, ends, entries, M, slots, SPLIT)
     total = gather_sum(
@@ -116,10 +126,11 @@ def _sum(
     )
     inside = wanted[:, None] & (columns < D)[None, :]
     is_piece = (job < slots)[:, None]
-    cells = (job.to(tl.int64) * D)[:, None] + columns[None, :]
-    tl.store(partials + cells, total, mask=inside & is_piece)
-    cells = (latent.to(tl.int64) * D)[:, None] + columns[None, :]
-    tl.store(out + cells, total.to(out.dtype.element_ty), mask=inside & (is_piece == 0))
+    if first < slots:
+        cells = partials + (job.to(tl.int64) * D)[:, None] + columns[None, :]
+        tl.store(cells, total, mask=inside & is_piece)
+    cells = out + (latent.to(tl.int64) * D)[:, None] + columns[None, :]
+    tl.store(cells, total.to(out.dtype.element_ty), mask=inside & (is_piece == 0))
 
 
 @triton.jit
@@ -225,3 +236,26 @@ def _latent_major(values: Tensor, indices: Tensor, M: int) -> tuple[Tensor, Tens
         **OPTIONS,
     )
     return latents, ends, tokens, coefficients
+
+
+def specimens() -> list[tuple]:
+    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
+    lists = {"latents": "*i32:16", "ends": "*i32:16", "entries": "i32:16", "M": "i32:16"}
+    found = []
+    for kind, D, dtype, lanes in SPECIMENS:
+        wide = pointer(torch.float64 if dtype == torch.float64 else torch.float32)
+        data = lists | {"partials": wide, "out": pointer(dtype), "D": width(D)}
+        entries = {"coefficients": wide, "tokens": "*i32:16", "x": pointer(dtype)}
+        for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
+            jobs, columns = block_of_rows(D, dtype, c.warps, lanes)
+            signature = data | entries | {"slots": "i32:16", "x_stride": width(D)}
+            constants = {"SPLIT": SPLIT, "UNROLL": c.unroll, "BLOCK_JOBS": jobs, "BLOCK_D": columns}
+            name = f"sum, {kind}, {c.warps} warps, {c.unroll} in flight"
+            found.append((name, _sum, signature, constants, {"num_warps": c.warps, **OPTIONS}))
+    signature = data | {"tiles": "i32"}
+    found.append(("join", _join, signature, {"SPLIT": SPLIT, "BLOCK_D": 128}, {"num_warps": 1, **OPTIONS}))
+    signature = {"order": "*i64:16", "values": "*bf16:16", "tokens": "*i32:16", "coefficients": "*fp32:16"}
+    signature |= dict.fromkeys(("entries", "k", "value_token_stride"), "i32:16")
+    constants = {"value_stride": 1, "BLOCK": ENTRIES}
+    found.append(("arrange", _arrange, signature, constants, {"num_warps": 4, **OPTIONS}))
+    return found
