@@ -1,5 +1,6 @@
 """Checks of tensor arguments; every message names the op, the argument, what it was and what it should be."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -7,6 +8,16 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# How far from 1 the norm of an atom may be that is promised to be 1. Halves: rounding each of its entries
+# moves it by half an eps at most. fp32: beyond what normalising and a step of training in fp32 leave. fp64:
+# above the steps of torch.autograd.gradcheck.
+UNIT_NORM_TOLERANCE = {
+    torch.float32: 3e-4,
+    torch.float64: 1e-5,
+    torch.bfloat16: torch.finfo(torch.bfloat16).eps,
+    torch.float16: torch.finfo(torch.float16).eps,
+}
 
 
 def _shape(tensor: Tensor) -> str:
@@ -84,9 +95,7 @@ def check_range(op: str, indices: Tensor, M: int) -> None:
     On the CPU only, since elsewhere it would wait for the device, except under FASTSPARSE_DEBUG=1; not while
     tracing, since it reads the data, nor while a CUDA graph is being captured.
     """
-    if torch.compiler.is_compiling():
-        return
-    if indices.device.type != "cpu" and (os.environ.get("FASTSPARSE_DEBUG") != "1" or capturing(indices)):
+    if torch.compiler.is_compiling() or not _may_read(indices):
         return
     outside = (indices < 0) | (indices >= M)
     if outside.any():
@@ -106,6 +115,83 @@ def check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
         raise ValueError(
             f"topk_encode: k must be between 1 and the number of eligible latents ({eligible}), got k={k}"
         )
+
+
+def check_count(op: str, name: str, count: int, least: int) -> None:
+    """A whole number, of which bool is none; symbolic while tracing."""
+    if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an int, got {count!r} of type {type(count).__name__}")
+    if count < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {name}={count}")
+
+
+def check_flag(op: str, name: str, flag: bool) -> None:
+    """True or False, and nothing that only passes for one."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {flag!r} of type {type(flag).__name__}")
+
+
+def check_tolerance(op: str, name: str, tolerance: float) -> None:
+    """A finite number that isn't negative; symbolic while tracing."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be a float, got {tolerance!r} of type {type(tolerance).__name__}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {name}={tolerance}")
+
+
+def check_unit_norm(op: str, dictionary: Tensor) -> None:
+    """Every atom has norm 1, or 0, which is never chosen; NaN is left to surface in the result.
+
+    One fast pass over a dictionary that matching pursuit reads k times and more. Like check_range on the CPU
+    only, except under FASTSPARSE_DEBUG=1, and not while tracing or capturing.
+    """
+    if torch.compiler.is_compiling() or not _may_read(dictionary):
+        return
+    wide = torch.promote_types(dictionary.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(dictionary.detach().to(wide), dim=1)
+    tolerance = UNIT_NORM_TOLERANCE[dictionary.dtype]
+    off = (norms - 1).abs().masked_fill_(norms == 0, 0).nan_to_num_(nan=0.0)
+    if off.numel() and off.max() > tolerance:
+        worst = int(off.argmax())
+        raise ValueError(
+            f"{op}: dictionary must have atoms of norm 1 (to {tolerance:g}), as normalized=True promises, "
+            f"got norm {norms[worst].item():g} at atom {worst}; divide each atom by its norm, or leave "
+            "normalized=False"
+        )
+
+
+def check_gram(op: str, dictionary: Tensor) -> None:
+    """The Gram matrix of the atoms, in the type that sums are carried in, fits into the free memory."""
+    if torch.compiler.is_compiling():
+        return
+    M = dictionary.shape[0]
+    needed = M * M * (8 if dictionary.dtype == torch.float64 else 4)
+    available = _free_memory(dictionary.device)
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{op}: the Gram matrix of method='gram' must fit into the {available / 2**30:.2f} GiB that are "
+            f"free on {dictionary.device}, got one of {needed / 2**30:.2f} GiB, for M = {M} atoms; "
+            "method='direct' needs none"
+        )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes, None where it can't be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _may_read(tensor: Tensor) -> bool:
+    """Whether a check may look at a tensor's data: elsewhere than on the CPU it would wait for the device."""
+    if tensor.device.type == "cpu":
+        return True
+    return os.environ.get("FASTSPARSE_DEBUG") == "1" and not capturing(tensor)
 
 
 def capturing(tensor: Tensor) -> bool:

@@ -19,8 +19,8 @@ def matching_pursuit(
     """x (N, D), dictionary (M, D); returns values (N, k), indices (N, k) and the residual (N, D).
 
     k steps from r = x, carried in fp32 (fp64 for fp64 inputs) and rounded at the end alone. A row that has
-    come to |r| <= tol > 0, or has no atom left to take, stays as it is: its other slots hold value 0, index 0.
-    ``method`` says how kernels find the scores, of which this is the definition.
+    come to |r| <= tol > 0, or has no atom left to take, stays as it is: its other slots hold value 0 and
+    index 0. ``method`` says how kernels find the scores, of which this is the definition.
     """
     residual, atoms = accumulate(x), accumulate(dictionary)
     norms = None if normalized else atom_norms(atoms)
@@ -55,16 +55,15 @@ def matching_pursuit_backward(
         dL/dc in all            p  = gc - g.w
         through c to r          g <- g + p w / s
         through c and r' to w   dw = p (r / s - 2 (w.r) w / s^2) - c g = q (r - 2 c w) - c g,  q = p / s
-    where r - 2 c w = r' - c w. With ``normalized`` s is the constant 1: dw = q (r' + c w) - c g. Backwards from
-    the last step r is r' + c w, so that no residual but the last has to be kept. A slot of value 0 was no step.
+    where r - 2 c w = r' - c w. With ``normalized`` s is the constant 1: dw = q (r' + c w) - c g. Backwards
+    from the last step r is r' + c w: no residual but the last has to be kept. A slot of value 0 was no step.
     """
-    N, k = values.shape
     atoms = accumulate(dictionary)
     norms = None if normalized else atom_norms(atoms)  # of zero atoms too, which no step has taken
     r, values, d_values = accumulate(residual), accumulate(values), accumulate(d_values)
     g = torch.zeros_like(r) if d_residual is None else accumulate(d_residual)
     d_atoms = atoms.new_zeros(atoms.shape) if needs_dictionary else None
-    for t in reversed(range(k)):
+    for t in reversed(range(values.shape[1])):
         index, c = indices[:, t], values[:, t : t + 1]
         w, taken = atoms[index], c != 0
         q = d_values[:, t : t + 1] - (g * w).sum(dim=1, keepdim=True)

@@ -26,9 +26,9 @@ def take(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A step in the precision of its inputs; ``norms`` (M,) are those of the atoms, None if all are 1.
 
-    Selection, which has no gradient, is on |w.r| / |w| (without the absolute value if nonnegative); NaN counts
-    as largest, ties go to the lowest index, zero atoms score 0. The coefficient is (w.r) / |w|^2. Where it is
-    0, or not positive and has to be, the step is none: value 0, index 0, the residual as it was.
+    Selection, which has no gradient, is on |w.r| / |w|, or w.r / |w| if nonnegative; NaN counts as largest,
+    ties go to the lowest index, zero atoms score 0. The coefficient is (w.r) / |w|^2. Where it is 0, or not
+    positive and has to be, the step is none: value 0, index 0, the residual as it was.
     """
     scores = residual.detach() @ dictionary.detach().T  # (N, M)
     if norms is not None:
