@@ -113,6 +113,18 @@ def test_the_name_that_was_asked_for_is_passed_on(monkeypatch):
     assert seen == [("topk_encode", torch.float32, 0, None), ("topk_encode", torch.float32, 0, "reference")]
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_gpu_backend_that_was_asked_for_goes_to_the_op(monkeypatch, name):
+    """There, knowing the device, it is insisted on: not in what torch.compile traces."""
+    monkeypatch.setattr(backend, "_requested", name)
+    monkeypatch.setattr(backend, "_require", lambda _: pytest.fail("asked before the op"))
+    assert backend.wants_reference(on_gpu(torch.eye(2))) is False
+    monkeypatch.setattr(backend, "_requested", "cpu")
+    monkeypatch.setattr(backend, "_require", lambda _: None)
+    with pytest.raises(RuntimeError, match="'cpu' was asked for and runs on cpu tensors, got one on cuda:0"):
+        backend.wants_reference(on_gpu(torch.eye(2)))
+
+
 def test_too_few_eligible_latents(monkeypatch):
     """Refused before anything runs, except in a CUDA graph, where nothing may wait for the device."""
     monkeypatch.setattr(_gpu, "_chosen", lambda *_: "cuda")
