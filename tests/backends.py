@@ -29,8 +29,34 @@ from torch import Tensor
 
 import fastsparse
 from fastsparse.backend import CPU_LEVELS, _cpu, use_cpu_level
+from fastsparse.ops import _gpu
 
-OPS = ("topk_encode", "spmm", "sddmm", "spmm_t")
+
+@dataclass(frozen=True)
+class Op:
+    """What the tests must know of an op's arguments."""
+
+    work: Callable[..., int]
+    indices: Callable[..., tuple[Tensor, int]] | None = None
+
+
+# The ops that have GPU kernels: how many multiply-adds a call takes, a score or an entry of a code being one
+# as one, and where its indices and the number of its latents are found.
+OPS = {
+    "topk_encode": Op(lambda x, weight, *_: len(x) * len(weight) * max(1, x.shape[1])),
+    "spmm": Op(
+        lambda values, indices, weight: indices.numel() * max(1, weight.shape[1]),
+        lambda values, indices, weight: (indices, len(weight)),
+    ),
+    "sddmm": Op(
+        lambda x, weight, indices: indices.numel() * max(1, x.shape[1]),
+        lambda x, weight, indices: (indices, len(weight)),
+    ),
+    "spmm_t": Op(
+        lambda values, indices, x, num_latents: indices.numel() * max(1, x.shape[1]),
+        lambda values, indices, x, num_latents: (indices, num_latents),
+    ),
+}
 
 
 def host_backend_names(*, screened: bool = False) -> list[str]:
@@ -79,36 +105,40 @@ class GpuBackend:
 
     missing: Callable[[], str | None]
     run: Callable  # of an op's name and its arguments
-    work: float = (
-        math.inf
-    )  # the most element operations of one call that it can do in the time that a test has
+    work: float = math.inf  # the largest call that ends in the time that a test may take
 
 
-def _replaced(backend: GpuBackend):
-    """A context in which a GPU backend is the CPU implementation of every op."""
+@contextmanager
+def _replaced(backend: GpuBackend) -> Iterator[None]:
+    """Make a GPU backend the CPU implementation of every op."""
+    library = torch.library.Library("fastsparse", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")  # of what is replaced
+            for op in registered_ops():
+                library.impl(op, partial(_run, backend, op), "CPU", allow_override=True)
+        yield
+    finally:
+        library._destroy()  # brings the compiled kernels back
 
-    def implementation(op: str, *arguments):
-        if work(op, *arguments) > backend.work:
-            leave_out("the shape is too large for kernels that run without a GPU")
-        if indices_outside(op, *arguments):
-            leave_out("a GPU doesn't check indices, except under FASTSPARSE_DEBUG=1")
+
+def registered_ops() -> list[str]:
+    """Every op of fastsparse, by name."""
+    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    return sorted(name for namespace, name in names if namespace == "fastsparse")
+
+
+def _run(backend: GpuBackend, op: str, *arguments):
+    if op not in OPS:
+        pytest.skip(f"{op} has no GPU kernels")
+    if OPS[op].work(*arguments) > backend.work:
+        leave_out("the shape is too large for GPU kernels without a GPU")
+    with pytest.MonkeyPatch.context() as patch:
+        if OPS[op].indices is not None:
+            indices, latents = OPS[op].indices(*arguments)
+            if ((indices < 0) | (indices >= latents)).any():
+                patch.setenv("FASTSPARSE_DEBUG", "1")  # else a GPU takes indices on trust
         return backend.run(op, *arguments)
-
-    @contextmanager
-    def context() -> Iterator[None]:
-        library = torch.library.Library("fastsparse", "IMPL")
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "Warning only once for all operators"
-                )  # that one is replaced
-                for op in OPS:
-                    library.impl(op, partial(implementation, op), "CPU", allow_override=True)
-            yield
-        finally:
-            library._destroy()  # brings the compiled kernels back
-
-    return context()
 
 
 def leave_out(reason: str) -> None:
@@ -116,28 +146,6 @@ def leave_out(reason: str) -> None:
     if hypothesis.currently_in_test_context():
         hypothesis.reject()
     pytest.skip(reason)
-
-
-def work(op: str, *arguments) -> int:
-    """Multiply-adds of a call, each score and each entry of a code counting as at least one."""
-    if op == "topk_encode":
-        x, weight = arguments[:2]
-        return x.shape[0] * weight.shape[0] * max(1, x.shape[1])
-    indices, dense = {"spmm": (1, 2), "sddmm": (2, 0), "spmm_t": (1, 2)}[op]
-    return arguments[indices].numel() * max(1, arguments[dense].shape[1])
-
-
-def indices_outside(op: str, *arguments) -> bool:
-    """Whether a call's indices reach beyond its latents."""
-    if op == "topk_encode":
-        return False
-    if op == "spmm_t":
-        indices, latents = arguments[1], arguments[3]
-    else:
-        indices, latents = (
-            (arguments[1], arguments[2].shape[0]) if op == "spmm" else (arguments[2], arguments[1].shape[0])
-        )
-    return bool(((indices < 0) | (indices >= latents)).any())
 
 
 # Triton's interpreter.
@@ -159,8 +167,9 @@ def _interpreted(op: str, *arguments):
     module = importlib.import_module(f"fastsparse.kernels.{op}")
     if arguments[0].dtype not in module.DTYPES:
         leave_out(f"Triton's {op} isn't for {str(arguments[0].dtype)[6:]}")
+    _gpu._check_indices(op, arguments)
     # NumPy stands in for a GPU, which says nothing of an overflow.
-    with np.errstate(all="ignore"), _exact_casts():
+    with np.errstate(all="ignore"), torch.autocast("cpu", enabled=False), _exact_casts():
         return getattr(module, op)(*arguments)
 
 

@@ -1,5 +1,7 @@
 """The tests' own backends: which are left out here and why, and that a replaced op is the one that runs."""
 
+import os
+
 import pytest
 import torch
 from backends import GPU_BACKENDS, OPS, GpuBackend, leave_out, missing, running
@@ -56,17 +58,34 @@ def test_gradients_run_on_the_replaced_ops(recorded):
     assert recorded == ["spmm", "sddmm"]
 
 
-def test_what_is_too_large_or_out_of_range_is_left_out(recorded):
-    with running("recorded"):
-        with pytest.raises(pytest.skip.Exception, match="too large"):
-            fastsparse.spmm(*CODE, torch.ones(2, 101))
-        with pytest.raises(pytest.skip.Exception, match="FASTSPARSE_DEBUG"):
-            fastsparse.spmm(CODE[0], CODE[1] + 1, torch.ones(2, 1))
-        with pytest.raises(pytest.skip.Exception, match="FASTSPARSE_DEBUG"):
-            fastsparse.sddmm(CODE[0], torch.ones(2, 1), CODE[1] - 2)
-        with pytest.raises(pytest.skip.Exception, match="FASTSPARSE_DEBUG"):
-            fastsparse.spmm_t(*CODE, CODE[0], 1)
+def test_what_is_too_large_is_left_out(recorded):
+    with running("recorded"), pytest.raises(pytest.skip.Exception, match="too large"):
+        fastsparse.spmm(*CODE, torch.ones(2, 101))
     assert recorded == []
+
+
+def test_an_op_without_gpu_kernels_is_left_out(recorded, monkeypatch):
+    monkeypatch.delitem(OPS, "spmm")
+    with running("recorded"), pytest.raises(pytest.skip.Exception, match="spmm has no GPU kernels"):
+        fastsparse.spmm(*CODE, torch.ones(2, 1))
+
+
+def test_indices_out_of_range_are_run_under_the_check(monkeypatch):
+    monkeypatch.delenv("FASTSPARSE_DEBUG", raising=False)
+    seen = []
+
+    def run(op, *arguments):
+        seen.append(os.environ.get("FASTSPARSE_DEBUG"))
+        return torch.zeros(1, 1)
+
+    monkeypatch.setitem(GPU_BACKENDS, "asks", GpuBackend(lambda: None, run))
+    weight = torch.ones(2, 1)
+    with running("asks"):
+        for indices in (CODE[1], CODE[1] + 1, CODE[1] - 2, CODE[1]):
+            fastsparse.spmm(CODE[0], indices, weight)
+            fastsparse.sddmm(CODE[0], weight, indices)
+            fastsparse.spmm_t(CODE[0], indices, CODE[0], 2)
+    assert seen == [None] * 3 + ["1"] * 6 + [None] * 3
 
 
 def test_a_skip_in_a_backward_ends_the_test(monkeypatch):
