@@ -72,10 +72,10 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
 
 
 def block_of_rows(D: int, dtype: torch.dtype, warps: int, lanes: int = WARP) -> tuple[int, int]:
-    """Rows and columns of a block, one 16-byte access a lane: columns first, then rows for the lanes left."""
+    """Rows and columns of a block: all columns up to a 16-byte access a lane, then rows, up to one a lane."""
     elements = lanes * warps * 16 // dtype.itemsize
     columns = min(triton.next_power_of_2(D), elements)
-    rows = elements // columns
+    rows = min(elements // columns, lanes * warps)
     # The interpreter's time goes by operations, not by elements.
     return 8 * rows if INTERPRETED else rows, columns
 

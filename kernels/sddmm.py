@@ -48,14 +48,13 @@ def _sddmm(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    first_entry = tl.program_id(0).to(tl.int64) * BLOCK
-    first_token = first_entry // k
-    ahead = (first_entry - first_token * k).to(tl.int32) + tl.arange(0, BLOCK)
-    real = ahead < entries - first_token * k
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    real = tl.arange(0, BLOCK) < entries - begin
+    first_token = begin // k
+    ahead = (begin - first_token * k).to(tl.int32) + tl.arange(0, BLOCK)
     n = first_token + ahead // k
-    latent = tl.load(
-        indices + n * index_token_stride + (ahead % k).to(tl.int64) * index_stride, mask=real, other=0
-    )
+    slot = (ahead % k).to(tl.int64)
+    latent = tl.load(indices + n * index_token_stride + slot * index_stride, mask=real, other=0)
     tokens = x + (n * x_stride)[:, None]
     atoms = weight + (latent * weight_stride)[:, None]
     total = tl.full([BLOCK, BLOCK_D], 0, ACCUMULATOR)
@@ -64,8 +63,7 @@ def _sddmm(
         inside = real[:, None] & (columns < D)
         token = tl.load(tokens + columns, mask=inside, other=0).to(ACCUMULATOR)
         total += token * tl.load(atoms + columns, mask=inside, other=0).to(ACCUMULATOR)
-    entry = first_token * k + ahead
-    tl.store(out + entry, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=real)
+    tl.store(out + begin + tl.arange(0, BLOCK), tl.sum(total, axis=1).to(out.dtype.element_ty), mask=real)
 
 
 def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
