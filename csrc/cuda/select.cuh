@@ -117,6 +117,7 @@ template <typename C> struct List {
     threshold = lists.threshold[index];
   }
   __device__ __forceinline__ void suspend() const {
+    __syncwarp();  // all lanes have read what one overwrites
     if (lane_index() != 0) return;
     lists.count[index] = count;
     lists.threshold[index] = threshold;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kMostRows = 8192;                   // tokens at a time
 constexpr int64_t kScoreBytes = int64_t{32} << 20;    // of scores at a time: they stay in the L2 cache
+std::atomic<int64_t> most_rows{kMostRows}, score_bytes{kScoreBytes};  // less in tests
 constexpr int64_t kListBytes = int64_t{64} << 20;     // of candidates; a larger k takes fewer tokens at a time
 constexpr int64_t kTileRows = 128, kTileLatents = 256;  // of the vendor's products
 constexpr int64_t kStep = 512;                        // latents that the filter takes at a time
@@ -127,8 +128,9 @@ template <typename T> class Encoder {
   // Rows and latents to take at a time, and scratch for them.
   void plan() {
     int64_t entry_bytes = 2 * sizeof(C) + sizeof(int32_t);
-    int64_t most_rows = std::max<int64_t>(1, kListBytes / (capacity_ * entry_bytes));
-    rows_ = std::min(N_, even_part(N_, std::min(kMostRows, most_rows), most_rows >= 1024 ? 128 : 1));
+    int64_t fitting = std::max<int64_t>(1, kListBytes / (capacity_ * entry_bytes));
+    int64_t most = std::min(most_rows.load(std::memory_order_relaxed), fitting);
+    rows_ = std::min(N_, even_part(N_, most, most >= 1024 ? kTileRows : 1));
     stripe_ = stripe_latents();
     // Few rows are split among more warps: what one reads, 2 kB at a time, must keep a multiprocessor's share of L2 busy.
     splits_ = k_ > kMostSorted ? 1 : std::max<int64_t>(1, std::min(ceil_div(16 * call_.multiprocessors(), rows_),
@@ -146,7 +148,8 @@ template <typename T> class Encoder {
 
   // The stripe whose scores fit and whose product's tiles, in waves over the multiprocessors, leave the least idle.
   int64_t stripe_latents() const {
-    int64_t most = std::max<int64_t>(kScoreBytes / int64_t(sizeof(C)) / rows_ / kStep, 1) * kStep, best = most;
+    int64_t bytes = score_bytes.load(std::memory_order_relaxed);
+    int64_t most = std::max<int64_t>(bytes / int64_t(sizeof(C)) / rows_ / kStep, 1) * kStep, best = most;
     if (M_ <= most) return round_up(M_, kGroup<C>);
     double best_use = 0;
     for (int64_t latents = most; latents * 2 > most; latents -= kStep) {
@@ -291,4 +294,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("t
 // For tests: -1 screens where it pays, 0 never, 1 wherever it is possible.
 extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_screening(int choice) {
   fastsparse::cuda::screening.store(choice);
+}
+
+// For tests: at most so many tokens, and bytes of scores, at a time, so that few of them take several. 0 for the default.
+extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_block(int64_t rows, int64_t bytes) {
+  fastsparse::cuda::most_rows.store(rows > 0 ? rows : fastsparse::cuda::kMostRows);
+  fastsparse::cuda::score_bytes.store(bytes > 0 ? bytes : fastsparse::cuda::kScoreBytes);
 }

@@ -208,7 +208,7 @@ struct Share {
 };
 
 template <typename C, bool Keyed>
-__global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 8)
+__global__ void __launch_bounds__(kFilterThreads, Keyed ? 5 : 8)
     topk_encode_filter(Lists<C> lists, Stripe<C> stripe, Latents<C> latents, int rows, int splits) {
   Share share(splits, stripe.count, kGroup<C>);
   if (share.row >= rows) return;
