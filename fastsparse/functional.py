@@ -408,6 +408,8 @@ def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tens
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, the floating tensors in its dtype (fp64 stays, as in PyTorch's own autocast ops)."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = tensors[0]
     if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
         return tensors
