@@ -33,7 +33,12 @@ _chosen: dict[Hashable, object] = {}
 
 
 def tuned(key: Hashable, configurations: Sequence[T], launch: Callable[[T], None]) -> None:
-    """Launch in the configuration that the clock chose for this key: when first asked, all are timed.
+    """Launch in the configuration that is :func:`chosen`."""
+    launch(chosen(key, configurations, launch))
+
+
+def chosen(key: Hashable, configurations: Sequence[T], launch: Callable[[T], None]) -> T:
+    """The configuration that the clock chose for this key: when first asked, all are launched and timed.
 
     Not while a CUDA graph is captured, which can't wait for a clock: untimed, the first one serves.
     triton.autotune would time even then, and would allocate a buffer of 256 MB to do it.
@@ -43,7 +48,7 @@ def tuned(key: Hashable, configurations: Sequence[T], launch: Callable[[T], None
         best = configurations[0]
         if len(configurations) > 1 and not INTERPRETED and not torch.cuda.is_current_stream_capturing():
             best = _chosen[key] = min(configurations, key=lambda candidate: _time(launch, candidate))
-    launch(best)
+    return best
 
 
 def _time(launch: Callable[[T], None], configuration: T) -> float:

@@ -1,27 +1,31 @@
 """TopK encoding in Triton: a product whose epilogue filters, a collector of survivors, an exact select.
 
-Latents are scored stripe by stripe. `_score` is a matrix product that writes only what it must: of every tile
-one bit a score, set where the score may still be among its row's k largest, and the scores of the set bits.
-`_collect` reads the bits (1/32 of the scores' bytes), appends the survivors to a bounded list a row, in the
-order of their latents, and raises the row's bound to the exact k-th largest key seen. `_select` finds the rank
-of each of the k best by counting. The scores' matrix never exists, there is no atomic and no sort.
+Latents are scored stripe by stripe. `_score` is a matrix product that writes only what it must: of every
+tile one bit a score, set where the score may still be among its row's k largest, and the scores of the set
+bits. `_collect` reads the bits (1/32 of the scores' bytes), appends the survivors to a bounded list a row,
+in the order of their latents, and raises the row's bound to the exact k-th largest key seen. `_select`
+finds the rank of each of the k best by counting. The scores' matrix never exists, there is no atomic and no
+sort.
 
-Why bits: a product that appends to lists in its epilogue needs atomics whose results it uses, on which Triton
-3.9 aborts, or a prefix sum over the tile, which spills. Packing bits is one reduction along a tile's rows.
+Why bits: a product that appends to lists in its epilogue needs atomics whose results it uses, on which
+Triton 3.9 aborts, or a prefix sum over the tile, which spills. Packing bits is one reduction along a tile's
+rows.
 
-Of a stripe that is a share s of the latents seen with it, about k s scores a row survive, a 32-byte sector each;
-the bits of all scores are N M / 8 bytes. Both vanish beside the product's 2 N M D operations. Every tile of a
-stripe reads x and weight from L2: 2 (1/128 + 1/128) bytes for 2 operations, far below what L2 gives.
+Of a stripe that is a share s of the latents seen with it, about k s scores a row survive, a 32-byte sector
+each; the bits of all scores are N M / 8 bytes. Both vanish beside the product's 2 N M D operations. Every
+tile of a stripe reads x and weight from L2: 2 (1/128 + 1/128) bytes for 2 operations, far below what L2
+gives.
 
-A list that fills is compacted: the row's bound rises to the k-th largest key, and what lies below goes, ties by
-the lowest latent. k entries remain, so that there is always room for a block more: no input overflows a list. In
-a screen, where brackets overlap, more may remain. Such a row is given up and done again without a screen; which
-rows these are stays on the device.
+A list that fills is compacted: the row's bound rises to the k-th largest key, and what lies below goes,
+ties by the lowest latent. k entries remain, so that there is always room for a block more: no input
+overflows a list. In a screen, where brackets overlap, more may remain. Such a row is given up and done
+again without a screen; which rows these are stays on the device.
 
 fp32 is screened in bf16 and refined exactly where that pays; else it is scored by FMAs.
 
-The same call gives bitwise the same answer: the order of every sum is fixed by the shapes and the tile, which the
-clock chooses once for every class of shapes. Nothing waits for the device, but that choice when it is first made.
+The same call gives bitwise the same answer: the order of every sum is fixed by the shapes and the tile,
+which the clock chooses once for every class of shapes. Nothing waits for the device, but that choice when
+it is first made.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, tuned, with_unit_stride
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS, chosen, with_unit_stride
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -46,6 +50,7 @@ _MOST_SCREENED_K = 448  # beyond, the lists of a screen grow too long
 
 _UNSET = tl.constexpr(-(2**31))  # below the order of every key
 _LARGEST = tl.constexpr(2**31 - 1)  # the order of NaN
+_INFINITE = 0x7F800000  # the order of infinity
 _GIVEN_UP = tl.constexpr(-1)  # in place of a count: the screen can't decide this row
 
 
@@ -87,8 +92,8 @@ def _kth_largest(orders, k, DIGIT: tl.constexpr):
 #   the exact score's own       <= g (X + |dx|) (W + |dw|)
 # which sums to A W + B |dw| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). The bias's rounding is
 # relative to it; that of score + bias and of the product with a scale are the 4 in g. Inf and NaN in any of
-# these widen the bracket to everything. Squares may underflow, for which 2^-125 each makes up: rows as small as
-# that stay undecided.
+# these widen the bracket to everything. Squares may underflow, for which 2^-125 each makes up: rows as small
+# as that stay undecided.
 
 
 @triton.jit
@@ -255,8 +260,8 @@ def _score(
 
 # ---- the lists of survivors ----
 #
-# A row's list has three columns. Of exact scores: the order of the key, the score's bits, the latent's position
-# among the eligible. Of a screen's, the first two are the orders of the key's lower and upper bound.
+# A row's list has three columns. Of exact scores: the order of the key, the score's bits, the latent's
+# position among the eligible. Of a screen's, the first two are the orders of the key's lower and upper bound.
 
 
 @triton.jit
@@ -432,8 +437,8 @@ def _collect(
             tl.store(positions + at, tl.broadcast_to((begin + column)[None, :], (ROWS, BLOCK)), mask=passing)
             held += added
 
-    # The k-th best of twice as many latents is a bound worth the work of finding it. In the end a screen's lists
-    # must hold only what can still win.
+    # The k-th best of twice as many latents is a bound worth the work of finding it. In the end a screen's
+    # lists must hold only what can still win.
     stripe = begin // width
     if ((stripe & (stripe - 1)) == 0) | (SCREEN & (begin + count == M)):
         held, bound = _compact(
@@ -520,7 +525,7 @@ def _select(
     SELECTED: tl.constexpr,
     RIVALS: tl.constexpr,
 ):
-    """Cut the lists of ROWS rows down to the k best; write each to its rank, found by counting who is better."""
+    """Cut the lists of ROWS rows to the k best; write each to its rank, found by counting who is better."""
     if live_rows is not None:
         N = tl.minimum(N, tl.load(live_rows) - first_row)
     if tl.program_id(0) * ROWS >= N:
@@ -585,16 +590,17 @@ def tiles(dtype: torch.dtype, tokens: int, even: bool = True) -> list[Tile]:
         return [Tile(max(16, triton.next_power_of_2(tokens)), 64, 128, 4, 3)]
     if not even:  # masks and addresses take registers
         return [Tile(64, 128, 64, 8, 2)]
-    return [
-        Tile(128, 128, 64, 8, 3),
-        Tile(128, 128, 32, 8, 4),
-        Tile(128, 64, 64, 4, 4),
-    ]
+    return [Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4)]
+
+
+def _rivals(selected: int) -> int:
+    """How many of the k best `_select` compares with all of them at a time."""
+    return min(selected, max(1, 4096 // selected))
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A block of tokens: rows of the product's matrix, or those that `rows` lists, from `first`, up to `live`."""
+    """A block of tokens: rows of the product's matrix, or those that `rows` lists, from `first` to `live`."""
 
     matrix: Tensor
     count: int
@@ -640,6 +646,8 @@ class _Encoder:
     """One call: the arguments as kernels want them, and the ways to serve a block of tokens."""
 
     def __init__(self, x, weight, bias, k, activation, latent_scale, latent_mask) -> None:
+        # Kernels count in 32 bits along a tile's columns.
+        x, weight = (matrix if matrix.stride(1) < 2**24 else matrix.contiguous() for matrix in (x, weight))
         self.x, self.weight, self.k = x, weight, k
         (self.N, self.D), self.M = x.shape, weight.shape[0]
         self.absolute, self.relu = activation == "abs", activation == "relu"
@@ -834,10 +842,8 @@ class _Encoder:
         strides = tokens.matrix.stride(1), atoms.matrix.stride(1) == 1
         key = ("topk_encode", bounds.device, dtype, D, strides, tokens.count.bit_length())
         choice = tiles(dtype, tokens.count, D % 64 == 0)
-        if INTERPRETED:
-            launch(choice[0])
-        else:
-            tuned(key, choice, launch)
+        # Timed with bounds that nothing passes, as almost nothing does after the first stripe.
+        launch(chosen(key, choice, lambda tile: launch(tile, torch.full_like(bounds, _INFINITE))))
 
     def _collect(
         self, tokens: _Tokens, atoms: _Atoms, scratch: tuple[Tensor, Tensor], lists: _Lists, block: slice
@@ -904,7 +910,7 @@ class _Encoder:
             self.k,
             RELU=self.relu,
             SELECTED=selected,
-            RIVALS=min(selected, max(1, 4096 // selected)),
+            RIVALS=_rivals(selected),
             **options,
         )
 
@@ -966,48 +972,43 @@ def specimens() -> list[tuple]:
         return specimen(f"{name}, lists of {capacity}", kernel, constants, **list_of, **signature)
 
     everything = {
-        "scale": "*fp32:16", "rows": "*i64:16", "live_rows": "*i32:16", "order": "*i64:16", "live_latents": "*i32:16"
-    }  # fmt: skip
+        "scale": "*fp32:16",
+        "rows": "*i64:16",
+        "live_rows": "*i32:16",
+        "order": "*i64:16",
+        "live_latents": "*i32:16",
+    }
     bracket = {"token_terms": "*fp32:16", "atom_terms": "*fp32"}
-    found = []
-    for tile in tiles(half, 2048):
-        found += [score("bf16", half, tile), score("bf16, options", half, tile, **everything)]
-        found += [score("bf16 screen", half, tile, **bracket)]
-        found += [
-            score("bf16 screen, options", half, tile, **bracket, scale="*fp32:16", live_latents="*i32:16")
-        ]
-    for tile in tiles(half, 2048, False):
-        found += [score("bf16, any D", half, tile, False, **everything)]
-        found += [
-            score(
-                "bf16 screen, any D", half, tile, False, **bracket, scale="*fp32:16", live_latents="*i32:16"
-            )
-        ]
-    for tile in tiles(half, 16):
-        found += [score("bf16, few tokens", half, tile)]
-    for tile in tiles(single, 2048):
-        found += [score("fp32", single, tile), score("fp32, every option", single, tile, False, **everything)]
+    screened = bracket | {"scale": "*fp32:16", "live_latents": "*i32:16"}
+    first, *others = tiles(half, 2048)
+    found = [score("bf16", half, first), score("bf16, options", half, first, **everything)]
+    found += [score("bf16 screen, options", half, tile, **screened) for tile in (first, *others)]
+    found += [score("bf16 screen, any D", half, tile, False, **screened) for tile in tiles(half, 2048, False)]
+    found += [score("bf16, few tokens", half, tile) for tile in tiles(half, 16)]
+    found += [score("fp32, any D", single, tile, False, **everything) for tile in tiles(single, 2048)]
     stripe = dict.fromkeys(("first_row", "token_stride", "N", "begin", "count", "M", "k"), "i32")
     stripe |= {"scores": "*fp32:16", "words": "*i32:16", "bounds": "*i32:16", "width": "i32:16"}
     optional = {name: kind for name, kind in everything.items() if name not in ("rows", "order")}
-    for capacity in (1024, 2048):
-        constants = {"ABSOLUTE": False}
-        found += [listing("collect", _collect, capacity, constants, **stripe)]
-    for capacity in (1024, 2048, 4096):
-        constants = {"ABSOLUTE": True}
-        found += [listing("collect, screen", _collect, capacity, constants, **stripe, **optional, **bracket)]
-        constants = {"RELU": True, "SELECTED": 64, "RIVALS": 64}
-        if capacity == 2048:
-            constants |= {"SELECTED": 1024, "RIVALS": 4}
-        out = {"values": "*bf16:16", "indices": "*i64:16", "first_row": "i32", "N": "i32", "k": "i32"}
-        optional_rows = {name: everything[name] for name in ("order", "rows", "live_rows")}
-        found += [listing("select", _select, capacity, constants, **out, **optional_rows)]
+    found += [listing("collect", _collect, 1024, {"ABSOLUTE": False}, **stripe)]
+    for capacity in (1024, 4096):
+        found += [
+            listing(
+                "collect, screen", _collect, capacity, {"ABSOLUTE": True}, **stripe, **optional, **bracket
+            )
+        ]
+    out = {"values": "*bf16:16", "indices": "*i64:16", "first_row": "i32", "N": "i32", "k": "i32"}
+    out |= {name: everything[name] for name in ("order", "rows", "live_rows")}
+    for capacity, selected in ((1024, 64), (2048, 1024)):
+        constants = {"RELU": True, "SELECTED": selected, "RIVALS": _rivals(selected)}
+        found += [listing("select", _select, capacity, constants, **out)]
     rounding = {"source": "*fp32:16", "rounded": "*bf16:16", "terms": "*fp32:16", "row_stride": "i32:16"}
     rounding |= {"D": "i32:16", "padded": "i32:16", "count": "i32"}
     constants = {"ROWS": 1, "BLOCK": 1024, "num_warps": 4}
     found += [
-        specimen("round tokens", _round, {"TOKENS": True} | constants, **rounding),
-        specimen("round latents", _round, {"TOKENS": False} | constants, **rounding, order="*i64", bias="*fp32", scale="*fp32"),
+        specimen(
+            "round", _round, {"TOKENS": False} | constants, **rounding,
+            order="*i64", bias="*fp32", scale="*fp32",
+        ),
         specimen(
             "refine", _refine,
             {"ABSOLUTE": True, "SPLIT": 4, "BLOCK_K": 8, "BLOCK_D": 512, "CAPACITY": 1024, "num_warps": 4},
