@@ -11,6 +11,7 @@ replaced while a test runs, so that validation, autograd and dispatch are those 
 What a backend can't run is skipped here, in one place, with the reason; pytest counts the skips by reason.
 """
 
+import ctypes
 import importlib
 import importlib.util
 import math
@@ -28,7 +29,7 @@ from cuda_emulation import build as emulator
 from torch import Tensor
 
 import fastsparse
-from fastsparse.backend import CPU_LEVELS, _cpu, use_cpu_level
+from fastsparse.backend import CPU_LEVELS, _cpu, _cuda, use_cpu_level
 from fastsparse.ops import _gpu
 
 
@@ -74,15 +75,21 @@ def host_backend_names(*, screened: bool = False) -> list[str]:
 
 def backend_names(*, screened: bool = False) -> list[str]:
     """:func:`host_backend_names`, and the GPU backends that can run here; test_backends.py shows why not."""
-    return [*host_backend_names(screened=screened), *(name for name in GPU_BACKENDS if not missing(name))]
+    names = [name for name in GPU_BACKENDS if not missing(name)]
+    if screened:
+        names += [f"{name}-screened" for name in names if GPU_BACKENDS[name].library is not None]
+    return [*host_backend_names(screened=screened), *names]
 
 
 @contextmanager
 def running(backend: str) -> Iterator[None]:
     """Run ops on one of :func:`backend_names`."""
     with ExitStack() as stack:
-        if backend in GPU_BACKENDS:
-            stack.enter_context(_replaced(GPU_BACKENDS[backend]))
+        if (gpu := GPU_BACKENDS.get(backend.removesuffix("-screened"))) is not None:
+            stack.enter_context(_replaced(gpu))
+            if backend.endswith("-screened"):
+                gpu.library().fastsparse_cuda_set_screening(1)
+                stack.callback(gpu.library().fastsparse_cuda_set_screening, -1)
         elif backend != "registered":
             name, level, screened = (*backend.split("-"), None, None)[:3]
             stack.enter_context(fastsparse.use_backend(name))
@@ -106,6 +113,7 @@ class GpuBackend:
     missing: Callable[[], str | None]
     run: Callable  # of an op's name and its arguments
     work: float = math.inf  # the largest call that ends in the time that a test may take
+    library: Callable[[], ctypes.CDLL] | None = None  # which has a screen that can be forced
 
 
 @contextmanager
@@ -205,10 +213,6 @@ def _exact_casts() -> Iterator[None]:
 # The CUDA emulator.
 
 
-def _not_emulated() -> str | None:
-    return emulator.unavailable()
-
-
 def _emulated(op: str, *arguments):
     emulator.load()
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse_cuda::{op}", "CPU"):
@@ -248,7 +252,9 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 GPU_BACKENDS = {
     "triton-interpreted": GpuBackend(_triton_uninterpreted, _interpreted, work=2e7),
-    "cuda-emulated": GpuBackend(_not_emulated, _emulated, work=2e7),
+    "cuda-emulated": GpuBackend(emulator.unavailable, _emulated, work=2e7, library=emulator.load),
     "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton")),
-    "cuda-gpu": GpuBackend(partial(_absent, "cuda"), partial(_on_gpu, "cuda")),
+    "cuda-gpu": GpuBackend(
+        partial(_absent, "cuda"), partial(_on_gpu, "cuda"), library=lambda: _cuda._library
+    ),
 }

@@ -11,6 +11,7 @@ Variants:
     python tests/cuda_emulation/build.py [variant]        builds the ops and prints where they are
 """
 
+import ctypes
 import fcntl
 import functools
 import hashlib
@@ -67,14 +68,12 @@ def library(variant: str = "plain") -> Path:
 
 
 @functools.cache
-def load() -> None:
-    """Load the ops of :func:`library` once, in the variant that FASTSPARSE_EMULATOR names."""
-    import torch
-
+def load() -> ctypes.CDLL:
+    """The ops of :func:`library`, loaded once, in the variant that FASTSPARSE_EMULATOR names."""
     variant = os.environ.get("FASTSPARSE_EMULATOR", "racecheck")
     if variant not in VARIANTS:
         raise ValueError(f"FASTSPARSE_EMULATOR: must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    torch.ops.load_library(library(variant))
+    return ctypes.CDLL(str(library(variant)))
 
 
 def build(

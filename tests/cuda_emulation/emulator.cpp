@@ -236,8 +236,8 @@ struct Machine {
   size_t shared_bytes;
   uint64_t seed;
   Random random{0};
-  unsigned stickiness;  // of 256 choices, how many go to who became ready last: low mixes threads, high lets some run far
-                        // ahead of others
+  unsigned stickiness;  // of 256 choices, how many go to who became ready last: few mix the threads, many let some run
+                        // far ahead of others
   void (*body)(void*);
   void* context;
 
@@ -310,7 +310,8 @@ std::string Machine::where(const Thread& thread) const {
   switch (thread.state) {
     case State::at_barrier: return who + " waits at " + name_of(barrier) + " (" + at(thread.place) + ")";
     case State::at_warp_op:
-      return who + " waits at " + name_of(thread.kind) + print(" with mask 0x%08x (", thread.mask) + at(thread.place) + ")";
+      return who + " waits at " + name_of(thread.kind) + print(" with mask 0x%08x (", thread.mask) + at(thread.place) +
+             ")";
     case State::exited: return who + " has exited";
     default: return who + " runs";
   }
@@ -461,7 +462,8 @@ uint64_t choose_seed() {
   if (const char* text = std::getenv("FASTSPARSE_EMULATOR_SEED"); text != nullptr && *text != 0) {
     char* end;
     uint64_t seed = std::strtoull(text, &end, 10);
-    if (*end != 0) throw std::invalid_argument(print("FASTSPARSE_EMULATOR_SEED: must be a whole number, got '%s'", text));
+    if (*end != 0)
+      throw std::invalid_argument(print("FASTSPARSE_EMULATOR_SEED: must be a whole number, got '%s'", text));
     return seed;
   }
   static std::mt19937 seeds{std::random_device{}()};
@@ -529,8 +531,9 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   FaultHandler handler;
   m.shared.begin_launch(shared_bytes);
   // Blocks in the order of a random full cycle through their numbers.
-  uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z, number = m.random.below(unsigned(std::min<uint64_t>(blocks, ~0u)));
-  uint64_t step = 1 + m.random.below(unsigned(std::min<uint64_t>(blocks, 1 << 30)));
+  uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+  unsigned range = unsigned(std::min<uint64_t>(blocks, ~0u));
+  uint64_t number = m.random.below(range), step = 1 + m.random.below(range);
   while (std::gcd(step, blocks) != 1) ++step;
   for (uint64_t done = 0; done < blocks && m.failure.empty(); ++done, number = (number + step) % blocks) {
     if (done > 0) m.shared.begin_block();
@@ -567,8 +570,8 @@ int barrier(Sync kind, bool predicate, Place place) {
 
 unsigned lane() { return machine.number(*machine.current) % 32; }
 
-// As the PTX instruction shfl has it: a lane out of the segment of `width` lanes leaves the caller its own value, except
-// that xor may read from an earlier segment.
+// As the PTX instruction shfl has it: a lane out of the segment of `width` lanes leaves the caller its own value, but
+// xor may read from an earlier segment.
 int shuffle_source(Warp kind, int operand, int width) {
   if (width < 1 || width > 32 || (width & (width - 1)) != 0) fail("%s: width must be a power of two up to 32, got %d",
                                                                   name_of(kind), width);

@@ -3,8 +3,8 @@
 // Semantics are the CUDA C++ Programming Guide's, read strictly: what it calls undefined is an error here, or a value
 // of all ones. Anything that isn't here isn't emulated, so code that needs it doesn't compile.
 //
-// Not found here: what depends on the hardware's weaker order of memory beyond the races that racecheck.cpp finds (fences
-// do nothing), on the fusing of a product and a sum that isn't written as fmaf, on registers, or on time.
+// Not found here: what depends on the hardware's weaker order of memory beyond the races that racecheck.cpp finds
+// (fences do nothing), on the fusing of a product and a sum that isn't written as fmaf, on registers, or on time.
 #pragma once
 
 #include <math.h>
@@ -268,9 +268,9 @@ FASTSPARSE_ATOMIC(Dec, unsigned, old == 0 || old > value ? value : old - 1)
 #undef FASTSPARSE_ATOMIC_INTEGERS
 #undef FASTSPARSE_ATOMIC
 
-#define FASTSPARSE_CAS(T)                                                                                        \
-  __forceinline__ T atomicCAS(T* address, T compare, T value) {                                                           \
-    return ::fastsparse::emulator::atomic(address, [=](T old) { return old == compare ? value : old; });        \
+#define FASTSPARSE_CAS(T)                                                                                \
+  __forceinline__ T atomicCAS(T* address, T compare, T value) {                                          \
+    return ::fastsparse::emulator::atomic(address, [=](T old) { return old == compare ? value : old; }); \
   }
 FASTSPARSE_CAS(int) FASTSPARSE_CAS(unsigned) FASTSPARSE_CAS(unsigned long long) FASTSPARSE_CAS(unsigned short)
 #undef FASTSPARSE_CAS

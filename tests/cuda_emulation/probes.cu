@@ -107,7 +107,8 @@ template <typename T> __global__ void atomics(Job job) {
   struct Storage { T words[8]; };
   T* memory = shared_storage<Storage>().words;
   T* global = reinterpret_cast<T*>(job.out + 8);
-  if (threadIdx.x < 8) memory[threadIdx.x] = global[threadIdx.x] = threadIdx.x == 2 || threadIdx.x == 4 ? ~T(0) >> 1 : 0;
+  if (threadIdx.x < 8)  // the least and all bits begin with all that they can lose
+    memory[threadIdx.x] = global[threadIdx.x] = threadIdx.x == 2 || threadIdx.x == 4 ? ~T(0) >> 1 : 0;
   __syncthreads();
   T mine = T(job.in[threadIdx.x]);
   integer_atomics(job, job.a != 0 ? memory : global, mine);
@@ -392,7 +393,9 @@ __global__ void deep_recursion(Job job) {
 }
 
 constexpr int kBound = 96;
-template <typename T> __global__ void __launch_bounds__(kBound, 2) bounded(Job job) { job.out[threadIdx.x] = sizeof(T); }
+template <typename T> __global__ void __launch_bounds__(kBound, 2) bounded(Job job) {
+  job.out[threadIdx.x] = sizeof(T);
+}
 template <int Bound> __global__ void __launch_bounds__(2 * Bound) bounded_by_argument(Job job) { job.out[0] = 1; }
 
 struct Large { unsigned char bytes[40 << 10]; };
@@ -419,11 +422,13 @@ const Probe probes[] = {
     PROBE(neighbours), PROBE(race), PROBE(missing_barrier), PROBE(missing_barrier_before_a_write),
     PROBE(missing_syncwarp), PROBE(syncwarp_of_half), PROBE(race_of_blocks), PROBE(read_of_another_block),
     PROBE(write_after_another_blocks_read), PROBE(plain_beside_atomic), PROBE(shared_out_of_bounds),
-    PROBE(shared_read_out_of_bounds), PROBE(global_out_of_bounds), PROBE(global_read_out_of_bounds), PROBE(uninitialised),
-    PROBE(left_by_another_block), PROBE(exit_before_barrier), PROBE(barrier_in_branches), PROBE(barriers_of_two_kinds),
+    PROBE(shared_read_out_of_bounds), PROBE(global_out_of_bounds), PROBE(global_read_out_of_bounds),
+    PROBE(uninitialised), PROBE(left_by_another_block), PROBE(exit_before_barrier), PROBE(barrier_in_branches),
+    PROBE(barriers_of_two_kinds),
     PROBE(missing_lane), PROBE(caller_not_in_mask), PROBE(masks_that_differ), PROBE(shuffles_of_two_kinds),
     PROBE(shuffle_in_branches), PROBE(shuffle_against_barrier), PROBE(lanes_that_are_not_there), PROBE(odd_width),
-    PROBE(misaligned_atomic), PROBE(trap), PROBE(wild_address), PROBE(deep_recursion), PROBE(bounded<float>), PROBE(bounded_by_argument<64>), PROBE(static_memory),
+    PROBE(misaligned_atomic), PROBE(trap), PROBE(wild_address), PROBE(deep_recursion), PROBE(bounded<float>),
+    PROBE(bounded_by_argument<64>), PROBE(static_memory),
 };
 
 void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const Job& job) {

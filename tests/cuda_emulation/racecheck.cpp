@@ -3,13 +3,13 @@
 //
 // Device code is compiled with -fsanitize=thread, for the calls that this leaves at every load and store; they are
 // answered here. The order is CUDA's: __syncthreads orders all accesses of the block's threads, __syncwarp those of the
-// lanes that meet there; shuffles, votes and atomics order nothing, nor is anything ordered between blocks of one grid. A
-// protocol of flags and fences would therefore be reported.
+// lanes that meet there; shuffles, votes and atomics order nothing, and nothing is ordered between blocks of one grid:
+// a protocol of flags and fences would be reported.
 //
-// Every word of memory has a cell with what was last done to it, each access stamped with the epoch (the number of block
+// Every word of memory has a cell with what was last done to it, each access stamped with the epoch (the number of
 // barriers so far, over all launches) and, within an epoch, with the lane's clock, which __syncwarp advances; each lane
-// knows up to which clock it has met each other lane of its warp (vector clocks: Fidge; as in FastTrack, Flanagan and
-// Freund, PLDI 2009, one stamp of the last access is enough where accesses are ordered).
+// knows up to which clock it has met each other lane of its warp (vector clocks; as in FastTrack, Flanagan and Freund,
+// PLDI 2009, one stamp of the last access is enough where accesses are ordered).
 #include "racecheck.h"
 
 #include <dlfcn.h>
@@ -226,8 +226,8 @@ std::string thread_of(const Stamp& stamp) {
   return text;
 }
 
-[[noreturn]] __attribute__((noinline, cold)) void report_race(const Access& access, uintptr_t address, const Stamp& other,
-                                                              const char* what) {
+[[noreturn]] __attribute__((noinline, cold)) void report_race(const Access& access, uintptr_t address,
+                                                              const Stamp& other, const char* what) {
   const void* pc = other.pc == 0 ? nullptr : &anchor + other.pc;
   fail("race: %s of %zu bytes, %s (%s), and %s by %s (%s), which nothing orders", access.what, access.bytes,
        place_of(address).c_str(), line_of(access.pc).c_str(), what, thread_of(other).c_str(), line_of(pc).c_str());
@@ -253,11 +253,12 @@ __attribute__((noinline)) void check(Kind kind, uintptr_t address, size_t bytes,
     for (; address < page_end; address += uintptr_t{1} << page.shift) {
       Cell& cell = page.cells[address % kPage >> page.shift];
       Stamp culprit;
-      if (access.shared && kind != Kind::write && cell.write.epoch < block_epoch && cell.atomics.last.epoch < block_epoch)
+      if (access.shared && kind != Kind::write && cell.write.epoch < block_epoch)
         fail("%s of %zu bytes, %s, that no thread of the block has written (%s)", access.what, bytes,
              place_of(address).c_str(), line_of(pc).c_str());
       if (!access.after(cell.write)) report_race(access, address, cell.write, "a write");
-      if (kind != Kind::atomic && !access.after(cell.atomics, culprit)) report_race(access, address, culprit, "an atomic");
+      if (kind != Kind::atomic && !access.after(cell.atomics, culprit))
+        report_race(access, address, culprit, "an atomic");
       if (kind != Kind::read && !access.after(cell.reads, culprit)) report_race(access, address, culprit, "a read");
       switch (kind) {
         case Kind::read: access.join(cell.reads); break;
@@ -358,8 +359,12 @@ FASTSPARSE_ACCESS(2, 2)
 FASTSPARSE_ACCESS(4, 4)
 FASTSPARSE_ACCESS(8, 8)
 FASTSPARSE_ACCESS(16, 16)
-void __tsan_read_range(void* address, size_t bytes) { plain(Kind::read, address, bytes, __builtin_return_address(0)); }
-void __tsan_write_range(void* address, size_t bytes) { plain(Kind::write, address, bytes, __builtin_return_address(0)); }
+void __tsan_read_range(void* address, size_t bytes) {
+  plain(Kind::read, address, bytes, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, size_t bytes) {
+  plain(Kind::write, address, bytes, __builtin_return_address(0));
+}
 
 // Of the host's code (counts of references); device code has CUDA's atomics alone.
 #define FASTSPARSE_ATOMICS(bits, T)                                                                                   \
