@@ -206,3 +206,110 @@ def _assert_selected_on_own_values(
     rank = torch.where(keys.isnan(), torch.inf, keys)
     assert (rank[:, 1:] <= rank[:, :-1]).all(), "keys of the returned values rise along a row"
     assert (keys.isnan()[:, 1:] <= keys.isnan()[:, :-1]).all(), "NaN is not first"
+
+
+def assert_pursuit(
+    pursuit: tuple[Tensor, Tensor, Tensor],
+    x: Tensor,
+    dictionary: Tensor,
+    *,
+    k: int,
+    tol: float = 0.0,
+    nonnegative: bool = False,
+    normalized: bool = False,
+) -> None:
+    """Every step is a greedy one, on the residual that the steps before it left, up to fp32 rounding.
+
+    The residuals are rebuilt in fp64 from the steps that came out; beside them goes how far the op's own,
+    carried in fp32, may be from them. From where a sum may have overflowed a row only has to be well-formed.
+    """
+    values, indices, residual = pursuit
+    (N, D), M = x.shape, dictionary.shape[0]
+    assert values.shape == indices.shape == (N, k)
+    assert residual.shape == (N, D)
+    assert values.dtype == residual.dtype == x.dtype
+    assert indices.dtype == torch.int64
+    assert all(tensor.is_contiguous() for tensor in pursuit)
+    if N == 0:
+        return
+    assert indices.min() >= 0
+    assert indices.max() < M
+    atoms, sizes, r = dictionary.double(), finite(dictionary), x.double()
+    norms = torch.ones(M, dtype=torch.float64) if normalized else atoms.norm(dim=1)
+    double, half = x.dtype == torch.float64, x.dtype in (torch.bfloat16, torch.float16)
+    info = torch.finfo(torch.float64 if double else torch.float32)
+    # A norm, and what is divided by it: of D squares, two divisions, and what is multiplied instead.
+    relative = 0.0 if normalized else (D + 16) * info.eps
+    lost = norms < info.tiny  # subnormal atoms, which some machines take for zeros
+    off = torch.zeros_like(r)  # of the op's residual, elementwise
+    wild = ~(r.isfinite().all(dim=1)) | ~atoms.isfinite().all()
+    for t in range(k):
+        scores = r @ atoms.T
+        error = sum_error(D, (finite(r) + off) @ sizes.T, x.dtype) + off @ sizes.T
+        key, slack = scores / norms, error / norms + relative * scores.abs() / norms
+        key, slack = key.masked_fill(norms == 0, 0), slack.masked_fill(lost, torch.inf)
+        slack = slack.masked_fill(norms == 0, 0)
+        key = key if nonnegative else key.abs()
+        length = r.norm(dim=1)
+        unsure = off.norm(dim=1) + (D + 4) * info.eps * length
+        value, index = values[:, t], indices[:, t : t + 1]
+        took = value != 0
+
+        # A step is the best one, and its coefficient the atom's.
+        best_low = (key - slack).max(dim=1).values
+        greedy = (key + slack).gather(1, index)[:, 0] >= best_low
+        allowed = (length + unsure > tol) if tol > 0 else torch.ones_like(wild)
+        # No step is taken only where there is none to take; halves may have rounded its value to 0.
+        over = (best_low <= 0) | ((length - unsure <= tol) if tol > 0 else torch.zeros_like(wild))
+        squares = norms.square().clamp_min(torch.finfo(torch.float64).tiny)
+        exact = (scores / squares).gather(1, index)[:, 0]
+        around = (
+            (error / squares).gather(1, index)[:, 0] + (relative + 4 * info.eps) * exact.abs() + info.tiny
+        )
+        around = around.masked_fill(lost[index[:, 0]], torch.inf)
+        fine = torch.where(took, greedy & allowed, over | (half & (exact.abs() < 1e-7)) | lost.any())
+        assert (fine | wild).all(), f"step {t}: rows {(~(fine | wild)).nonzero().flatten().tolist()[:10]}"
+        checked = took & ~wild
+        assert_within(value[checked], exact[checked], around[checked])
+        if not half:
+            assert not (index[:, 0].bool() & ~took & ~wild).any(), "an unused slot holds an index"
+            if t:
+                assert (~took | (values[:, t - 1] != 0) | wild).all(), "a row went on after it had stopped"
+        if nonnegative:
+            assert ((value >= 0) | wild).all()
+
+        step = value.double().unsqueeze(1) * atoms[index[:, 0]]
+        rounding = info.eps * (3 * finite(step) + finite(r) + off) + info.tiny
+        if half:  # the value came out rounded, and went on unrounded
+            own = torch.finfo(x.dtype)
+            rounding += own.eps * finite(step) + own.tiny * sizes[index[:, 0]]
+        off = off + rounding
+        r = torch.where(wild.unsqueeze(1), r, r - step)
+        wild = wild | ~r.isfinite().all(dim=1) | around.isinf() | off.isinf().any(dim=1)
+    settled = ~wild
+    assert_within(residual[settled], r[settled], off[settled])
+
+
+def clear_rows(x: Tensor, dictionary: Tensor, *, k: int, nonnegative: bool, normalized: bool) -> tuple:
+    """Indices (N, k) by matching pursuit in fp64, and the rows on which fp32 can't but choose the same.
+
+    There every best score leads the next, and 0, by more than rounding. In norms: a step projects the error
+    of the residual, which doesn't grow by that; its own rounding adds to it.
+    """
+    D = x.shape[1]
+    atoms, r = dictionary.double(), x.double()
+    norms = torch.ones(len(atoms), dtype=torch.float64) if normalized else atoms.norm(dim=1)
+    unit = torch.finfo(torch.float32).eps * (D + 16)
+    error = torch.zeros(len(x), dtype=torch.float64)
+    clear, indices = torch.ones(len(x), dtype=torch.bool), []
+    for _ in range(k):
+        scores = r @ atoms.T / norms
+        best = (scores if nonnegative else scores.abs()).topk(2, dim=1).values
+        index = (scores if nonnegative else scores.abs()).argmax(dim=1)
+        length = r.norm(dim=1)
+        bound = (error + unit * (length + error)) * 1.01
+        clear &= (best[:, 0] - best[:, 1] > 2 * bound) & (best[:, 0] > bound)
+        indices.append(index)
+        r = r - (scores.gather(1, index[:, None]) / norms[index][:, None]) * atoms[index]
+        error = error + 2 * unit * (length + error)
+    return torch.stack(indices, dim=1), clear

@@ -22,7 +22,7 @@ def matching_pursuit(
     come to |r| <= tol > 0, or has no atom left to take, stays as it is: its other slots hold value 0 and
     index 0. ``method`` says how kernels find the scores, of which this is the definition.
     """
-    residual, atoms = accumulate(x), accumulate(dictionary)
+    residual, atoms = accumulate(x).contiguous(), accumulate(dictionary)
     norms = None if normalized else atom_norms(atoms)
     values, indices = [], []
     for _ in range(k):
@@ -61,7 +61,7 @@ def matching_pursuit_backward(
     atoms = accumulate(dictionary)
     norms = None if normalized else atom_norms(atoms)  # of zero atoms too, which no step has taken
     r, values, d_values = accumulate(residual), accumulate(values), accumulate(d_values)
-    g = torch.zeros_like(r) if d_residual is None else accumulate(d_residual)
+    g = torch.zeros_like(r) if d_residual is None else accumulate(d_residual).contiguous()
     d_atoms = atoms.new_zeros(atoms.shape) if needs_dictionary else None
     for t in reversed(range(values.shape[1])):
         index, c = indices[:, t], values[:, t : t + 1]

@@ -12,7 +12,7 @@ def matching_pursuit_step(
     """residual (N, D), dictionary (M, D); returns value (N,), index (N,), the residual after it (N, D)."""
     atoms = accumulate(dictionary)
     norms = None if normalized else atom_norms(atoms)
-    value, index, after = take(accumulate(residual), atoms, norms, nonnegative)
+    value, index, after = take(accumulate(residual).contiguous(), atoms, norms, nonnegative)
     return value.to(residual.dtype), index, after.to(residual.dtype)
 
 

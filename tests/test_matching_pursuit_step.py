@@ -1,0 +1,174 @@
+"""matching_pursuit_step on every backend: it is matching_pursuit's first step, and a loop of it the rest."""
+
+import itertools
+
+import pytest
+import torch
+from backends import backend_names, running
+from oracle import DTYPES, LAYOUTS, assert_pursuit, laid_out, random
+
+import fastsparse
+from fastsparse import reference
+
+forms = pytest.mark.parametrize(
+    ("nonnegative", "normalized"),
+    list(itertools.product([False, True], repeat=2)),
+    ids=["signed", "signed-unit", "nonnegative", "nonnegative-unit"],
+)
+SHAPES = [
+    *((3, D, 40) for D in (1, 2, 7, 16, 33, 257)),
+    *((5, 13, M) for M in (1, 2, 8, 17, 65, 129, 513, 2049)),
+    *((N, 12, 70) for N in (1, 2, 17, 33, 129, 1025)),
+    (0, 16, 32),
+    (3, 0, 5),
+]
+
+
+@pytest.fixture(params=backend_names(screened=True))
+def backend(request) -> str:
+    with running(request.param):
+        yield request.param
+
+
+def problem(N, D, M, *, dtype=torch.float32, normalized=False):
+    residual, dictionary = random(N, D, seed=1, dtype=dtype), random(M, D, seed=2, dtype=dtype)
+    if normalized:
+        norms = dictionary.double().norm(dim=1, keepdim=True).clamp_min(1e-300)
+        dictionary = (dictionary.double() / norms).to(dtype)
+    return residual, dictionary
+
+
+def step(residual, dictionary, **options):
+    """A step, held against exact scores."""
+    value, index, after = fastsparse.matching_pursuit_step(residual, dictionary, **options)
+    pursuit = value.unsqueeze(1), index.unsqueeze(1), after
+    assert_pursuit(pursuit, residual, dictionary, k=1, **options)
+    return value, index, after
+
+
+@forms
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_shapes(backend, shape, nonnegative, normalized):
+    step(*problem(*shape, normalized=normalized), nonnegative=nonnegative, normalized=normalized)
+
+
+@forms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("of_residual", LAYOUTS)
+@pytest.mark.parametrize("of_dictionary", LAYOUTS)
+def test_layouts(backend, dtype, of_residual, of_dictionary, nonnegative, normalized):
+    residual, dictionary = problem(19, 37, 211, dtype=dtype, normalized=normalized)
+    residual, dictionary = laid_out(residual, of_residual), laid_out(dictionary, of_dictionary)
+    step(residual, dictionary, nonnegative=nonnegative, normalized=normalized)
+
+
+def test_leading_dimensions(backend):
+    residual, dictionary = problem(15, 8, 20)
+    flat = fastsparse.matching_pursuit_step(residual, dictionary)
+    shaped = fastsparse.matching_pursuit_step(residual.view(3, 1, 5, 8), dictionary)
+    assert [tuple(tensor.shape) for tensor in shaped] == [(3, 1, 5), (3, 1, 5), (3, 1, 5, 8)]
+    assert all(torch.equal(a.reshape(b.shape), b) for a, b in zip(shaped, flat, strict=True))
+    one = fastsparse.matching_pursuit_step(residual[3], dictionary)
+    assert [tuple(tensor.shape) for tensor in one] == [(), (), (8,)]
+    torch.testing.assert_close(one[0], flat[0][3])
+
+
+@forms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_loop_of_steps_is_a_pursuit(backend, dtype, nonnegative, normalized):
+    """And so is its gradient. Integers in 4 dimensions: all sums are exact."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-3, 4, (30, 4), generator=generator).to(dtype)
+    dictionary = (2.0 * torch.randint(0, 2, (11, 4), generator=generator) - 1).to(dtype)
+    dictionary = dictionary / 2 if normalized else dictionary
+    options = {"nonnegative": nonnegative, "normalized": normalized}
+    upstream, grads = random(30, 4, seed=3, dtype=dtype), []
+    for looped in (True, False):
+        leaves = x.clone().requires_grad_(), dictionary.clone().requires_grad_()
+        if looped:
+            residual, steps = leaves[0], []
+            for _ in range(4):
+                value, index, residual = fastsparse.matching_pursuit_step(residual, leaves[1], **options)
+                steps.append((value, index))
+            values, indices = (torch.stack(part, dim=1) for part in zip(*steps, strict=True))
+        else:
+            whole = fastsparse.matching_pursuit(*leaves, k=4, **options)
+            assert torch.equal(values, whole.values)
+            assert torch.equal(indices, whole.indices)
+            assert torch.equal(residual, whole.residual)
+            values, indices, residual = whole
+        grads.append(torch.autograd.grad(((values + residual) * upstream).sum(), leaves))
+    torch.testing.assert_close(*grads)
+
+
+@forms
+def test_ties_and_nothing_to_take(backend, nonnegative, normalized):
+    dictionary = torch.tensor([[0.0, 1, 0], [0, 0, 1], [0, -1, 0], [0, 0, 1]])
+    residual = torch.tensor([[9.0, 2, 2], [0, -3, 1], [4, 0, 0], [0, 0, 0], [0, 0, -1]])
+    options = {"nonnegative": nonnegative, "normalized": normalized}
+    found = fastsparse.matching_pursuit_step(residual, dictionary, **options)
+    right = reference.matching_pursuit_step(residual, dictionary, nonnegative, normalized)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, right, strict=True))
+    assert found[1].tolist() == ([0, 2, 0, 0, 0] if nonnegative else [0, 0, 0, 0, 1])
+    assert found[0].tolist() == ([2, 3, 0, 0, 0] if nonnegative else [2, -3, 0, 0, -1])
+
+
+@forms
+def test_nan(backend, nonnegative, normalized):
+    residual, dictionary = problem(9, 6, 20, normalized=normalized)
+    residual[4, 1] = torch.nan
+    options = {"nonnegative": nonnegative, "normalized": normalized}
+    value, index, after = fastsparse.matching_pursuit_step(residual, dictionary, **options)
+    assert value.isnan().nonzero().flatten().tolist() == [4]
+    assert index[4] == 0
+    assert after[4].isnan().all()
+    dictionary[13, 0] = torch.nan
+    value, index, after = fastsparse.matching_pursuit_step(residual, dictionary, **options)
+    assert (index[torch.arange(9) != 4] == 13).all()
+    assert value.isnan().all()
+    assert after.isnan().all()
+
+
+@forms
+def test_gradcheck(backend, nonnegative, normalized):
+    residual, dictionary = problem(6, 4, 9, dtype=torch.float64, normalized=normalized)
+    leaves = residual.requires_grad_(), dictionary.requires_grad_()
+
+    def through(*leaves):
+        value, _, after = fastsparse.matching_pursuit_step(
+            *leaves, nonnegative=nonnegative, normalized=normalized
+        )
+        return value.sin(), after.cos()
+
+    assert torch.autograd.gradcheck(through, leaves)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+@pytest.mark.parametrize("of", [0, 2])
+def test_only_needed_gradients(backend, wanted, of):
+    leaves = [leaf.requires_grad_(flag) for leaf, flag in zip(problem(5, 4, 9), wanted, strict=True)]
+    outs = fastsparse.matching_pursuit_step(*leaves)
+    assert not outs[1].requires_grad
+    outs[of].sum().backward()
+    assert [leaf.grad is not None for leaf in leaves] == list(wanted)
+
+
+def test_inputs_are_left_alone(backend):
+    residual, dictionary = problem(20, 16, 70)
+    before = residual.clone(), dictionary.clone()
+    _, _, after = fastsparse.matching_pursuit_step(residual, dictionary)
+    after.add_(1)
+    assert torch.equal(residual, before[0])
+    assert torch.equal(dictionary, before[1])
+
+
+def test_bad_arguments(backend):
+    residual, dictionary = torch.ones(3, 5), torch.eye(5)
+    for change, error, message in (
+        ({"nonnegative": 0}, TypeError, "nonnegative must be a bool, got 0"),
+        ({"normalized": "yes"}, TypeError, "normalized must be a bool, got 'yes'"),
+        ({"dictionary": dictionary[:0]}, ValueError, "dictionary must hold at least one atom"),
+        ({"dictionary": 2 * dictionary, "normalized": True}, ValueError, "atoms of norm 1 .* got norm 2"),
+    ):
+        with pytest.raises(error, match=rf"^matching_pursuit_step: .*{message}"):
+            fastsparse.matching_pursuit_step(**({"residual": residual, "dictionary": dictionary} | change))
