@@ -9,6 +9,10 @@
 namespace fastsparse::cuda {
 
 inline constexpr int kGatherBlock = 128;  // threads
+// Blocks a multiprocessor that gather_sum is compiled for: left to choose, the compiler saves registers by having half
+// as many rows in flight. (At 6 a thread has 80 registers, of which 32 hold rows and 8 sums: 24 warps have 96 kB in
+// flight, and 4 TB/s over 132 multiprocessors at 1 us of latency take 30 kB.)
+template <typename T> inline constexpr int kGatherResident = sizeof(T) == 8 ? 4 : 6;
 inline constexpr int kLeastLaneBits = 3;
 
 // A whole number divided by a positive one; division of 64 bits takes some 100 instructions, of 32 about 20.
@@ -17,58 +21,60 @@ __device__ __forceinline__ int64_t quotient(int64_t dividend, int64_t divisor) {
   return int64_t(uint32_t(dividend) / uint32_t(divisor));
 }
 
-// 2^lane_bits adjacent lanes of a warp, which work on one tile together. Groups are numbered through the whole grid.
+// 2^lane_bits adjacent lanes of a warp, which work on one tile together; numbered through the blocks of one panel.
 struct Group {
   int lanes, lane, in_block;
   unsigned mask;
   int64_t index;
 
-  __device__ __forceinline__ explicit Group(int lane_bits) {
+  __device__ __forceinline__ Group(int lane_bits, unsigned block) {
     int thread = int(threadIdx.x);
     lanes = 1 << lane_bits;
     lane = thread & (lanes - 1);
     in_block = thread >> lane_bits;
     mask = (kAllLanes >> (kWarp - lanes)) << (thread & (kWarp - 1) & ~(lanes - 1));
-    index = int64_t(blockIdx.x) * (int(blockDim.x) >> lane_bits) + in_block;
+    index = int64_t(block) * (int(blockDim.x) >> lane_bits) + in_block;
   }
 };
 
-// Reads Width elements in one access: a packet, or one element where rows don't lie on 16-byte boundaries.
-template <typename T, int Width> __device__ __forceinline__ Packet<T> load_columns(const T* address) {
-  static_assert(Width == Packet<T>::size || Width == 1);
-  if constexpr (Width == 1) {
-    Packet<T> packet;
-    packet.value[0] = *address;
-    return packet;
-  } else {
-    return load_packet(address);
-  }
-}
+// Width elements of a row, read in one access: a packet, or one element where rows don't lie on 16-byte boundaries.
+template <typename T> struct Single { T value[1]; };
+template <typename T, int Width> using Columns = std::conditional_t<Width == 1, Single<T>, Packet<T>>;
 
-// The first Width elements, widened. Two bf16 of a word take one instruction each this way, three otherwise.
-template <typename T, int Width>
-__device__ __forceinline__ void widen_columns(const Packet<T>& packet, Accumulator<T> (&columns)[Width]) {
-  if constexpr (std::is_same_v<T, bf16> && Width == Packet<T>::size) {
-#pragma unroll
-    for (int w = 0; w < Width / 2; ++w) {
-      uint32_t word;
-      memcpy(&word, &packet.value[2 * w], sizeof word);
-      columns[2 * w] = __uint_as_float(word << 16);
-      columns[2 * w + 1] = __uint_as_float(word & 0xffff0000u);
-    }
-  } else {
-#pragma unroll
-    for (int c = 0; c < Width; ++c) columns[c] = widen(packet.value[c]);
-  }
+template <typename T, int Width> __device__ __forceinline__ Columns<T, Width> load_columns(const T* address) {
+  if constexpr (Width == 1) return {{*address}};
+  else return load_packet(address);
 }
 
 template <typename T, int Width>
 __device__ __forceinline__ void store_columns(T* address, const Accumulator<T> (&total)[Width]) {
-  Packet<T> packet;
+  Columns<T, Width> columns;
 #pragma unroll
-  for (int c = 0; c < Width; ++c) packet.value[c] = narrow<T>(total[c]);
-  if constexpr (Width == 1) *address = packet.value[0];
-  else store_packet(address, packet);
+  for (int c = 0; c < Width; ++c) columns.value[c] = narrow<T>(total[c]);
+  if constexpr (Width == 1) *address = columns.value[0];
+  else store_packet(address, columns);
+}
+
+// All elements widened: halves by the word, which takes the compiler one instruction each, not two or three.
+template <typename T, int Width>
+__device__ __forceinline__ void widen_columns(const Columns<T, Width>& narrow, Accumulator<T> (&columns)[Width]) {
+  if constexpr (sizeof(T) == 2 && Width > 1) {
+#pragma unroll
+    for (int w = 0; w < Width / 2; ++w) {
+      uint32_t word;
+      memcpy(&word, &narrow.value[2 * w], sizeof word);
+      if constexpr (std::is_same_v<T, bf16>) {
+        columns[2 * w] = __uint_as_float(word << 16);
+        columns[2 * w + 1] = __uint_as_float(word & 0xffff0000u);
+      } else {
+        columns[2 * w] = widen(T{uint16_t(word)});
+        columns[2 * w + 1] = widen(T{uint16_t(word >> 16)});
+      }
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < Width; ++c) columns[c] = widen(narrow.value[c]);
+  }
 }
 
 // One term of a sum of rows: where the row begins, in elements, and its factor.
@@ -84,8 +90,8 @@ template <typename C> struct Staged {
   Term<C> terms[kGatherBlock >> kLeastLaneBits][kStaged + 1];
 };
 
-// total = sum_i factor_i * matrix[offset_i + column...], Width columns, the terms added in order. Every lane of the group
-// takes part, each with columns of its own; term(i) gives the terms.
+// total = sum_i factor_i * matrix[offset_i + column...], Width columns, the terms added in order. Every lane of the
+// group takes part, each with columns of its own; term(i) gives the terms.
 template <typename T, int Width, typename TermAt>
 __device__ __forceinline__ void gather_sum(const Group& group, int64_t count, const T* matrix, int64_t column,
                                            const TermAt& term, Accumulator<T> (&total)[Width]) {
@@ -102,28 +108,27 @@ __device__ __forceinline__ void gather_sum(const Group& group, int64_t count, co
     for (int i = group.lane; i < terms; i += group.lanes) staged[i] = term(first + i);
     __syncwarp(group.mask);
 
-    auto add = [&](int i, const Packet<T>& row) {
-      C columns[Width], factor = staged[i].factor;
-      widen_columns<T, Width>(row, columns);
+    // Rows i, i + 1, ... of the staged terms, all asked for before the first is used; where Some, only those there are.
+    int i = 0;
+    auto add = [&]<int Rows, bool Some>() {
+      Columns<T, Width> rows[Rows];
 #pragma unroll
-      for (int c = 0; c < Width; ++c) total[c] += factor * columns[c];
-    };
-    for (int i = 0; i < terms; i += ahead) {
-      Packet<T> rows[ahead];
-      if (i + ahead <= terms) {
+      for (int r = 0; r < Rows; ++r)
+        if (!Some || i + r < terms) rows[r] = load_columns<T, Width>(base + staged[i + r].offset);
 #pragma unroll
-        for (int r = 0; r < ahead; ++r) rows[r] = load_columns<T, Width>(base + staged[i + r].offset);
+      for (int r = 0; r < Rows; ++r) {
+        if (Some && i + r >= terms) break;
+        C columns[Width], factor = staged[i + r].factor;
+        widen_columns<T, Width>(rows[r], columns);
 #pragma unroll
-        for (int r = 0; r < ahead; ++r) add(i + r, rows[r]);
-      } else {
-#pragma unroll
-        for (int r = 0; r < ahead; ++r)
-          if (i + r < terms) rows[r] = load_columns<T, Width>(base + staged[i + r].offset);
-#pragma unroll
-        for (int r = 0; r < ahead; ++r)
-          if (i + r < terms) add(i + r, rows[r]);
+        for (int c = 0; c < Width; ++c) total[c] += factor * columns[c];
       }
-    }
+      i += Rows;
+    };
+#pragma unroll 1
+    while (i + ahead <= terms) add.template operator()<ahead, false>();
+    if (i + ahead / 2 <= terms) add.template operator()<ahead / 2, false>();
+    if (i < terms) add.template operator()<ahead / 2 - 1, true>();
   }
 }
 
@@ -140,7 +145,7 @@ struct Panels {
       if (bits == kLeastLaneBits || 4 * (count << bits) <= 5 * accesses) return {bits, count};
     }
   }
-  // Blocks that give every tile a group.
+  // Blocks that give every tile of one panel a group.
   unsigned blocks(int64_t tiles, int threads) const {
     int64_t groups = threads >> lane_bits;
     return unsigned((tiles + groups - 1) / groups);
@@ -148,9 +153,9 @@ struct Panels {
 };
 
 // How wide the panels of a matrix should be at most when all of one panel's work comes before the next one's. Where the
-// matrix doesn't fit L2 and each row is gathered several times, a panel of columns that does fit is read from memory once:
-// at D=4096, M=131072 in bf16 (1 GB of atoms) 64 columns are 16 MB. Half of a 50 MB L2 is counted on: its halves each keep
-// a copy of what both halves' multiprocessors read.
+// matrix doesn't fit L2 and each row is gathered several times, a panel of columns that does fit is read from memory
+// once: at D=4096, M=131072 in bf16 (1 GB of atoms) 64 columns are 16 MB. Half of a 50 MB L2 is counted on: where it
+// has two halves, each keeps a copy of what its own multiprocessors read.
 inline int most_lane_bits(int64_t uses, int64_t rows, int64_t row_bytes, int64_t access_bytes) {
   constexpr int64_t cache = int64_t{24} << 20;
   if (uses < 2 * rows || rows * row_bytes <= cache) return 5;

@@ -11,10 +11,10 @@ template <typename T, int Width>
 void run(const Call& call, const Tensor& values, const Tensor& indices, const Tensor& weight, const Tensor& out,
          const Panels& panels, int threads) {
   int64_t N = indices.size(0), k = indices.size(1), D = out.size(1);
-  call.launch("spmm_gather", spmm_gather<T, Width>, panels.blocks(N * panels.count, threads), threads, 0,
-              data<T>(values), data<int64_t>(indices), data<T>(weight), mutable_data<T>(out), N, k, D, panels.count,
-              panels.lane_bits, values.stride(0), values.stride(1), indices.stride(0), indices.stride(1),
-              weight.stride(0));
+  unsigned blocks = panels.blocks(N, threads);
+  call.launch("spmm_gather", spmm_gather<T, Width>, unsigned(panels.count) * blocks, threads, 0, data<T>(values),
+              data<int64_t>(indices), data<T>(weight), mutable_data<T>(out), N, k, D, blocks, panels.lane_bits,
+              values.stride(0), values.stride(1), indices.stride(0), indices.stride(1), weight.stride(0));
 }
 
 }  // namespace
@@ -28,10 +28,10 @@ Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
     using T = typename decltype(tag)::type;
     constexpr int width = Packet<T>::size;
     Panels wide = Panels::of(D, width, most_lane_bits(N * k, M, D * sizeof(T), sizeof(Packet<T>)));
-    // A few tokens leave most of the machine idle, and each lane waits for memory k / 8 times: then lanes take single
-    // columns, with more rows in flight, on blocks of one warp, which spread over all multiprocessors. The sums are the
-    // same to the bit: a token's result doesn't depend on how many others there are.
-    bool few = N * wide.count << wide.lane_bits < int64_t{kWarp} * call.multiprocessors();
+    // A few tokens make too few wide tiles to keep memory busy, and each waits for it k / 8 times: then lanes take
+    // single columns, with 16 rows in flight, in blocks of one warp, which spread over all multiprocessors. The sums
+    // are the same to the bit: a token's result doesn't depend on how many others there are.
+    bool few = (N * wide.count << wide.lane_bits) < 4 * int64_t{kWarp} * call.multiprocessors();
     if (!few && takes_packets<T>(atoms, D)) run<T, width>(call, values, indices, atoms, out, wide, kGatherBlock);
     else run<T, 1>(call, values, indices, atoms, out, Panels::of(D, 1), few ? kWarp : kGatherBlock);
   });

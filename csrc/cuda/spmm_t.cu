@@ -19,8 +19,8 @@ int split_bits(int64_t nnz) {
   return bits;
 }
 
-// Temporary memory: 16 bytes an entry to sort, or 32 where indices need 64 bits, and 16 for its term; 16 bytes a latent;
-// the partial sums. Sizes come from shapes alone, and no step waits for the device.
+// Temporary memory: 16 bytes an entry to sort, or 32 where indices need 64 bits, and 16 for its term; 16 bytes a
+// latent; the partial sums. Sizes come from shapes alone, and no step waits for the device.
 template <typename T, typename Word>
 void run(const Call& call, const Tensor& values, const Tensor& indices, const Tensor& x, const Tensor& out,
          ScalarType word) {
@@ -49,17 +49,19 @@ void run(const Call& call, const Tensor& values, const Tensor& indices, const Te
 
   auto gather = [&]<int Width>() {
     Panels panels = Panels::of(D, Width, most_lane_bits(nnz, x.size(0), D * sizeof(T), Width * sizeof(T)));
-    call.launch("spmm_t_gather", spmm_t_gather<T, Width>, panels.blocks((marks + M) * panels.count, kGatherBlock),
-                kGatherBlock, 0, term, entries, data<int64_t>(marked), data<T>(x), mutable_data<T>(out),
-                mutable_data<C>(partials), M, D, marks, panels.count, panels.lane_bits, split);
+    unsigned per_panel = panels.blocks(marks + M, kGatherBlock);
+    call.launch("spmm_t_gather", spmm_t_gather<T, Width>, unsigned(panels.count) * per_panel, kGatherBlock, 0, term,
+                entries, data<int64_t>(marked), data<T>(x), mutable_data<T>(out), mutable_data<C>(partials), M, D,
+                marks, per_panel, panels.lane_bits, split);
   };
   if (D == 1)
-    call.launch("spmm_t_column", spmm_t_column<T>, blocks((marks + M) << kLeastLaneBits), kGatherBlock, 0, term, entries,
-                data<int64_t>(marked), data<T>(x), mutable_data<T>(out), mutable_data<C>(partials), M, marks, split);
+    call.launch("spmm_t_column", spmm_t_column<T>, blocks((marks + M) << kLeastLaneBits), kGatherBlock, 0, term,
+                entries, data<int64_t>(marked), data<T>(x), mutable_data<T>(out), mutable_data<C>(partials), M, marks,
+                split);
   else if (takes_packets<T>(x, D)) gather.template operator()<Packet<T>::size>();
   else gather.template operator()<1>();
-  int64_t panels = blocks((D + kJoined - 1) / kJoined);
-  call.launch("spmm_t_join", spmm_t_join<T>, unsigned(marks * panels), kGatherBlock, 0, data<C>(partials), entries,
+  unsigned panels = blocks((D + kJoined - 1) / kJoined);
+  call.launch("spmm_t_join", spmm_t_join<T>, unsigned(marks) * panels, kGatherBlock, 0, data<C>(partials), entries,
               data<int64_t>(marked), mutable_data<T>(out), D, marks, panels, split);
 }
 

@@ -2,15 +2,17 @@
 //
 // The code comes sorted by latent, so a latent's entries are a range. A range is cut into pieces of 2^split_bits
 // entries, counted from its own begin, each the work of a group of lanes on one panel of columns. A latent of one piece
-// (or none) goes straight to out; the pieces of a hot one go to rows of partial sums, which a second kernel adds in order.
+// (or none) goes straight to out; the pieces of a hot one go to rows of partial sums, which another kernel adds up in
+// order.
 //
-// No piece needs to be searched for. A range [begin, end) has (end - begin - 1) >> split_bits pieces after its first, and
-// at least as many multiples of 2^split_bits lie in (begin, end]: let the q-th multiple in the sorted order stand for one
-// of them. Its latent is that of the entry before the multiple, and which piece it is follows from begin.
+// No piece needs to be searched for. A range [begin, end) has (end - begin - 1) >> split_bits pieces after its first,
+// and at least as many multiples of 2^split_bits lie in (begin, end]: in the sorted order each multiple, a mark, stands
+// for one of them. Its latent is that of the entry before the mark, and which piece it is follows from begin.
 //
-// Bytes: x's rows N k D elements gathered, from L2, as a panel of x is small and each of its rows used k times; out M D
-// written; 16 bytes an entry once a panel; partial sums 2 * 4 D written and read again every 2^split_bits entries at
-// most (3 % of bf16's gathers at 256). Memory-bound: two FLOPs an element.
+// Bytes: N k D elements of x gathered, from L2, as a panel of x is small and each row of it used k times; M D of out
+// written; 16 bytes an entry once a panel; for hot latents 4 D bytes of partial sums written and read again every
+// 2^split_bits entries (2 % of bf16's gathers at 256). Floor: at D=4096, M=131072 in bf16 the 1 GB of out takes .25 ms
+// at 4.3 TB/s, the gathers of N=8192, k=64, 4.3 GB, come on top at the speed of L2. Two FLOPs an element.
 #pragma once
 
 #include "cuda/gather.cuh"
@@ -22,8 +24,8 @@ struct Entries { int64_t begin, end; };  // of a latent, in sorted order
 // What is to be sorted, and every latent without entries. Word: an unsigned type that holds N k and M.
 template <typename Word>
 __global__ void __launch_bounds__(kGatherBlock)
-    spmm_t_pairs(const int64_t* indices, Word* latents, Word* places, Entries* entries, int64_t nnz, int64_t k, int64_t M,
-                 int64_t index_row, int64_t index_column) {
+    spmm_t_pairs(const int64_t* indices, Word* latents, Word* places, Entries* entries, int64_t nnz, int64_t k,
+                 int64_t M, int64_t index_row, int64_t index_column) {
   int64_t i = int64_t(blockIdx.x) * kGatherBlock + threadIdx.x;
   if (i < M) entries[i] = {0, 0};
   if (i >= nnz) return;
@@ -32,12 +34,12 @@ __global__ void __launch_bounds__(kGatherBlock)
   places[i] = Word(i);
 }
 
-// From sorted pairs: each entry's term, each latent's range, the latent before each multiple of 2^split_bits.
+// From sorted pairs: each entry's term, each latent's range, each mark's latent.
 template <typename T, typename Word>
 __global__ void __launch_bounds__(kGatherBlock)
-    spmm_t_terms(const Word* latents, const Word* places, const T* values, Term<Accumulator<T>>* terms, Entries* entries,
-                 int64_t* marked, int64_t nnz, int64_t k, int64_t M, int split_bits, int64_t value_row,
-                 int64_t value_column, int64_t x_row) {
+    spmm_t_terms(const Word* latents, const Word* places, const T* values, Term<Accumulator<T>>* terms,
+                 Entries* entries, int64_t* marked, int64_t nnz, int64_t k, int64_t M, int split_bits,
+                 int64_t value_row, int64_t value_column, int64_t x_row) {
   int64_t i = int64_t(blockIdx.x) * kGatherBlock + threadIdx.x;
   if (i >= nnz) return;
   int64_t place = int64_t(places[i]), n = quotient(place, k);
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(kGatherBlock)
 // A piece of a latent's entries, and where its sum goes: a row of partial sums, or (-1) straight to out.
 struct Piece { int64_t latent, begin, end, partial; };
 
-// Of `marks` + M pieces: first those that stand for a multiple, which are the long ones, then each latent's first.
+// Of `marks` + M pieces: first those that marks stand for, which are the long ones, then each latent's first.
 // Rows of partial sums: that of a mark is its number; a hot latent's first piece takes row marks + (its first mark).
 __device__ __forceinline__ Piece piece_at(int64_t number, const Entries* entries, const int64_t* marked, int64_t marks,
                                           int split_bits) {
@@ -69,16 +71,16 @@ __device__ __forceinline__ Piece piece_at(int64_t number, const Entries* entries
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kGatherBlock)
+__global__ void __launch_bounds__(kGatherBlock, kGatherResident<T>)
     spmm_t_gather(const Term<Accumulator<T>>* terms, const Entries* entries, const int64_t* marked, const T* x, T* out,
-                  Accumulator<T>* partials, int64_t M, int64_t D, int64_t marks, int64_t panels, int lane_bits,
+                  Accumulator<T>* partials, int64_t M, int64_t D, int64_t marks, unsigned panel_blocks, int lane_bits,
                   int split_bits) {
-  Group group(lane_bits);
-  int64_t panel = quotient(group.index, marks + M);
-  if (panel >= panels) return;
-  Piece piece = piece_at(group.index - panel * (marks + M), entries, marked, marks, split_bits);
-  if (piece.partial >= 0 && piece.begin >= piece.end) return;  // a multiple that stands for nothing
-  int64_t column = ((panel << lane_bits) + group.lane) * Width;
+  unsigned panel = blockIdx.x / panel_blocks;
+  Group group(lane_bits, blockIdx.x - panel * panel_blocks);
+  if (group.index >= marks + M) return;
+  Piece piece = piece_at(group.index, entries, marked, marks, split_bits);
+  if (piece.partial >= 0 && piece.begin >= piece.end) return;  // a mark that stands for nothing
+  int64_t column = ((int64_t(panel) << lane_bits) + group.lane) * Width;
   bool inside = column < D;
   Accumulator<T> total[Width];
   gather_sum<T, Width>(
@@ -98,7 +100,7 @@ template <typename T>
 __global__ void __launch_bounds__(kGatherBlock)
     spmm_t_column(const Term<Accumulator<T>>* terms, const Entries* entries, const int64_t* marked, const T* x, T* out,
                   Accumulator<T>* partials, int64_t M, int64_t marks, int split_bits) {
-  Group group(kLeastLaneBits);
+  Group group(kLeastLaneBits, blockIdx.x);
   if (group.index >= marks + M) return;
   Piece piece = piece_at(group.index, entries, marked, marks, split_bits);
   if (piece.partial >= 0 && piece.begin >= piece.end) return;
@@ -121,13 +123,13 @@ inline constexpr int kJoined = 4;  // columns a thread
 template <typename T>
 __global__ void __launch_bounds__(kGatherBlock)
     spmm_t_join(const Accumulator<T>* partials, const Entries* entries, const int64_t* marked, T* out, int64_t D,
-                int64_t marks, int64_t panels, int split_bits) {
-  int64_t mark = quotient(blockIdx.x, panels);
+                int64_t marks, unsigned panels, int split_bits) {
+  int64_t mark = blockIdx.x / panels;
   int64_t latent = marked[mark];
   Entries range = entries[latent];
   int64_t others = (range.end - range.begin - 1) >> split_bits;
   if (others < 1 || range.begin >> split_bits != mark) return;
-  int64_t column = (int64_t(blockIdx.x) - mark * panels) * (kJoined * kGatherBlock) + threadIdx.x;
+  int64_t column = int64_t(blockIdx.x % panels) * (kJoined * kGatherBlock) + threadIdx.x;
   Accumulator<T> total[kJoined] = {};
   auto add = [&](int64_t row) {
 #pragma unroll
