@@ -45,7 +45,19 @@ FUNCTIONS = {
         ("values", "weight", "offset"),
     ),
 }
+for _form in ("signed", "nonnegative"):
+    FUNCTIONS[f"matching_pursuit_{_form}"] = (
+        lambda x, weight, nonnegative=_form == "nonnegative": torch.cat(
+            fastsparse.matching_pursuit(x, weight, k=k, nonnegative=nonnegative, coalesce=True)[::2], dim=1
+        ),
+        ("x", "weight"),
+    )
+FUNCTIONS["matching_pursuit_step"] = (
+    lambda x, weight: fastsparse.matching_pursuit_step(x, weight)[2],
+    ("x", "weight"),
+)
 functions = pytest.mark.parametrize("name", FUNCTIONS)
+twice = pytest.mark.parametrize("name", [name for name in FUNCTIONS if "pursuit" not in name])
 
 # PyTorch's compiler and its forward mode still use what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -64,7 +76,7 @@ def test_gradcheck(backend, name):
     assert torch.autograd.gradcheck(function, tensors(*inputs, dtype=torch.float64))
 
 
-@functions
+@twice
 def test_gradgradcheck(backend, name):
     function, inputs = FUNCTIONS[name]
     assert torch.autograd.gradgradcheck(function, tensors(*inputs, dtype=torch.float64))
@@ -87,7 +99,34 @@ OP_INPUTS = {
     "spmm": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, weight)],
     "sddmm": [lambda x, weight, bias: (x, weight, INDICES)],
     "spmm_t": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, x, M)],
+    "matching_pursuit": [
+        lambda x, weight, bias: (x, weight, k, 0.0, False, False, "auto"),
+        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, 9, 0.5, True, False, "direct"),
+        lambda x, weight, bias: (x, weight.detach(), k, 0.0, False, True, "gram"),
+    ],
+    "matching_pursuit_step": [
+        lambda x, weight, bias: (x, weight, False, False),
+        lambda x, weight, bias: (x.T.contiguous().T, weight, True, True),
+    ],
+    "matching_pursuit_backward": [
+        lambda x, weight, bias: (*_steps(x, weight), random(N, k, seed=6), None, False, True, True),
+        lambda x, weight, bias: (
+            *_steps(x, weight),
+            random(N, k, seed=6),
+            random(N, D, seed=7),
+            True,
+            True,
+            False,
+        ),
+        lambda x, weight, bias: (*_steps(x, weight), random(N, k, seed=6), None, False, False, True),
+    ],
 }
+
+
+def _steps(x, weight):
+    """What matching_pursuit's gradient starts from: its outputs and the dictionary."""
+    x, weight = x.detach(), weight.detach()
+    return *torch.ops.fastsparse.matching_pursuit(x, weight, k, 0.0, False, False, "auto"), weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -132,6 +171,26 @@ def test_compile_with_a_changing_number_of_tokens(compiler):
             out.square().sum().backward()
         for mine, theirs in zip(*inputs, strict=True):
             torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compile_a_pursuit_with_a_changing_number_of_tokens():
+    """Forward, backward and options, without a break in the graph and compiled once."""
+
+    def pursue(x, dictionary):
+        pursuit = fastsparse.matching_pursuit(x, dictionary, k=k, tol=0.1, normalized=True, method="gram")
+        return pursuit.values.sum() + pursuit.residual.square().sum()
+
+    compiled = torch.compile(pursue, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (7, 5, 64, 33):
+        x, dictionary = tensors("x", "weight", tokens=tokens)
+        dictionary = torch.nn.functional.normalize(dictionary.detach(), dim=1)
+        inputs = [[leaf.detach().clone().requires_grad_() for leaf in (x, dictionary)] for _ in range(2)]
+        with torch.compiler.set_stance("default" if tokens == 7 else "fail_on_recompile"):
+            outs = [run(*leaves) for run, leaves in zip((compiled, pursue), inputs, strict=True)]
+        torch.testing.assert_close(*outs)
+        grads = [torch.autograd.grad(out, leaves) for out, leaves in zip(outs, inputs, strict=True)]
+        torch.testing.assert_close(*grads)
 
 
 @functions
@@ -180,6 +239,24 @@ def test_export_with_a_changing_number_of_tokens():
     exported = torch.export.export(module, (x.detach(),), dynamic_shapes=({0: torch.export.Dim("N")},))
     targets = {str(node.target) for node in exported.graph.nodes}
     assert {"fastsparse.topk_encode.default", "fastsparse.spmm.default"} <= targets
+    for tokens in (5, 8, 100):
+        (x,) = tensors("x", tokens=tokens)
+        torch.testing.assert_close(exported.module()(x), module(x))
+
+
+def test_export_a_pursuit_with_a_changing_number_of_tokens():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            (self.dictionary,) = map(torch.nn.Parameter, tensors("weight"))
+
+        def forward(self, x):
+            return tuple(fastsparse.matching_pursuit(x, self.dictionary, k=k))
+
+    module = Encoder()
+    (x,) = tensors("x")
+    exported = torch.export.export(module, (x.detach(),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    assert "fastsparse.matching_pursuit.default" in {str(node.target) for node in exported.graph.nodes}
     for tokens in (5, 8, 100):
         (x,) = tensors("x", tokens=tokens)
         torch.testing.assert_close(exported.module()(x), module(x))

@@ -15,6 +15,8 @@ FLOATS = {
     "spmm": {"values": (N, k), "weight": (M, D)},
     "sddmm": {"x": (N, D), "weight": (M, D)},
     "spmm_t": {"values": (N, k), "x": (N, D)},
+    "matching_pursuit": {"x": (N, D), "dictionary": (M, D)},
+    "matching_pursuit_step": {"residual": (N, D), "dictionary": (M, D)},
 }
 OTHERS = {
     "topk_encode": {"k": k, "latent_mask": torch.ones(M, dtype=torch.bool)},
@@ -22,6 +24,8 @@ OTHERS = {
     "spmm": {"indices": torch.ones(N, k, dtype=torch.int64)},
     "sddmm": {"indices": torch.ones(N, k, dtype=torch.int64)},
     "spmm_t": {"indices": torch.ones(N, k, dtype=torch.int64), "num_latents": M},
+    "matching_pursuit": {"k": k},
+    "matching_pursuit_step": {},
 }
 every_float = pytest.mark.parametrize(
     ("op", "name"), [(op, name) for op, names in FLOATS.items() for name in names]
@@ -106,6 +110,11 @@ BAD_SHAPES = [
     ("sddmm", "weight", [(M, D + 1)], "x"),
     ("spmm_t", "values", [(), (N, k + 1), (N + 1, k), (2, N, k)], "values"),
     ("spmm_t", "x", [(), (N + 1, D), (2, N, D), (D,)], "x"),
+    ("matching_pursuit", "x", [(), (N, D + 1), (0,)], "x"),
+    ("matching_pursuit", "dictionary", [(), (D,), (2, M, D), (0, D)], "dictionary"),
+    ("matching_pursuit", "dictionary", [(M, D + 1)], "x"),
+    ("matching_pursuit_step", "residual", [(), (N, D + 1), (0,)], "residual"),
+    ("matching_pursuit_step", "dictionary", [(), (D,), (2, M, D), (0, D)], "dictionary"),
 ]
 
 
