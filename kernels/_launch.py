@@ -76,22 +76,22 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def block_of_rows(D: int, dtype: torch.dtype, warps: int, lanes: int = WARP) -> tuple[int, int]:
+def block_of_rows(D: int, dtype: torch.dtype, warps: int) -> tuple[int, int]:
     """Rows and columns of a block: all columns up to a 16-byte access a lane, then rows, up to one a lane."""
-    elements = lanes * warps * 16 // dtype.itemsize
+    elements = WARP * warps * 16 // dtype.itemsize
     columns = min(triton.next_power_of_2(D), elements)
-    rows = min(elements // columns, lanes * warps)
+    rows = min(elements // columns, WARP * warps)
     # The interpreter's time goes by operations, not by elements.
     return 8 * rows if INTERPRETED else rows, columns
 
 
-# What specimens are made for, to be compiled without a GPU: (what it is called, D, dtype, lanes a warp has).
+# What specimens are made for, to be compiled without a GPU.
 SPECIMENS = (
-    ("bf16", 4096, torch.bfloat16, 32),
-    ("bf16, 64 lanes", 4096, torch.bfloat16, 64),
-    ("fp32", 768, torch.float32, 32),
-    ("fp64", 768, torch.float64, 32),
-    ("fp32, D = 1", 1, torch.float32, 32),
+    ("bf16", 4096, torch.bfloat16),
+    ("bf16, D = 1001", 1001, torch.bfloat16),
+    ("fp32", 768, torch.float32),
+    ("fp64", 768, torch.float64),
+    ("fp32, D = 1", 1, torch.float32),
 )
 
 

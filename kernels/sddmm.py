@@ -16,7 +16,6 @@ import triton.language as tl
 from fastsparse.kernels._launch import (
     OPTIONS,
     SPECIMENS,
-    WARP,
     Configuration,
     accumulator,
     block_of_rows,
@@ -28,7 +27,8 @@ from fastsparse.kernels._launch import (
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-CONFIGURATIONS = (Configuration(4, 4), Configuration(1, 4), Configuration(4, 2))
+# Of as many warps each: a row that isn't aligned is spread over all of them, and its sum's order with it.
+CONFIGURATIONS = (Configuration(4, 4), Configuration(4, 2))
 
 
 @triton.jit
@@ -100,21 +100,18 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     return out
 
 
-def _block(D: int, dtype: torch.dtype, configuration: Configuration, lanes: int = WARP) -> tuple[int, int]:
-    """Entries and columns of a program's block.
-
-    One warp's columns, whatever the warps: the order of a sum must not depend on the configuration.
-    """
-    rows, columns = block_of_rows(D, dtype, 1, lanes)
+def _block(D: int, dtype: torch.dtype, configuration: Configuration) -> tuple[int, int]:
+    """Entries and columns of a program's block: one warp's columns, so that a warp has whole rows."""
+    rows, columns = block_of_rows(D, dtype, 1)
     return rows * configuration.warps * max(1, configuration.unroll // rows), columns
 
 
 def specimens() -> list[tuple]:
     """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
-    for kind, D, dtype, lanes in SPECIMENS:
+    for kind, D, dtype in SPECIMENS:
         for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
-            entries, columns = _block(D, dtype, c, lanes)
+            entries, columns = _block(D, dtype, c)
             data = dict.fromkeys(("x", "weight", "out"), pointer(dtype)) | {"indices": "*i64:16"}
             sizes = dict.fromkeys(("entries", "k", "index_token_stride"), "i32:16")
             sizes |= dict.fromkeys(("D", "x_stride", "weight_stride"), width(D))

@@ -111,9 +111,9 @@ def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 def specimens() -> list[tuple]:
     """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
-    for kind, D, dtype, lanes in SPECIMENS:
+    for kind, D, dtype in SPECIMENS:
         for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
-            rows, columns = block_of_rows(D, dtype, c.warps, lanes)
+            rows, columns = block_of_rows(D, dtype, c.warps)
             data = dict.fromkeys(("values", "weight", "out"), pointer(dtype)) | {"indices": "*i64:16"}
             sizes = dict.fromkeys(("N", "k", "value_token_stride", "index_token_stride"), "i32:16")
             sizes |= dict.fromkeys(("D", "weight_stride"), width(D))

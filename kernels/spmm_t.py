@@ -242,12 +242,12 @@ def specimens() -> list[tuple]:
     """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
     lists = {"latents": "*i32:16", "ends": "*i32:16", "entries": "i32:16", "M": "i32:16"}
     found = []
-    for kind, D, dtype, lanes in SPECIMENS:
+    for kind, D, dtype in SPECIMENS:
         wide = pointer(torch.float64 if dtype == torch.float64 else torch.float32)
         data = lists | {"partials": wide, "out": pointer(dtype), "D": width(D)}
         entries = {"coefficients": wide, "tokens": "*i32:16", "x": pointer(dtype)}
         for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
-            jobs, columns = block_of_rows(D, dtype, c.warps, lanes)
+            jobs, columns = block_of_rows(D, dtype, c.warps)
             signature = data | entries | {"slots": "i32:16", "x_stride": width(D)}
             constants = {"SPLIT": SPLIT, "UNROLL": c.unroll, "BLOCK_JOBS": jobs, "BLOCK_D": columns}
             name = f"sum, {kind}, {c.warps} warps, {c.unroll} in flight"

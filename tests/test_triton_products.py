@@ -1,0 +1,108 @@
+"""What the sparse products in Triton promise beyond the op tests: the same bits however they are laid out."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import integers, random, random_indices
+
+pytest.importorskip("triton")
+
+from fastsparse.kernels import _launch, sddmm, spmm, spmm_t
+
+from fastsparse import reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu_by_interpreter():
+    if DEVICE == "cpu" and not _launch.INTERPRETED:
+        pytest.skip("Triton compiles for the GPU here: TRITON_INTERPRET=1 would choose its interpreter")
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("N", "k", "M", "D"), [(9, 21, 30, 1025), (70, 9, 3, 256), (300, 3, 2, 1)])
+def test_every_configuration_gives_the_same_bits(monkeypatch, dtype, N, k, M, D):
+    indices = random_indices(N, k, M, seed=1, distinct=False).to(DEVICE)
+    values, x, weight = (
+        random(*shape, seed=seed, dtype=dtype).to(DEVICE)
+        for seed, shape in enumerate(((N, k), (N, D), (M, D)))
+    )
+    calls = {
+        spmm: lambda: spmm.spmm(values, indices, weight),
+        sddmm: lambda: sddmm.sddmm(x, weight, indices),
+        spmm_t: lambda: spmm_t.spmm_t(values, indices, x, M),
+    }
+    for module, call in calls.items():
+        outs = []
+        for configuration in module.CONFIGURATIONS:
+            monkeypatch.setattr(module, "CONFIGURATIONS", (configuration,))
+            monkeypatch.setattr(_launch, "_chosen", {})
+            outs.append(call())
+        assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=7),
+    split=st.sampled_from([1, 2, 4, 8]),
+    k=st.integers(1, 3),
+    D=st.sampled_from([1, 17]),
+    seed=st.integers(0, 2**31),
+)
+def test_hot_latents_are_joined_from_their_pieces(lengths, split, k, D, seed):
+    # Lists of any length, beginning and ending anywhere in the tiles.
+    entries = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    entries = entries[torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed))]
+    N = len(entries) // k
+    indices = entries[: N * k].view(N, k)
+    values, x = integers(N, k, seed=seed), integers(N, D, seed=seed + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spmm_t, "SPLIT", split)
+        arguments = (tensor.to(DEVICE) for tensor in (values, indices, x))
+        out = spmm_t.spmm_t(*arguments, len(lengths)).cpu()
+    assert torch.equal(out, reference.spmm_t(values, indices, x, len(lengths)))
+
+
+def test_more_entries_than_are_counted_is_an_error():
+    indices = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE).expand(2**20, 2**11)
+    values, x = torch.zeros(1, 1, device=DEVICE).expand(2**20, 2**11), torch.zeros(1, 1, device=DEVICE)
+    with pytest.raises(
+        ValueError, match=f"^spmm_t: the code must have at most {2**30} entries and latents, got"
+    ):
+        spmm_t.spmm_t(values, indices, x.expand(2**20, 1), 1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A machine on which a configuration takes as long as its number says, and which logs what is timed."""
+    timed = []
+    monkeypatch.setattr(_launch, "_chosen", {})
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_launch, "_time", lambda launch, candidate: timed.append(candidate) or candidate)
+    return timed
+
+
+def test_the_fastest_configuration_is_chosen_once_for_each_key(clock):
+    ran = []
+    for key in ("a", "a", "b"):
+        _launch.tuned(key, (3, 1, 2), ran.append)
+    assert ran == [1, 1, 1]
+    assert clock == [3, 1, 2, 3, 1, 2]
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(clock, monkeypatch):
+    ran = []
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        _launch.tuned("a", (3, 1, 2), ran.append)
+    assert not clock
+    _launch.tuned("a", (3, 1, 2), ran.append)
+    assert ran == [3, 1]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    _launch.tuned("a", (3, 1, 2), ran.append)
+    assert ran == [3, 1, 1]
