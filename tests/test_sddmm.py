@@ -128,6 +128,17 @@ def test_repeated_and_threaded_runs_agree_bitwise(backend, threads):
     assert all(torch.equal(run, runs[0]) for run in runs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [9, 1056])
+def test_a_score_does_not_depend_on_the_others(backend, dtype, D):
+    if not backend.startswith(("triton", "cuda")):
+        pytest.skip("only the GPU kernels promise it")
+    x, weight, indices = problem(70, 9, 60, D, dtype)
+    every = fastsparse.sddmm(x, weight, indices)
+    for N, k in ((1, 9), (3, 1), (70, 2)):
+        assert torch.equal(fastsparse.sddmm(x[:N], weight, indices[:N, :k]), every[:N, :k])
+
+
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 def test_gradients_equal_the_differentiated_reference(backend, wanted):
     x, weight = integers(21, 8, seed=1), integers(30, 8, seed=2)

@@ -148,6 +148,17 @@ def test_repeated_and_threaded_runs_agree_bitwise(backend, threads):
     assert all(torch.equal(run, runs[0]) for run in runs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [9, 256])
+def test_a_token_does_not_depend_on_the_others(backend, dtype, D):
+    if backend == "reference":
+        pytest.skip("only the kernels promise it: the reference's sum is PyTorch's")
+    values, indices, weight = problem(200, 37, 60, D, dtype)
+    every = fastsparse.spmm(values, indices, weight)
+    for N in (1, 3, 40):
+        assert torch.equal(fastsparse.spmm(values[:N], indices[:N], weight), every[:N])
+
+
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 def test_gradients_equal_the_differentiated_reference(backend, wanted):
     values, indices, weight = (

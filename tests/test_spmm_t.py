@@ -101,6 +101,19 @@ def test_one_latent_takes_nearly_all(backend, hot):
     assert_spmm_t(fastsparse.spmm_t(values, indices, x, 7), values, indices, x, 7)
 
 
+@pytest.mark.parametrize("D", [1, 2, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_latents_of_about_whole_pieces(backend, D, seed):
+    # Lists that end at, before and after the places where kernels cut them, behind each other in every order.
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor([0, 1, 255, 256, 257, 511, 512, 513, 0, 767, 768, 1025])
+    latents = torch.randperm(12, generator=generator).repeat_interleave(counts)
+    indices = latents[torch.randperm(len(latents), generator=generator)].unsqueeze(1)
+    values, x = integers(len(latents), 1, seed=seed), integers(len(latents), D, seed=seed + 1)
+    exact = torch.zeros(12, D).index_add_(0, indices[:, 0], values * x)
+    assert torch.equal(fastsparse.spmm_t(values, indices, x, 12), exact)
+
+
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-42])
 def test_magnitudes(backend, scale):
     values, indices, x, M = problem(40, 6, 30, 33)
