@@ -1,6 +1,8 @@
 """Modules: thin layers over the functional API."""
 
 from fastsparse.nn.fvu import fvu
-from fastsparse.nn.topk_sae import SAELoss, TopKSAE
+from fastsparse.nn.matching_pursuit_sae import MatchingPursuitSAE
+from fastsparse.nn.sparse_autoencoder import SAELoss, SparseAutoencoder
+from fastsparse.nn.topk_sae import TopKSAE
 
-__all__ = ["SAELoss", "TopKSAE", "fvu"]
+__all__ = ["MatchingPursuitSAE", "SAELoss", "SparseAutoencoder", "TopKSAE", "fvu"]

@@ -1,0 +1,275 @@
+"""What every sparse autoencoder here has: unit-norm atoms, a centre, and dead latents to be revived."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastsparse._validation import check_rows
+from fastsparse.functional import Pursuit, TopK, sparse_decode
+from fastsparse.nn.fvu import fvu
+
+# Rows of a parameter matrix are handled in blocks of about this many numbers, so that a second look at a row
+# finds it in the cache.
+_BLOCK = 2**18
+
+
+class SAELoss(NamedTuple):
+    """What :meth:`SparseAutoencoder.loss` returns.
+
+    Attributes:
+        loss: scalar to minimise: ``fvu + aux_weight * aux``.
+        fvu: scalar, the fraction of the batch's variance that the reconstruction leaves unexplained.
+        aux: scalar, the same of the residual as dead latents reconstruct it; 0 with nothing to revive.
+        l0: scalar, the mean number of nonzero values a token.
+        num_dead: how many latents are dead.
+        code: the batch's code, as ``encode`` returns it.
+    """
+
+    loss: Tensor
+    fvu: Tensor
+    aux: Tensor
+    l0: Tensor
+    num_dead: int
+    code: TopK | Pursuit
+
+
+class SparseAutoencoder(nn.Module):
+    """The part of an autoencoder that doesn't depend on how it encodes.
+
+    A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``, which start with norm 1. Subclasses
+    encode (:meth:`encode`), and reconstruct for :meth:`loss` a batch (``_reconstruct``) and, by dead latents
+    alone, what is left of it (``_revive``).
+
+    Args:
+        d_model: D, the width of the activations.
+        num_latents: M.
+        k: how many latents describe a token.
+        aux_k: how many dead latents the auxiliary loss uses for a token; 0 turns it off.
+        aux_weight: its weight in the loss.
+        dead_after: a latent is dead when it has had no nonzero value for this many tokens.
+        device, dtype: of the parameters.
+
+    Attributes:
+        W_dec: (M, D), row m is atom m; b_dec: (D,).
+        tokens_since_fired: (M,) int64 buffer; :meth:`loss` counts in training mode.
+
+    Raises:
+        TypeError, ValueError: a size is not a positive integer, or aux_weight is negative or not finite.
+    """
+
+    tokens_since_fired: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        num_latents: int,
+        k: int,
+        *,
+        aux_k: int,
+        aux_weight: float,
+        dead_after: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self._check_size("d_model", d_model, 1)
+        self._check_size("num_latents", num_latents, 1)
+        self._check_size("k", k, 1)
+        self._check_size("aux_k", aux_k, 0)
+        self._check_size("dead_after", dead_after, 1)
+        if not (math.isfinite(aux_weight) and aux_weight >= 0):
+            raise ValueError(f"{self._name}: aux_weight must be finite and at least 0, got {aux_weight}")
+        self.d_model, self.num_latents, self.k = d_model, num_latents, k
+        self.aux_k, self.aux_weight, self.dead_after = aux_k, aux_weight, dead_after
+        factory = {"device": device, "dtype": dtype}
+        self.W_dec = nn.Parameter(torch.empty(num_latents, d_model, **factory))
+        self.b_dec = nn.Parameter(torch.zeros(d_model, **factory))
+        counts = torch.zeros(num_latents, dtype=torch.int64, device=device)
+        self.register_buffer("tokens_since_fired", counts)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw new atoms, and start again from them."""
+        self.W_dec.normal_(generator=generator)
+        self.normalize_decoder_()
+        self.b_dec.zero_()
+        self.tokens_since_fired.zero_()
+
+    @torch.no_grad()
+    def init_decoder_bias_(self, x: Tensor, *, method: str = "geometric_median") -> None:
+        """Set ``b_dec`` to the centre of a sample of activations, before training.
+
+        Args:
+            x: (..., D) floating, at least one token.
+            method: ``"geometric_median"`` (outliers count little) or ``"mean"``.
+
+        Raises:
+            ValueError: the shape or the method is wrong.
+
+        Source: Gao et al. 2024, arXiv 2406.04093, appendix A.1.
+        """
+        check_rows(f"{self._name}.init_decoder_bias_", "x", x, self.d_model)
+        if x.numel() == 0:
+            raise ValueError(f"{self._name}.init_decoder_bias_: x must hold at least one token, got none")
+        if method not in ("geometric_median", "mean"):
+            raise ValueError(
+                f"{self._name}.init_decoder_bias_: method must be 'geometric_median' or 'mean', "
+                f"got {method!r}"
+            )
+        tokens = x.reshape(-1, self.d_model).to(torch.promote_types(self.b_dec.dtype, torch.float32))
+        self.b_dec.copy_(tokens.mean(dim=0) if method == "mean" else _geometric_median(tokens))
+
+    def encode(self, x: Tensor) -> TopK | Pursuit:
+        """Describe tokens (..., D) by a few latents each."""
+        raise NotImplementedError
+
+    def decode(self, code: TopK | Pursuit | Tensor, indices: Tensor | None = None) -> Tensor:
+        """Reconstruct tokens from codes.
+
+        Args:
+            code: what :meth:`encode` returned, or its values (..., k).
+            indices: (..., k) int64, where ``code`` holds only the values.
+
+        Returns:
+            (..., D).
+
+        Raises:
+            TypeError: values came without indices.
+        """
+        if indices is None:
+            if isinstance(code, Tensor):
+                raise TypeError(f"{self._name}.decode: indices must be given with values, got None")
+            code, indices = code[:2]
+        return sparse_decode(code, indices, self.W_dec, self.b_dec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct tokens (..., D) from their codes."""
+        return self.decode(self.encode(x))
+
+    def loss(self, x: Tensor) -> SAELoss:
+        """Score the reconstruction of a batch; in training mode also count dead latents, and revive them.
+
+        With latents dead, AuxK adds ``aux_weight`` times the fraction of the residual's variance that the
+        best few of them for each token leave unexplained. The residual is its fixed target.
+
+        Args:
+            x: (..., D), at least one token.
+
+        Returns:
+            :class:`SAELoss`.
+
+        Raises:
+            TypeError, ValueError: x has the wrong dtype or shape, or no token.
+
+        Source: Gao et al. 2024, arXiv 2406.04093, sections 2 and A.2.
+        """
+        centered = self._center(x)
+        code, reconstruction = self._reconstruct(x, centered)
+        main = total = fvu(reconstruction, x)
+        aux = main.new_zeros(())
+        dead = self.dead
+        num_dead = int(dead.sum())
+        aux_k = min(self.aux_k, num_dead)
+        if self.training and aux_k > 0:
+            residual = x.detach() - reconstruction.detach()
+            aux = fvu(self._revive(centered, residual, dead, aux_k), residual)
+            total = main + self.aux_weight * aux
+        if self.training:
+            self._count(code)
+        l0 = self._active(code).sum(dim=-1).float().mean()
+        return SAELoss(total, main.detach(), aux.detach(), l0, num_dead, code)
+
+    def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[TopK | Pursuit, Tensor]:
+        """The code of a batch, and what it stands for."""
+        raise NotImplementedError
+
+    def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
+        """The residual (fixed) of a batch as ``aux_k`` dead latents a token reconstruct it, without b_dec."""
+        raise NotImplementedError
+
+    @property
+    def dead(self) -> Tensor:
+        """(M,) bool: latents that have had no nonzero value for ``dead_after`` tokens."""
+        return self.tokens_since_fired >= self.dead_after
+
+    @torch.no_grad()
+    def remove_parallel_gradient_(self) -> None:
+        """Take from the gradient of each atom its part along the atom: what would only change the norm.
+
+        Call between ``backward`` and the optimiser's step. The atoms must have norm 1.
+
+        Source: Gao et al. 2024, arXiv 2406.04093, appendix A.1.
+        """
+        if self.W_dec.grad is None:
+            return
+        for atoms, grad in zip(_row_blocks(self.W_dec), _row_blocks(self.W_dec.grad), strict=True):
+            along = (grad * atoms).sum(dim=1, keepdim=True)
+            grad.addcmul_(atoms, along, value=-1)
+
+    @torch.no_grad()
+    def normalize_decoder_(self) -> None:
+        """Scale every atom to norm 1; an atom of zeros stays. Call after the optimiser's step."""
+        wide = torch.promote_types(self.W_dec.dtype, torch.float32)
+        for atoms in _row_blocks(self.W_dec):
+            norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True, dtype=wide)
+            atoms.div_(norms.clamp_min_(torch.finfo(wide).tiny))
+
+    def extra_repr(self) -> str:
+        return (
+            f"d_model={self.d_model}, num_latents={self.num_latents}, k={self.k}, aux_k={self.aux_k}, "
+            f"aux_weight={self.aux_weight:g}, dead_after={self.dead_after}"
+        )
+
+    def _center(self, x: Tensor) -> Tensor:
+        # Centred before the product and not folded into a bias: the products of an atom with x and with b_dec
+        # may cancel.
+        check_rows(self._name, "x", x, self.d_model)
+        return x - self.b_dec
+
+    @torch.no_grad()
+    def _count(self, code: TopK | Pursuit) -> None:
+        """Only a nonzero value is a firing: a code is filled up to k."""
+        M = self.num_latents
+        fired = torch.zeros(M + 1, dtype=torch.bool, device=code.values.device)
+        fired.index_fill_(0, torch.where(self._active(code), code.indices, M).flatten(), True)
+        num_tokens = code.indices.shape[:-1].numel()
+        self.tokens_since_fired.add_(num_tokens).masked_fill_(fired[:M], 0)
+
+    @staticmethod
+    def _active(code: TopK | Pursuit) -> Tensor:
+        return code.values.detach().abs() > 0  # not NaN
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _check_size(self, name: str, size: int, least: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(
+                f"{self._name}: {name} must be an int, got {size!r} of type {type(size).__name__}"
+            )
+        if size < least:
+            raise ValueError(f"{self._name}: {name} must be at least {least}, got {size}")
+
+
+def _row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Views of a few rows each on the CPU; the whole matrix elsewhere, where launches cost more."""
+    if matrix.device.type != "cpu":
+        return (matrix,)
+    return matrix.split(max(1, _BLOCK // matrix.shape[1]))
+
+
+def _geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point with the least sum of distances to all, by Weiszfeld's iteration (Tohoku Math J 43, 1937)."""
+    median = points.mean(dim=0)
+    for _ in range(iterations):
+        distances = torch.linalg.vector_norm(points - median, dim=1)
+        # A point under the current median would get infinite weight: at 1e-8 of the mean distance it stops.
+        nearest = (1e-8 * distances.mean()).clamp_min(torch.finfo(points.dtype).tiny)
+        weights = nearest / distances.clamp_min(nearest)
+        before, median = median, (weights / weights.sum()) @ points
+        if torch.linalg.vector_norm(median - before) <= tolerance * torch.linalg.vector_norm(median):
+            break
+    return median
