@@ -3,8 +3,7 @@
 The op tests hand CPU tensors to the public functions. For a GPU backend the CPU implementation of every op is
 replaced while a test runs, so that validation, autograd and dispatch are those of production:
 
-- ``triton-interpreted``: kernels/<op>.py under Triton's interpreter, which must be chosen before Triton is
-  imported (conftest.py does so where there is no GPU);
+- ``triton-interpreted``: kernels/<op>.py under Triton's interpreter, see triton_interpreter.py;
 - ``cuda-emulated``: csrc/cuda/<op>.cu compiled for the CPU by tests/cuda_emulation;
 - ``triton-gpu`` and ``cuda-gpu``: the real thing, on copies that keep every stride, offset and misalignment.
 
@@ -13,9 +12,7 @@ What a backend can't run is skipped here, in one place, with the reason; pytest 
 
 import ctypes
 import importlib
-import importlib.util
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +22,7 @@ from functools import partial
 import hypothesis
 import pytest
 import torch
+import triton_interpreter
 from cuda_emulation import build as emulator
 from torch import Tensor
 
@@ -159,55 +157,13 @@ def leave_out(reason: str) -> None:
 # Triton's interpreter.
 
 
-def _triton_uninterpreted() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return "Triton compiles for the GPU here: TRITON_INTERPRET=1 would choose its interpreter"
-    return None
-
-
 def _interpreted(op: str, *arguments):
-    import numpy as np
-
-    if importlib.util.find_spec(f"fastsparse.kernels.{op}") is None:
-        pytest.skip(f"kernels/{op}.py is missing")
     module = importlib.import_module(f"fastsparse.kernels.{op}")
     if arguments[0].dtype not in module.DTYPES:
         leave_out(f"Triton's {op} isn't for {str(arguments[0].dtype)[6:]}")
     _gpu._check_indices(op, arguments)
-    # NumPy stands in for a GPU, which says nothing of an overflow.
-    with np.errstate(all="ignore"), torch.autocast("cpu", enabled=False), _exact_casts():
+    with torch.autocast("cpu", enabled=False), triton_interpreter.interpreting():
         return getattr(module, op)(*arguments)
-
-
-@contextmanager
-def _exact_casts() -> Iterator[None]:
-    """Makes the interpreter cast between fp32 and bf16 as GPUs do.
-
-    Its own casts cut bits off where they should round to nearest, and lose subnormal numbers.
-    """
-    import numpy as np
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast = InterpreterBuilder.cast_impl
-
-    def cast_impl(builder, source, target):
-        kinds = source.dtype.scalar, target.scalar
-        if kinds == (tl.float32, tl.bfloat16):
-            rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
-            return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
-        if kinds == (tl.bfloat16, tl.float32):
-            wide = np.array(source.data).astype(np.uint32) << 16
-            return TensorHandle(wide.view(np.float32), tl.float32)
-        return cast(builder, source, target)
-
-    InterpreterBuilder.cast_impl = cast_impl
-    try:
-        yield
-    finally:
-        InterpreterBuilder.cast_impl = cast
 
 
 # The CUDA emulator.
@@ -215,8 +171,6 @@ def _exact_casts() -> Iterator[None]:
 
 def _emulated(op: str, *arguments):
     emulator.load()
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse_cuda::{op}", "CPU"):
-        pytest.skip(f"csrc/cuda/{op}.cu is missing")
     return getattr(torch.ops.fastsparse_cuda, op).default(*arguments)
 
 
@@ -251,7 +205,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 GPU_BACKENDS = {
-    "triton-interpreted": GpuBackend(_triton_uninterpreted, _interpreted, work=2e7),
+    "triton-interpreted": GpuBackend(triton_interpreter.unavailable, _interpreted, work=5e6),
     "cuda-emulated": GpuBackend(emulator.unavailable, _emulated, work=2e7, library=emulator.load),
     "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton")),
     "cuda-gpu": GpuBackend(

@@ -86,8 +86,8 @@ def cuda_records() -> list[dict]:
     found = list(of_cuda_binary(library, tool))
     names = _demangled([name for _, name, _ in found])
     return [
-        {"name": name, "target": target, **vars(usage)}
-        for name, (target, _, usage) in zip(names, found, strict=True)
+        {"name": re.sub(r"fastsparse::(cuda::)?", "", name), "target": target, **vars(usage)}
+        for name, (target, _, usage) in sorted(zip(names, found, strict=True), key=lambda pair: pair[0])
         if name.startswith("fastsparse::")
     ]
 

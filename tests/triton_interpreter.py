@@ -1,0 +1,99 @@
+"""Runs Triton kernels under Triton's interpreter, made to compute as a GPU does.
+
+The interpreter must be chosen, by TRITON_INTERPRET=1, before Triton is imported: conftest.py does so where
+there is no GPU.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+
+
+def unavailable() -> str | None:
+    """Why kernels can't be interpreted here, if so."""
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return "triton is not installed"
+    if tuple(map(int, installed.split(".")[:2])) < (3, 9):
+        return (
+            f"the interpreter of triton {installed} doesn't work with NumPy 2.4 and later; that of 3.9 does"
+        )
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton compiles for the GPU here: TRITON_INTERPRET=1 would choose its interpreter"
+    return None
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Interpret the kernels that are launched in the block."""
+    import numpy as np
+    from triton.runtime import interpreter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "cast_impl", _exact_casts())
+        patched = _PatchedOnce()
+        patch.setattr(interpreter, "_patch_lang", patched)
+        # NumPy stands in for a GPU, which says nothing of an overflow.
+        with np.errstate(all="ignore"):
+            try:
+                yield
+            finally:
+                patched.undo()
+
+
+def _exact_casts():
+    """The interpreter's cast, but exact between fp32 and bf16.
+
+    Its own cuts bits off where it should round to nearest, and loses subnormal numbers.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_impl(builder, source, target):
+        kinds = source.dtype.scalar, target.scalar
+        if kinds == (tl.float32, tl.bfloat16):
+            rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
+            return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+        if kinds == (tl.bfloat16, tl.float32):
+            wide = np.array(source.data).astype(np.uint32) << 16
+            return TensorHandle(wide.view(np.float32), tl.float32)
+        return cast(builder, source, target)
+
+    return cast_impl
+
+
+class _PatchedOnce:
+    """The interpreter's ``_patch_lang``, which turns triton.language into NumPy, done once.
+
+    The interpreter does it again for every call of every jitted function, which takes a third of its time.
+    """
+
+    def __init__(self) -> None:
+        from triton.runtime import interpreter
+
+        self._patch = interpreter._patch_lang
+        self._scopes = {}
+
+    def __call__(self, function) -> "_PatchedOnce":
+        import triton.language as tl
+
+        seen = {id(value) for value in function.__globals__.values()}
+        languages = id(tl) in seen, id(tl.core) in seen
+        if languages not in self._scopes:
+            self._scopes[languages] = self._patch(function)
+        return self
+
+    def restore(self) -> None:
+        """What the interpreter calls after a launch: nothing yet."""
+
+    def undo(self) -> None:
+        for languages in reversed(list(self._scopes)):
+            self._scopes.pop(languages).restore()
