@@ -127,7 +127,7 @@ template <typename C> struct List {
   __device__ __forceinline__ int32_t& latent(int i) const { return lists.latent[begin + i]; }
 };
 
-// A bound on the k-th largest of a list's orders, which order(i) yields.
+// The k-th largest of a list's orders, which order(i) yields, and how many reach it.
 template <typename O, typename OrderAt> __device__ Bound<O> bound_of_list(int k, int count, const OrderAt& order) {
   int lane = lane_index();
   O low = ~O(0), high = 0;
@@ -143,7 +143,13 @@ template <typename O, typename OrderAt> __device__ Bound<O> bound_of_list(int k,
     for (int i = lane; i < count; i += kWarp) reached += order(i) >= bound;
     return across_warp(reached, Sum());
   };
-  return bound_by_bisection(k, count, across_warp(low, Least()), across_warp(high, Most()), reaching);
+  Bound<O> bound = bound_by_bisection(k, count, across_warp(low, Least()), across_warp(high, Most()), reaching);
+  low = ~O(0);  // a bound that exactly k reach may lie far below them
+#pragma unroll 1
+  for (int i = lane; i < count; i += kWarp)
+    if (O value = order(i); value >= bound.order) low = Least()(low, value);
+  bound.order = across_warp(low, Least());
+  return bound;
 }
 
 // Drops the candidates below `bound` and all but the earliest `ties` of those equal to it; keeps the order.

@@ -1,0 +1,97 @@
+"""topk_encode in CUDA C++ where its blocks, its screen or its large k show, each from little work."""
+
+import ctypes
+
+import pytest
+import torch
+from backends import GPU_BACKENDS, missing, running
+from oracle import assert_topk, integers, random
+
+import fastsparse
+from fastsparse import reference
+
+BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
+D, M = 3, 2777
+
+
+@pytest.fixture(params=[name + mode for name in BACKENDS for mode in ("", "-screened")])
+def library(request) -> ctypes.CDLL:
+    with running(request.param):
+        yield GPU_BACKENDS[request.param.removesuffix("-screened")].library()
+
+
+@pytest.fixture(params=["whole", "cut"])
+def blocks(request, library):
+    """Calls in one block, and in blocks of 7 tokens and 512 latents."""
+    if request.param == "cut":
+        library.fastsparse_cuda_set_block(ctypes.c_int64(7), ctypes.c_int64(1))
+    yield
+    library.fastsparse_cuda_set_block(ctypes.c_int64(0), ctypes.c_int64(0))
+
+
+def assert_same_as_reference(x, weight, bias, k, activation="none", scale=None, mask=None):
+    options = {"activation": activation, "latent_scale": scale, "latent_mask": mask}
+    values, indices = fastsparse.topk_encode(x, weight, bias, k=k, **options)
+    right = reference.topk_encode(x, weight, bias, k, activation, scale, mask)
+    assert torch.equal(indices, right[1])
+    assert torch.equal(values.nan_to_num(123.0), right[0].nan_to_num(123.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("k", [1, 33, 200])
+def test_ties_across_blocks(blocks, dtype, k):
+    x, weight = integers(23, D, seed=1, limit=2, dtype=dtype), integers(M, D, seed=2, limit=2, dtype=dtype)
+    bias, scale = integers(M, seed=3, limit=1, dtype=dtype), integers(M, seed=4, limit=2, dtype=dtype)
+    assert_same_as_reference(x, weight, bias, k)
+    assert_same_as_reference(x, weight, bias, k, "abs", scale, torch.arange(M) % 5 == 3)
+
+
+def test_every_latent_beats_those_before(blocks):
+    weight = (torch.arange(M) // 16).float().unsqueeze(1)
+    assert_same_as_reference(torch.ones(9, 1), weight, None, 17)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("k", [1024, 1025, M])
+def test_large_k(blocks, dtype, k):
+    x, weight = integers(5, D, seed=1, limit=2, dtype=dtype), integers(M, D, seed=2, limit=2, dtype=dtype)
+    assert_same_as_reference(x, weight, None, k)
+    weight[::7] = torch.nan
+    assert_same_as_reference(x, weight, None, k)
+
+
+@pytest.mark.parametrize("k", [8, 1200])
+def test_too_few_eligible_leave_zeros_on_other_latents(library, k):
+    # Only a CUDA graph gets so far: nobody counts the eligible ones there.
+    eligible = torch.zeros(M, dtype=torch.bool)
+    eligible[[5, 900, 2700]] = True
+    x, weight = integers(4, D, seed=1), integers(M, D, seed=2)
+    values, indices = torch.ops.fastsparse.topk_encode(x, weight, None, k, "none", None, eligible)
+    for row in indices.tolist():
+        assert set(row[:3]) == {5, 900, 2700}
+        assert len(set(row)) == k
+    assert (values[:, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("of", ["x", "weight"])
+def test_bracket_holds_where_rounding_errors_add_up(library, of):
+    # One latent's score is 0 in bf16 and .225 exactly, all of it lost to rounding; another's is .2.
+    D, rounded_off = 64, 0.9 * 2.0**-8
+    signs = 1.0 - 2.0 * (torch.arange(D) % 2)
+    near = 1.5 + rounded_off * signs  # 1.5 in bf16
+    x, best = (near, signs) if of == "x" else (signs, near)
+    weight = torch.zeros(500, D)
+    weight[7, 0] = 0.2 / x[0]
+    weight[321] = best
+    code = fastsparse.topk_encode(x.repeat(3, 1), weight, k=1, activation="none")
+    assert code.indices.flatten().tolist() == [321] * 3
+
+
+def test_screen_leaves_the_few_rows_that_it_cannot_decide_to_exact_scores(blocks):
+    # Tokens with an infinity, and latents closer together than bf16 can tell.
+    x, weight = random(40, 64, seed=1), random(M, 64, seed=2)
+    x[::9] = x[::9] * 1e38 * 10
+    bias = random(M, seed=3)
+    assert_topk(fastsparse.topk_encode(x, weight, bias, k=9), x, weight, bias, k=9)
+    near = weight[:1] + 2.0**-14 * weight
+    assert_topk(fastsparse.topk_encode(x[1:9], near, k=9), x[1:9], near, k=9)
