@@ -31,7 +31,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastsparse", description="Sparse encoding for PyTorch.")
     commands = parser.add_subparsers(required=True, metavar="command")
     train = commands.add_parser(
-        "train", help="train a TopK sparse autoencoder on stored activations, or resume a training"
+        "train", help="train a sparse autoencoder on stored activations, or resume a training"
     )
     train.set_defaults(run=_train)
     if command == "train":

@@ -58,12 +58,19 @@ def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert capsys.readouterr().out.startswith("all steps had been done before\n")
 
 
+def test_train_by_matching_pursuit(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = str(tmp_path / "run")
+    assert main(["train", data, "--output", run, "--steps", "3", "--model", "mp", *SIZES]) == 0
+    assert capsys.readouterr().out.startswith("step 3: loss ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
         (["{empty}/x.npy", "--output", "{run}"], "no such file or folder"),
         (["{data}", "--output", "{run}", "--k", "99"], "k: must be at most num_latents (32), got 99"),
+        (["{data}", "--output", "{run}", "--model", "omp"], "model: must be one of topk, mp, got 'omp'"),
         (["{data}", "--output", "{data}"], "{data}"),
     ],
 )

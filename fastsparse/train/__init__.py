@@ -1,4 +1,4 @@
-"""Training TopK sparse autoencoders on activations larger than memory, with bit-for-bit resumption.
+"""Training sparse autoencoders on activations larger than memory, with bit-for-bit resumption.
 
 ``train(TrainConfig(...))`` is the whole interface; ``python -m fastsparse train`` calls it.
 """

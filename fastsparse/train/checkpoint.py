@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastsparse.nn import TopKSAE
+from fastsparse.nn import SparseAutoencoder
+from fastsparse.train.config import MODELS
 
 VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d{9,})\.safetensors")
@@ -41,7 +42,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save(
-    folder: Path, step: int, sae: TopKSAE, optimizer: torch.optim.Optimizer, details: dict, keep: int
+    folder: Path,
+    step: int,
+    sae: SparseAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    details: dict,
+    keep: int,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest ``keep``.
 
@@ -99,7 +105,7 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, metadata["step"], metadata, tensors)
 
 
-def restore(checkpoint: Checkpoint, sae: TopKSAE, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, sae: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors in place.
 
     Raises:
@@ -114,7 +120,7 @@ def restore(checkpoint: Checkpoint, sae: TopKSAE, optimizer: torch.optim.Optimiz
     _copy(checkpoint, _state(sae, optimizer))
 
 
-def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> TopKSAE:
+def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:
     """Load the trained autoencoder from a checkpoint, in evaluation mode.
 
     Args:
@@ -122,7 +128,7 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> TopKSAE
         device: where to put it.
 
     Returns:
-        The :class:`fastsparse.nn.TopKSAE`.
+        The :class:`fastsparse.nn.TopKSAE` or :class:`fastsparse.nn.MatchingPursuitSAE`.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
@@ -135,16 +141,19 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> TopKSAE
             raise FileNotFoundError(f"{path}: the folder holds no checkpoint-*.safetensors")
         path = found[-1]
     checkpoint = load(path)
-    sae = TopKSAE(**checkpoint.metadata["sae"])
+    model = checkpoint.metadata["config"].get("model", "topk")  # once there was no other
+    if model not in MODELS:
+        raise ValueError(f"{path}: model must be one of {', '.join(MODELS)}, got {model!r}")
+    sae = MODELS[model](**checkpoint.metadata["sae"])
     _copy(checkpoint, _sae_state(sae), ignore="adam.")
     return sae.to(device).eval()
 
 
-def _sae_state(sae: TopKSAE) -> dict[str, Tensor]:
+def _sae_state(sae: SparseAutoencoder) -> dict[str, Tensor]:
     return {f"sae.{name}": tensor for name, tensor in sae.state_dict().items()}
 
 
-def _state(sae: TopKSAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = _sae_state(sae)
     for name, parameter in sae.named_parameters():
         state |= {f"adam.{key}.{name}": tensor for key, tensor in optimizer.state[parameter].items()}

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import torch
 
+from fastsparse.nn import MatchingPursuitSAE, TopKSAE
+
 
 def _option(help: str, default: Any = ..., *, affects_result: bool = True) -> Any:
     """A field; ``affects_result``: a resumed run must have the value that the checkpoint was made with."""
@@ -15,6 +17,7 @@ def _option(help: str, default: Any = ..., *, affects_result: bool = True) -> An
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
+MODELS = {"topk": TopKSAE, "mp": MatchingPursuitSAE}
 _MAY_BE_ZERO = ("warmup_steps", "decay_steps", "aux_k", "seed")
 
 
@@ -54,6 +57,7 @@ class TrainConfig:
     output: str = _option("folder for checkpoints and log.jsonl; resumed if it has any", affects_result=False)
     num_latents: int = _option("M, the number of latents")
     k: int = _option("active latents a token")
+    model: str = _option("topk, or mp: matching pursuit, whose one dictionary takes k steps a token", "topk")
     steps: int = _option(
         "optimiser steps in all, those before a resume included", 10_000, affects_result=False
     )
@@ -62,10 +66,10 @@ class TrainConfig:
     warmup_steps: int = _option("steps of linear warm-up from 0", 0)
     decay_steps: int = _option("last steps, over which the rate falls linearly to 0", 0)
     aux_k: int | None = _option(
-        "dead latents a token in the auxiliary loss; 0: none (default: about D / 2)", None
+        "dead latents a token in the auxiliary loss; 0: none (default: topk about D / 2, mp k)", None
     )
     aux_weight: float = _option("weight of the auxiliary loss", 1 / 32)
-    dead_after: int = _option("tokens without a positive value after which a latent is dead", 10_000_000)
+    dead_after: int = _option("tokens without a value but 0 after which a latent is dead", 10_000_000)
     bf16: bool = _option("compute under bfloat16 autocast; parameters stay float32", False)
     seed: int = _option("seed of the initial atoms and of the order of the data", 0)
     device: str = _option("auto, cpu or cuda", "auto", affects_result=False)
@@ -83,7 +87,9 @@ class TrainConfig:
         for option in fields(self):
             if option.name != "data":
                 _check(option.name, getattr(self, option.name), option.type)
-        if self.k > self.num_latents:
+        if self.model not in MODELS:
+            raise ValueError(f"model: must be one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.model == "topk" and self.k > self.num_latents:
             raise ValueError(f"k: must be at most num_latents ({self.num_latents}), got {self.k}")
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError(

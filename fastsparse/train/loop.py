@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fastsparse.nn import SAELoss, TopKSAE
+from fastsparse.nn import SAELoss, SparseAutoencoder
 from fastsparse.train import checkpoint
-from fastsparse.train.config import TrainConfig
+from fastsparse.train.config import MODELS, TrainConfig
 from fastsparse.train.log import Log
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
@@ -54,7 +54,7 @@ class TrainResult:
     ``metrics`` is None where an earlier call had already done all steps.
     """
 
-    sae: TopKSAE
+    sae: SparseAutoencoder
     checkpoint: Path
     log: Path
     metrics: Metrics | None
@@ -69,7 +69,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None = None) -> TrainResult:
-    """Train a TopK sparse autoencoder on stored activations, or go on where an earlier run stopped.
+    """Train a sparse autoencoder on stored activations, or go on where an earlier run stopped.
 
     A run that was killed, at any moment, and started again ends with the same weights, bit for bit, as one
     that never stopped (on the same machine and PyTorch, with the same number of threads; on CUDA, where
@@ -103,7 +103,8 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
         >>> train(TrainConfig(data=data, steps=20, **options)).sae.W_dec.shape
         torch.Size([64, 16])
 
-    Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A.
+    Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A; of the model mp Costa et al. 2025,
+    arXiv 2506.03093.
     """
     shards = Shards(config.data, config.tensor)
     if config.batch_size > shards.rows:
@@ -127,7 +128,7 @@ def _train(
     sizes = {"d_model": shards.width, "num_latents": config.num_latents, "k": config.k}
     sizes |= {"aux_k": config.aux_k, "aux_weight": config.aux_weight, "dead_after": config.dead_after}
     generator = torch.Generator().manual_seed(config.seed)
-    sae = TopKSAE(**sizes, generator=generator).to(device)
+    sae = MODELS[config.model](**sizes, generator=generator).to(device)
     # One fused pass over parameters, gradients and moments instead of a dozen.
     optimizer = torch.optim.Adam(sae.parameters(), lr=config.learning_rate, fused=True)
     details = {"config": config.result_fields(), "shards": shards.fingerprint(), "sae": sizes}
@@ -170,7 +171,9 @@ def _train(
     return TrainResult(sae.eval(), newest, log_path, metrics)
 
 
-def _step(sae: TopKSAE, optimizer: torch.optim.Adam, x: torch.Tensor, lr: float, bf16: bool) -> SAELoss:
+def _step(
+    sae: SparseAutoencoder, optimizer: torch.optim.Adam, x: torch.Tensor, lr: float, bf16: bool
+) -> SAELoss:
     """One step of training on a batch x (N, D)."""
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -195,10 +198,12 @@ def _measure(out: SAELoss, step: int, lr: float, clock: "_Clock") -> Metrics:
     return Metrics(step, step * clock.batch_size, lr, loss, fvu, aux, l0, out.num_dead, seconds, rate)
 
 
-def _resume(newest: Path, details: dict, steps: int, sae: TopKSAE, optimizer: torch.optim.Optimizer) -> int:
+def _resume(
+    newest: Path, details: dict, steps: int, sae: SparseAutoencoder, optimizer: torch.optim.Optimizer
+) -> int:
     """Put a checkpoint in place, if it is of the run that is asked for, and return its step."""
     state = checkpoint.load(newest)
-    was, now = state.metadata["config"], details["config"]
+    was, now = {"model": "topk"} | state.metadata["config"], details["config"]  # once there was no other
     for name in sorted(was.keys() | now.keys()):
         if was.get(name) != now.get(name):
             raise ValueError(

@@ -32,7 +32,7 @@ def off_centre(**options) -> MatchingPursuitSAE:
 
 
 def textbook_pursuit(r: torch.Tensor, atoms: torch.Tensor, k: int, nonnegative: bool) -> torch.Tensor:
-    """What is left of rows, by dense codes and PyTorch's own gradient; rows stop where no score is positive."""
+    """What is left of rows: dense codes and PyTorch's own gradient; they stop where no score is positive."""
     for _ in range(k):
         scores = r @ atoms.T
         best = (scores if nonnegative else scores.abs()).max(dim=1)

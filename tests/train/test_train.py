@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastsparse.nn import TopKSAE
+from fastsparse.nn import MatchingPursuitSAE, TopKSAE
 from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
 from fastsparse.train import checkpoint as checkpoint_module
 
@@ -45,6 +45,12 @@ def config(data: str, tmp_path: Path) -> TrainConfig:
         data=[data], output=str(tmp_path / "run"), num_latents=M, k=K, steps=40, batch_size=128, lr=5e-3,
         dead_after=1000, block_tokens=16, buffer_tokens=256, log_every=5, checkpoint_every=15, device="cpu",
     )  # fmt: skip
+
+
+@pytest.fixture
+def pursuit(config: TrainConfig) -> TrainConfig:
+    """The same with matching pursuit, and with atoms that die and are revived."""
+    return replace(config, model="mp", num_latents=3 * M, dead_after=500, steps=30, checkpoint_every=10)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -139,6 +145,53 @@ def test_interrupted_run_goes_on_to_the_same_end(config: TrainConfig, tmp_path: 
     assert signal.getsignal(number) == before
     result = train(stopped)
     assert_same_run(result, whole)
+
+
+def test_matching_pursuit_learns(config: TrainConfig) -> None:
+    seen: list[Metrics] = []
+    result = train(replace(config, model="mp", steps=200, log_every=1), on_metrics=seen.append)
+    assert isinstance(result.sae, MatchingPursuitSAE)
+    assert result.metrics.fvu < 0.6 * seen[0].fvu
+    assert 0 < result.metrics.l0 <= K
+    torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
+
+
+def test_matching_pursuit_goes_on_to_the_same_end(pursuit: TrainConfig, tmp_path: Path) -> None:
+    whole = train(pursuit)
+    assert any(record["aux"] > 0 for record in records(whole.log))
+    with safe_open(whole.checkpoint, framework="pt") as file:
+        assert {"sae.W_dec", "sae.b_dec", "adam.exp_avg.W_dec"} < set(file.keys())
+        assert not any("enc" in name for name in file.keys())  # noqa: SIM118
+    stopped = replace(pursuit, output=str(tmp_path / "stopped"))
+    with pytest.raises(TrainingInterrupted):
+        train(stopped, on_metrics=interrupt_at(15))
+    assert_same_run(train(stopped), whole)
+
+
+def test_matching_pursuit_is_loaded_as_such(pursuit: TrainConfig) -> None:
+    result = train(replace(pursuit, k=3 * M + 1, steps=1))  # more steps than atoms
+    sae = load_sae(pursuit.output)
+    assert isinstance(sae, MatchingPursuitSAE)
+    assert (sae.k, sae.dead_after, sae.training) == (3 * M + 1, 500, False)
+    for name, tensor in result.sae.state_dict().items():
+        assert torch.equal(sae.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match=r"model: must be 'mp' to resume from .*, got 'topk'"):
+        train(replace(pursuit, k=3 * M + 1, num_latents=3 * M + 1, model="topk"))
+
+
+def test_checkpoints_without_a_model_are_topk(config: TrainConfig) -> None:
+    """As they were before there was another."""
+    path = train(replace(config, steps=5)).checkpoint
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["fastsparse"])
+    assert metadata["config"].pop("model") == "topk"
+    save_file(load_file(path), path, {"fastsparse": json.dumps(metadata)})
+    assert isinstance(load_sae(path), TopKSAE)
+    assert train(replace(config, steps=6)).metrics.step == 6
+    metadata["config"]["model"] = "gated"
+    save_file(load_file(path), path, {"fastsparse": json.dumps(metadata)})
+    with pytest.raises(ValueError, match="model must be one of topk, mp, got 'gated'"):
+        load_sae(path)
 
 
 def assert_same_run(result, whole) -> None:
@@ -382,6 +435,7 @@ def test_the_rate_reaches_the_optimiser(config: TrainConfig) -> None:
     [
         ({"k": 49}, ValueError, r"k: must be at most num_latents \(48\), got 49"),
         ({"k": 0}, ValueError, "k: must be at least 1, got 0"),
+        ({"model": "omp"}, ValueError, "model: must be one of topk, mp, got 'omp'"),
         ({"k": 1.5}, TypeError, r"k: must be int, got 1.5"),
         ({"num_latents": True}, TypeError, "num_latents: must be int, got True"),
         ({"lr": -1.0}, ValueError, "lr: must be finite and at least 0, got -1.0"),
