@@ -46,7 +46,7 @@ _MOST_SCREENED_TOKENS = 8192  # that share one rounding of the weight
 _LEAST_SCORES, _MOST_SCORES = 2**22, 2**24  # of a stripe
 _BLOCK = 512  # scores that a row's list takes in at a time
 _MOST_K = 1024  # beyond, PyTorch sorts
-_MOST_SCREENED_K = 448  # beyond, the lists of a screen grow too long
+_MOST_CANDIDATES = 1536  # of a row in a screen; more make it undecided
 
 _UNSET = tl.constexpr(-(2**31))  # below the order of every key
 _LARGEST = tl.constexpr(2**31 - 1)  # the order of NaN
@@ -377,10 +377,9 @@ def _collect(
     SCREEN: tl.constexpr = token_terms is not None
     if live_rows is not None:
         N = tl.minimum(N, tl.load(live_rows) - first_row)
+    count_live = count
     if live_latents is not None:
-        count_live = tl.minimum(count, tl.load(live_latents) - begin)
-    else:
-        count_live = count
+        count_live = tl.maximum(0, tl.minimum(count, tl.load(live_latents) - begin))
     if tl.program_id(0) * ROWS >= N:
         return
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -408,20 +407,25 @@ def _collect(
         first_bound = _kth_largest(maxima, k, DIGIT) - (0 if SCREEN else 1)
         bound = tl.where(live, first_bound, bound)
 
-    for start in range(0, count_live, BLOCK):
+    # The k-th best of twice as many latents is a bound worth the work of finding it. In the end a screen's
+    # lists must hold only what can still win. Then one more, empty block follows.
+    stripe = begin // width
+    raises = ((stripe & (stripe - 1)) == 0) | (SCREEN & (begin + count == M))
+    for start in range(0, count_live + raises.to(tl.int32) * BLOCK, BLOCK):
         column = start + lane
         inside = (live & (held >= 0))[:, None] & (column < count_live)[None, :]
         word = tl.load(words + row[:, None] * (width // 32) + (column // 32)[None, :], mask=inside, other=0)
         marked = ((word >> (column % 32)[None, :]) & 1) != 0
-        if tl.max(tl.max(marked.to(tl.int32), axis=1), axis=0) > 0:
+        ends = start >= count_live
+        if ends | (tl.max(tl.max(marked.to(tl.int32), axis=1), axis=0) > 0):
             first, second = _entries(
                 scores, width, scale, near, far, atom_terms, count, row, column, marked, begin, ABSOLUTE
             )
             passing = marked & _passing(first, second, bound, SCREEN)
             added = tl.sum(passing.to(tl.int32), axis=1)
-            if tl.max(held + added, axis=0) > CAPACITY:
+            if ends | (tl.max(held + added, axis=0) > CAPACITY):
                 held, bound = _compact(
-                    firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY, BLOCK, DIGIT
+                    firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY, BLOCK // 2, DIGIT
                 )
                 passing = marked & _passing(first, second, bound, SCREEN)
                 added = tl.sum(passing.to(tl.int32), axis=1)
@@ -436,14 +440,6 @@ def _collect(
             tl.store(seconds + at, second, mask=passing)
             tl.store(positions + at, tl.broadcast_to((begin + column)[None, :], (ROWS, BLOCK)), mask=passing)
             held += added
-
-    # The k-th best of twice as many latents is a bound worth the work of finding it. In the end a screen's
-    # lists must hold only what can still win.
-    stripe = begin // width
-    if ((stripe & (stripe - 1)) == 0) | (SCREEN & (begin + count == M)):
-        held, bound = _compact(
-            firsts, seconds, positions, base, held, bound, k, SCREEN, CAPACITY, BLOCK, DIGIT
-        )
     tl.store(counts + row, held, mask=live)
     tl.store(bounds + row, bound, mask=live)
 
@@ -535,7 +531,7 @@ def _select(
     held = tl.load(counts + row, mask=live, other=_GIVEN_UP)
     base = row * CAPACITY
     unset = tl.full((ROWS,), _UNSET, tl.int32)
-    held, _ = _compact(firsts, seconds, positions, base, held, unset, k, False, CAPACITY, BLOCK, DIGIT)
+    held, _ = _compact(firsts, seconds, positions, base, held, unset, k, False, CAPACITY, BLOCK // 2, DIGIT)
 
     slot = tl.arange(0, SELECTED)
     real = slot[None, :] < held[:, None]
@@ -590,7 +586,7 @@ def tiles(dtype: torch.dtype, tokens: int, even: bool = True) -> list[Tile]:
         return [Tile(max(16, triton.next_power_of_2(tokens)), 64, 128, 4, 3)]
     if not even:  # masks and addresses take registers
         return [Tile(64, 128, 64, 8, 2)]
-    return [Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4)]
+    return [Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3)]
 
 
 def _rivals(selected: int) -> int:
@@ -633,13 +629,13 @@ class _Lists:
     def options(self) -> dict:
         """Of a kernel that works on lists: several rows a program where programs run one after another."""
         rows = 16 if INTERPRETED else 1
-        sizes = {"ROWS": rows, "BLOCK": _BLOCK, "DIGIT": 4 if INTERPRETED else 2, "CAPACITY": self.capacity}
+        sizes = {"ROWS": rows, "BLOCK": _BLOCK, "DIGIT": 4 if INTERPRETED else 1, "CAPACITY": self.capacity}
         return {**sizes, "num_warps": self.warps(self.capacity), **OPTIONS}
 
     @staticmethod
     def warps(capacity: int) -> int:
-        """So that a thread holds few of a list's entries."""
-        return max(1, min(8, capacity // 256))
+        """So that a thread holds 8 of a list's entries."""
+        return capacity // 256
 
 
 class _Encoder:
@@ -678,7 +674,9 @@ class _Encoder:
         return self.values, self.indices
 
     def _screens(self) -> bool:
-        possible = self.x.dtype == torch.float32 and self.D > 0 and self.k <= _MOST_SCREENED_K
+        # Brackets that widen with D let pass up to 4 k of Gaussian scores (at D = 4096), and their spread.
+        fits = (8 if self.D > 2048 else 4) * self.k <= _MOST_CANDIDATES
+        possible = self.x.dtype == torch.float32 and self.D > 0 and fits
         if screening is not None or not possible:
             return possible and bool(screening)
         # Enough tokens must share the rounding of the weight; a large k leaves little to drop.
@@ -714,7 +712,7 @@ class _Encoder:
     def _screen(self) -> tuple[Tensor, Tensor]:
         """Encode all tokens by screen and refine; returns all, the undecided ones first, and their number."""
         x, weight = with_unit_stride(self.x), with_unit_stride(self.weight)
-        capacity = triton.next_power_of_2(8 * self.k + _BLOCK)
+        capacity = triton.next_power_of_2(min(8 * self.k, _MOST_CANDIDATES) + _BLOCK)
         # The lists too shall be N M / 32 numbers.
         most = min(self.N * self.M // (32 * 3 * capacity), _MOST_SCREENED_TOKENS)
         most = max(1, most // _MOST_TOKENS) * _MOST_TOKENS
@@ -965,7 +963,7 @@ def specimens() -> list[tuple]:
         constants = {
             "ROWS": 1,
             "BLOCK": _BLOCK,
-            "DIGIT": 2,
+            "DIGIT": 1,
             "CAPACITY": capacity,
             "num_warps": warps,
         } | constants
@@ -990,7 +988,7 @@ def specimens() -> list[tuple]:
     stripe |= {"scores": "*fp32:16", "words": "*i32:16", "bounds": "*i32:16", "width": "i32:16"}
     optional = {name: kind for name, kind in everything.items() if name not in ("rows", "order")}
     found += [listing("collect", _collect, 1024, {"ABSOLUTE": False}, **stripe)]
-    for capacity in (1024, 4096):
+    for capacity in (1024, 2048):
         found += [
             listing(
                 "collect, screen", _collect, capacity, {"ABSOLUTE": True}, **stripe, **optional, **bracket

@@ -4,6 +4,7 @@ import pytest
 import torch
 from backends import missing, running
 from oracle import assert_topk, integers, random
+from test_topk_encode import DATA
 
 import fastsparse
 from fastsparse import reference
@@ -94,12 +95,12 @@ def test_undecided_rows_are_done_again(monkeypatch):
     monkeypatch.setattr(kernel._Encoder, "_plain", spy)
     # Scores differ by less than bf16 can tell; but of every third token by much.
     weight = torch.cat(
-        (random(1, 24, seed=1) + 2.0**-14 * random(M, 24, seed=2), random(M, 24, seed=3)), dim=1
+        (random(1, 12, seed=1) + 2.0**-14 * random(M, 12, seed=2), random(M, 12, seed=3)), dim=1
     )
-    x = torch.cat((random(TOKENS, 24, seed=4), random(TOKENS, 24, seed=5)), dim=1)
+    x = torch.cat((random(TOKENS, 12, seed=4), random(TOKENS, 12, seed=5)), dim=1)
     sharp = torch.arange(TOKENS) % 3 == 0
-    x[:, :24].masked_fill_(sharp.unsqueeze(1), 0)
-    x[:, 24:].masked_fill_(~sharp.unsqueeze(1), 0)
+    x[:, :12].masked_fill_(sharp.unsqueeze(1), 0)
+    x[:, 12:].masked_fill_(~sharp.unsqueeze(1), 0)
     code = fastsparse.topk_encode(x, weight, k=9)
     assert redone == [(torch.arange(TOKENS)[~sharp].tolist(), TOKENS)]
     assert_topk(code, x, weight, k=9)
@@ -124,3 +125,11 @@ def test_large_k_is_sorted(monkeypatch, activation):
         assert_same_as_reference(x, weight, bias, k=700, activation=activation, **options)
     x[7] = torch.nan
     assert fastsparse.topk_encode(x, weight, k=20).indices[7].tolist() == list(range(20))
+
+
+@pytest.mark.parametrize("data", DATA, ids=lambda data: data.__name__.strip("_"))
+def test_hostile_data_screened(monkeypatch, data):
+    monkeypatch.setattr(kernel, "screening", True)
+    x, weight, bias = data(random(20, 64, seed=1), random(M, 64, seed=2), random(M, seed=3))
+    code = fastsparse.topk_encode(x, weight, bias, k=16, activation="abs")
+    assert_topk(code, x, weight, bias, k=16, activation="abs")
