@@ -25,8 +25,8 @@ template <typename C> __device__ __forceinline__ Order<C> order_of(C key) {
   return bits & kSign<C> ? ~bits : bits | kSign<C>;
 }
 
-// The number b for which !(key <= b) holds of every key whose order is above a threshold. (NaN, which lets all pass, for
-// the threshold 0.)
+// The number b for which !(key <= b) holds of every key whose order is above a threshold. (NaN, which lets all pass,
+// for the threshold 0.)
 template <typename C> __device__ __forceinline__ C bound_of(Order<C> threshold) {
   if (threshold == kNan<C>) threshold = order_of(C(INFINITY));
   return number_of(threshold & kSign<C> ? threshold ^ kSign<C> : ~threshold);

@@ -66,7 +66,8 @@ template <typename T> class Encoder {
       throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
                                   std::to_string(M_) + "), got k=" + std::to_string(k));
     if (M_ >= std::numeric_limits<int32_t>::max() - 4096)
-      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 - 4096 rows, got " + std::to_string(M_));
+      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 - 4096 rows, got " +
+                                  std::to_string(M_));
     values_ = allocate(x, {N_, k}, x.scalar_type());
     indices_ = allocate(x, {N_, k}, ScalarType::Long);
     if (N_ > 0) prepare(bias, scale, mask, activation == "abs");
@@ -120,9 +121,9 @@ template <typename T> class Encoder {
     auto pointer = [](const std::optional<Tensor>& vector) { return vector ? vector->const_data_ptr() : nullptr; };
     auto stride = [](const std::optional<Tensor>& vector) { return vector ? vector->stride(0) : 0; };
     call_.launch("topk_encode_prepare", topk_encode_prepare<T>, ceil_div(padded, kThreads), kThreads, 0,
-                 static_cast<const T*>(pointer(bias)), stride(bias), static_cast<const T*>(pointer(scale)), stride(scale),
-                 static_cast<const uint8_t*>(pointer(mask)), stride(mask), M_, padded, mutable_data<C>(*bias_), scale_out,
-                 eligible_out);
+                 static_cast<const T*>(pointer(bias)), stride(bias), static_cast<const T*>(pointer(scale)),
+                 stride(scale), static_cast<const uint8_t*>(pointer(mask)), stride(mask), M_, padded,
+                 mutable_data<C>(*bias_), scale_out, eligible_out);
   }
 
   // Rows and latents to take at a time, and scratch for them.
@@ -132,7 +133,7 @@ template <typename T> class Encoder {
     int64_t most = std::min(most_rows.load(std::memory_order_relaxed), fitting);
     rows_ = std::min(N_, even_part(N_, most, most >= 1024 ? kTileRows : 1));
     stripe_ = stripe_latents();
-    // Few rows are split among more warps: what one reads, 2 kB at a time, must keep a multiprocessor's share of L2 busy.
+    // Few rows are split among more warps: 16 a multiprocessor, each 2 kB at a time, keep its share of L2 busy.
     splits_ = k_ > kMostSorted ? 1 : std::max<int64_t>(1, std::min(ceil_div(16 * call_.multiprocessors(), rows_),
                                                                    stripe_ / kSplitLatents));
     scores_ = scratch(rows_ * stripe_, accumulator());
@@ -244,8 +245,8 @@ template <typename T> class Encoder {
                    warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, brackets_, norms, D_,
                    int(rows), int(splits_));
     }
-    call_.launch("topk_encode_refine", topk_encode_refine, rows, kRefineThreads, D_ * sizeof(float), lists_, int(splits_),
-                 exact, latents_);
+    call_.launch("topk_encode_refine", topk_encode_refine, rows, kRefineThreads, D_ * sizeof(float), lists_,
+                 int(splits_), exact, latents_);
     select(begin, rows);
     rescue(begin, rows, exact);
   }
@@ -296,7 +297,7 @@ extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_scree
   fastsparse::cuda::screening.store(choice);
 }
 
-// For tests: at most so many tokens, and bytes of scores, at a time, so that few of them take several. 0 for the default.
+// For tests: at most so many tokens, and bytes of scores, at a time, so that few of them take several; 0: the default.
 extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_block(int64_t rows, int64_t bytes) {
   fastsparse::cuda::most_rows.store(rows > 0 ? rows : fastsparse::cuda::kMostRows);
   fastsparse::cuda::score_bytes.store(bytes > 0 ? bytes : fastsparse::cuda::kScoreBytes);

@@ -165,8 +165,8 @@ __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group,
   return true;
 }
 
-// Offers latents [begin, end) of a row's stripe, both whole groups, to its list. Almost always nothing passes: then this
-// costs one load and the row's own arithmetic. False: the row is hopeless.
+// Offers latents [begin, end) of a row's stripe, both whole groups, to its list. Almost always nothing passes: then
+// this costs one load and the row's own arithmetic. False: the row is hopeless.
 template <typename C, typename Row>
 __device__ __forceinline__ bool scan(const Row& row, List<C>& list, int begin, int end, int from) {
   constexpr int step = kInFlight * kGroup<C>;
@@ -346,7 +346,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   if (!entries.hopeless()) select_row(entries, output, blockIdx.x, eligible, M);
 }
 
-// For a k that no block sorts: the k best of each row as integers of their order, ready for a stable sort. A warp a row.
+// For a k that no block sorts: the k best of each row as integers of their order, for a stable sort. A warp a row.
 template <typename C>
 __global__ void __launch_bounds__(kFilterThreads, 8)
     topk_encode_rank(Lists<C> lists, int rows, const uint8_t* eligible, int64_t M, int64_t* ranks) {
