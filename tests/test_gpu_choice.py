@@ -38,6 +38,13 @@ def test_a_name_is_served_or_refused(op, name):
         _gpu.choose(op, "cpu", failing())
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_the_reference_serves_ops_without_a_kernel(name):
+    assert _gpu.choose("an_op_of_the_future", None, failing()) == "reference"
+    with pytest.raises(RuntimeError, match=f"'{name}' was asked for .*: it has no kernel for this op"):
+        _gpu.choose("an_op_of_the_future", name, failing())
+
+
 @pytest.fixture
 def device(monkeypatch):
     """One GPU that both backends can run on; Triton's kernels don't take fp64."""

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from oracle import (
+    DTYPES,
     LAYOUTS,
+    assert_pursuit,
     assert_sddmm,
     assert_spmm,
     assert_spmm_t,
     assert_topk,
     assert_within,
+    clear_rows,
     laid_out,
     random,
     random_indices,
@@ -110,3 +113,110 @@ def test_layouts_hold_the_same_values(layout, shape):
         assert not again.is_contiguous()
     if tensor.numel() and layout == "misaligned":
         assert again.data_ptr() % 8 == 4
+
+
+@pytest.fixture
+def pursued():
+    """Six steps on nine tokens, which can be taken up to any of them, and what they were made from."""
+    x, dictionary = random(9, 12, seed=1), random(30, 12, seed=2)
+    return x, dictionary, reference.matching_pursuit(x, dictionary, 6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_pursuit_accepts_the_reference(pursued, dtype, nonnegative):
+    x, dictionary = (tensor.to(dtype) for tensor in pursued[:2])
+    for tol in (0.0, 1.0):
+        pursuit = reference.matching_pursuit(x, dictionary, 20, tol, nonnegative)
+        assert_pursuit(pursuit, x, dictionary, k=20, tol=tol, nonnegative=nonnegative)
+
+
+def _another_order(values, indices, residual, dictionary):
+    values[2, :2], indices[2, :2] = values[2, :2].flip(0), indices[2, :2].flip(0)
+
+
+def _not_the_best(values, indices, residual, dictionary):
+    # Without the second step, all of whose followers are as greedy as they were but for it.
+    step = values[3, 1] * dictionary[indices[3, 1]]
+    values[3, 1:5], indices[3, 1:5] = values[3, 2:].clone(), indices[3, 2:].clone()
+    residual[3] += step
+
+
+def _coefficient(values, indices, residual, dictionary):
+    residual[4] -= 1e-5 * values[4, 0] * dictionary[indices[4, 0]]
+    values[4, 0] *= 1 + 1e-5
+
+
+def _residual(values, indices, residual, dictionary):
+    residual[5, 3] += 2e-6
+
+
+def _residual_not_updated(values, indices, residual, dictionary):
+    residual[5] += values[5, 4] * dictionary[indices[5, 4]]
+
+
+def _stopped_early(values, indices, residual, dictionary):
+    residual[6] += values[6, 4] * dictionary[indices[6, 4]]
+    values[6, 4] = indices[6, 4] = 0
+
+
+def _wrong_atom(values, indices, residual, dictionary):
+    indices[0, 0] = 29 if indices[0, 0] != 29 else 28
+
+
+def _out_of_bounds(values, indices, residual, dictionary):
+    indices[0, 0] = 30
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _another_order,
+        _not_the_best,
+        _coefficient,
+        _residual,
+        _residual_not_updated,
+        _stopped_early,
+        _wrong_atom,
+        _out_of_bounds,
+    ],
+)
+def test_pursuit_rejects(pursued, spoil):
+    x, dictionary, (values, indices, residual) = pursued
+    residual += values[:, 5:] * dictionary[indices[:, 5]]  # the sixth step is in reserve
+    values, indices = values.clone(), indices.clone()
+    assert_pursuit((values[:, :5].contiguous(), indices[:, :5].contiguous(), residual), x, dictionary, k=5)
+    spoil(values, indices, residual, dictionary)
+    spoilt = values[:, :5].contiguous(), indices[:, :5].contiguous(), residual
+    with pytest.raises(AssertionError):
+        assert_pursuit(spoilt, x, dictionary, k=5)
+
+
+def test_pursuit_rejects_wrong_stops(pursued):
+    x, dictionary, pursuit = pursued
+    lengths = pursuit[2].norm(dim=1)
+    assert_pursuit(pursuit, x, dictionary, k=6, tol=0.5 * lengths.min().item())
+    with pytest.raises(AssertionError):  # it should have stopped
+        assert_pursuit(pursuit, x, dictionary, k=6, tol=2 * lengths.max().item())
+    stopped = reference.matching_pursuit(x, dictionary, 6, 2.0)
+    assert (stopped[0] == 0).any()
+    with pytest.raises(AssertionError):  # it should have gone on
+        assert_pursuit(stopped, x, dictionary, k=6, tol=1.0)
+    unused = (stopped[0] == 0).nonzero()[-1]
+    stopped[1][unused[0], unused[1]] = 3
+    with pytest.raises(AssertionError, match="an unused slot holds an index"):
+        assert_pursuit(stopped, x, dictionary, k=6, tol=2.0)
+    signed = reference.matching_pursuit(x, dictionary, 6)
+    assert (signed[0] < 0).any()
+    with pytest.raises(AssertionError):
+        assert_pursuit(signed, x, dictionary, k=6, nonnegative=True)
+    with pytest.raises(AssertionError):  # of atoms that are longer than 1
+        assert_pursuit(signed, x, dictionary, k=6, normalized=True)
+
+
+def test_clear_rows_are_those_without_a_close_second():
+    dictionary = torch.eye(4) * torch.tensor([1.0, 1.0, 2.0, 1.0]).unsqueeze(1)
+    x = torch.tensor([[5.0, 3, 2, 1], [5, 5 + 1e-6, 2, 1], [5, 3, 3, 1], [5, 0, 0, 0]])
+    indices, clear = clear_rows(x, dictionary, k=2, nonnegative=False, normalized=False)
+    assert clear.tolist() == [True, False, False, False]
+    assert indices[0].tolist() == [0, 1]

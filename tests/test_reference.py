@@ -98,3 +98,42 @@ def test_halves_are_summed_in_fp32(dtype):
     assert torch.equal(reference.sddmm(many, many, zeros[:, :1]), exact)
     assert torch.equal(reference.spmm_t(many.T, zeros.T, many.T, 1), exact)
     assert torch.equal(reference.topk_encode(many, many, None, 1)[0], exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matching_pursuit_by_hand(dtype):
+    dictionary = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0], [-4.0, 4.0]], dtype=dtype)
+    x = torch.tensor([[3.0, 1.0], [0.0, 0.0], [-5.0, 3.0]], dtype=dtype)
+    # Scores of the third token: 5, 3, 0 and 32 / sqrt(32) = 5.66; then -1, -1, 0, 0; then 0, -1, 0, -0.7.
+    signed = [[1.5, 1, 0], [0, 0, 0], [1, -0.5, -1]], [[0, 1, 0], [0, 0, 0], [3, 0, 1]], [[0, 0]] * 3
+    positive = (
+        [[1.5, 1, 0], [0, 0, 0], [1, 0, 0]],
+        [[0, 1, 0], [0, 0, 0], [3, 0, 0]],
+        [[0, 0], [0, 0], [-1, -1]],
+    )
+    near = (
+        [[1.5, 0, 0], [0, 0, 0], [1, -0.5, 0]],
+        [[0, 0, 0], [0, 0, 0], [3, 0, 0]],
+        [[0, 1], [0, 0], [0, -1]],
+    )
+    for options, right in (({}, signed), ({"nonnegative": True}, positive), ({"tol": 1.25}, near)):
+        values, indices, residual = reference.matching_pursuit(x, dictionary, 3, **options)
+        assert indices.tolist() == right[1]
+        torch.testing.assert_close(values, torch.tensor(right[0], dtype=dtype))
+        torch.testing.assert_close(residual, torch.tensor(right[2], dtype=dtype), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_matching_pursuit_goes_back_as_pytorch_would(nonnegative, normalized):
+    """The gradient that rebuilds residuals, against PyTorch's own, which remembers them all."""
+    x, dictionary = random(20, 6, seed=1, dtype=torch.float64), random(15, 6, seed=2, dtype=torch.float64)
+    dictionary = F.normalize(dictionary, dim=1) if normalized else dictionary
+    leaves = x.requires_grad_(), dictionary.requires_grad_()
+    values, indices, residual = reference.matching_pursuit(*leaves, 9, 0.5, nonnegative, normalized)
+    assert (values == 0).any()
+    upstream = random(20, 9, seed=3, dtype=torch.float64), random(20, 6, seed=4, dtype=torch.float64)
+    right = torch.autograd.grad((values, residual), leaves, upstream)
+    state = [tensor.detach() for tensor in (values, indices, residual, dictionary)]
+    ours = reference.matching_pursuit_backward(*state, *upstream, normalized, True, True)
+    torch.testing.assert_close(ours, right)

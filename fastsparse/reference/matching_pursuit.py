@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastsparse.reference._precision import accumulate
-from fastsparse.reference.matching_pursuit_step import atom_norms, take
+from fastsparse.reference.matching_pursuit_step import squared_norms, take
 
 
 def matching_pursuit(
@@ -23,10 +23,10 @@ def matching_pursuit(
     index 0. ``method`` says how kernels find the scores, of which this is the definition.
     """
     residual, atoms = accumulate(x).contiguous(), accumulate(dictionary)
-    norms = None if normalized else atom_norms(atoms)
+    squares = None if normalized else squared_norms(atoms)
     values, indices = [], []
     for _ in range(k):
-        value, index, after = take(residual, atoms, norms, nonnegative)
+        value, index, after = take(residual, atoms, squares, nonnegative)
         if tol > 0:
             done = torch.linalg.vector_norm(residual.detach(), dim=1, dtype=torch.float64) <= tol
             value, index = value.masked_fill(done, 0), index.masked_fill(done, 0)
@@ -59,7 +59,7 @@ def matching_pursuit_backward(
     from the last step r is r' + c w: no residual but the last has to be kept. A slot of value 0 was no step.
     """
     atoms = accumulate(dictionary)
-    norms = None if normalized else atom_norms(atoms)  # of zero atoms too, which no step has taken
+    squares = None if normalized else squared_norms(atoms)  # of zero atoms too, which no step has taken
     r, values, d_values = accumulate(residual), accumulate(values), accumulate(d_values)
     g = torch.zeros_like(r) if d_residual is None else accumulate(d_residual).contiguous()
     d_atoms = atoms.new_zeros(atoms.shape) if needs_dictionary else None
@@ -67,8 +67,8 @@ def matching_pursuit_backward(
         index, c = indices[:, t], values[:, t : t + 1]
         w, taken = atoms[index], c != 0
         q = d_values[:, t : t + 1] - (g * w).sum(dim=1, keepdim=True)
-        if norms is not None:
-            q = q / norms[index].unsqueeze(1) / norms[index].unsqueeze(1)
+        if squares is not None:
+            q = (q / squares[index].unsqueeze(1)).to(q.dtype)
         if d_atoms is not None:
             d_w = q * (r + c * w if normalized else r - c * w) - c * g
             d_atoms.index_add_(0, index, torch.where(taken, d_w, 0.0))
