@@ -11,10 +11,10 @@
 // into `rest`. Inf and NaN in any of these widen the bracket to everything.
 //
 // Bytes beside the product's, for N=8192, D=4096, M=131072: the atoms are rounded once a block of rows, 2 GB read,
-// 0.5 ms; the filter is as for exact scores. Some 140 survivors a row then gather 16 kB each, 19 GB: 4.4 ms at 4.3 TB/s.
-// They are far fewer than the brackets leave: the k latents with the best lower bounds are scored first, and the least of their
-// exact keys drops most of the others. (Gaussian data: of N(0, 1), 43 a row are scored at D=768, M=16384, k=32; 101 at
-// D=2048, M=16384, k=64; 137 at D=4096, M=16384, k=64.)
+// 0.5 ms; the filter is as for exact scores. Some 140 survivors a row then gather 16 kB each, 19 GB: 4.4 ms at
+// 4.3 TB/s. They are far fewer than the brackets leave: the k latents with the best lower bounds are scored first, and
+// the least of their exact keys drops most of the others. (Counted on Gaussian data, M=16384: 43 a row at D=768, k=32;
+// 101 at D=2048, k=64; 137 at D=4096, k=64.)
 #pragma once
 
 #include <cfloat>
@@ -271,8 +271,8 @@ __global__ void __launch_bounds__(kRefineThreads, 2)
 //
 // They are not known to the host: launches are for all rows, and blocks without work leave at once. A block takes 64
 // rows and all latents, or a part of them where there are few such rows: exact scores a tile at a time, in shared
-// memory, and the filter on them. All 8192 rows at D=4096, M=131072 take it 8.8 TFLOP, some 0.3 s; with up to 64 of them it is
-// bound by reading the weight, 2 GB.
+// memory, and the filter on them. All 8192 rows at D=4096, M=131072 take it 8.8 TFLOP, some 0.3 s (an estimate: half
+// of fp32's peak); with up to 64 of them it must read the weight once, 2 GB.
 
 inline constexpr int kRescueThreads = 256, kRescueRows = 64, kRescueDepth = 16;
 
