@@ -39,20 +39,20 @@ class Op:
     indices: Callable[..., tuple[Tensor, int]] | None = None
 
 
-# The ops that have GPU kernels: how many multiply-adds a call takes, a score or an entry of a code being one
-# as one, and where its indices and the number of its latents are found.
+# The ops that have GPU kernels: how many multiply-adds a call is, in blocks as kernels take them, and where
+# its indices and the number of its latents are.
 OPS = {
-    "topk_encode": Op(lambda x, weight, *_: len(x) * len(weight) * max(1, x.shape[1])),
+    "topk_encode": Op(lambda x, weight, *_: len(x) * max(256, len(weight)) * max(32, x.shape[1])),
     "spmm": Op(
-        lambda values, indices, weight: indices.numel() * max(1, weight.shape[1]),
+        lambda values, indices, weight: indices.numel() * max(32, weight.shape[1]),
         lambda values, indices, weight: (indices, len(weight)),
     ),
     "sddmm": Op(
-        lambda x, weight, indices: indices.numel() * max(1, x.shape[1]),
+        lambda x, weight, indices: indices.numel() * max(32, x.shape[1]),
         lambda x, weight, indices: (indices, len(weight)),
     ),
     "spmm_t": Op(
-        lambda values, indices, x, num_latents: indices.numel() * max(1, x.shape[1]),
+        lambda values, indices, x, num_latents: indices.numel() * max(32, x.shape[1]),
         lambda values, indices, x, num_latents: (indices, num_latents),
     ),
 }
@@ -205,7 +205,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 GPU_BACKENDS = {
-    "triton-interpreted": GpuBackend(triton_interpreter.unavailable, _interpreted, work=5e6),
+    "triton-interpreted": GpuBackend(triton_interpreter.unavailable, _interpreted, work=7e6),
     "cuda-emulated": GpuBackend(emulator.unavailable, _emulated, work=2e7, library=emulator.load),
     "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton")),
     "cuda-gpu": GpuBackend(

@@ -41,18 +41,9 @@ def triton(version: str) -> Path:
     folder = BUILD / f"triton-{version}"
     if not folder.exists():
         draft = folder.with_suffix(f".{os.getpid()}")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-input",
-            "--no-deps",
-            "--target",
-            draft,
-        ]
-        done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
+        options = ["--quiet", "--no-input", "--no-deps", "--target", draft]
+        command = [sys.executable, "-m", "pip", "install", *options, f"triton=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             shutil.rmtree(draft, ignore_errors=True)
             reason = done.stderr.strip().splitlines() or ["pip gave no reason"]
@@ -63,9 +54,9 @@ def triton(version: str) -> Path:
 
 def triton_records(version: str, modules: list[str], *paths: Path) -> list[dict]:
     """What the kernels of modules need under a version of Triton; see triton_kernels.py."""
-    places = [triton(version), *paths]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    places = [triton(version), *paths, os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(str(place) for place in places if str(place))
     command = [sys.executable, "-m", "tests.compilation.triton_kernels", BUILD / "records", *modules]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
