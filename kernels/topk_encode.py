@@ -88,9 +88,10 @@ def _kth_largest(orders, k, DIGIT: tl.constexpr):
 # Error bracket. With x = x~ + dx, w = w~ + dw, in bf16 and what that leaves, X = |x~|, W = |w~| and
 # g = (D + 4) 2^-24, by Cauchy-Schwarz
 #   |x.w - x~.w~|               <= |dx| W + (X + |dx|) |dw|
-#   the product's accumulation  <= 2 g X W, since tensor cores cut off where a processor rounds
+#   the product's accumulation  <= 3 g X W, since tensor cores cut off where a processor rounds: 2.5 D 2^-24
+#     (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores", 8 products to a sum at the least)
 #   the exact score's own       <= g (X + |dx|) (W + |dw|)
-# which sums to A W + B |dw| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). The bias's rounding is
+# which sums to A W + B |dw| with A = |dx| (1 + g) + 4 g X and B = (X + |dx|)(1 + g). The bias's rounding is
 # relative to it; that of score + bias and of the product with a scale are the 4 in g. Inf and NaN in any of
 # these widen the bracket to everything. Squares may underflow, for which 2^-125 each makes up: rows as small
 # as that stay undecided.
@@ -135,7 +136,7 @@ def _round(
     residual = tl.sqrt(tl.sum(far, axis=1) + D * 2.0**-125) * slack
     if TOKENS:
         g = (D + 4) * 2.0**-24
-        tl.store(terms + position, 1.001 * (residual * (1 + g) + 3 * g * norm), mask=inside)
+        tl.store(terms + position, 1.001 * (residual * (1 + g) + 4 * g * norm), mask=inside)
         tl.store(terms + count + position, 1.001 * (norm + residual) * (1 + g), mask=inside)
     else:
         rest = tl.zeros_like(norm) + D * 2.0**-125

@@ -27,6 +27,7 @@ from cuda_emulation import build as emulator
 from torch import Tensor
 
 import fastsparse
+from fastsparse._validation import check_eligible
 from fastsparse.backend import CPU_LEVELS, _cpu, _cuda, use_cpu_level
 from fastsparse.ops import _gpu
 
@@ -139,6 +140,8 @@ def _run(backend: GpuBackend, op: str, *arguments):
         pytest.skip(f"{op} has no GPU kernels")
     if OPS[op].work(*arguments) > backend.work:
         leave_out("the shape is too large for GPU kernels without a GPU")
+    if op == "topk_encode":  # as fastsparse.ops._gpu does, before it chooses a kernel
+        check_eligible(arguments[1], arguments[3], arguments[6])
     with pytest.MonkeyPatch.context() as patch:
         if OPS[op].indices is not None:
             indices, latents = OPS[op].indices(*arguments)
