@@ -61,8 +61,9 @@ def test_large_k(blocks, dtype, k):
 
 
 @pytest.mark.parametrize("k", [8, 1200])
-def test_too_few_eligible_leave_zeros_on_other_latents(library, k):
+def test_too_few_eligible_leave_zeros_on_other_latents(library, k, monkeypatch):
     # Only a CUDA graph gets so far: nobody counts the eligible ones there.
+    monkeypatch.setattr("backends.check_eligible", lambda *_: None)
     eligible = torch.zeros(M, dtype=torch.bool)
     eligible[[5, 900, 2700]] = True
     x, weight = integers(4, D, seed=1), integers(M, D, seed=2)

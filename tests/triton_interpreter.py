@@ -1,4 +1,4 @@
-"""Runs Triton kernels under Triton's interpreter, made to compute as a GPU does.
+"""Runs Triton kernels under Triton's interpreter, made to compute as a GPU does and to check every address.
 
 The interpreter must be chosen, by TRITON_INTERPRET=1, before Triton is imported: conftest.py does so where
 there is no GPU.
@@ -36,6 +36,7 @@ def interpreting() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpreterBuilder, "cast_impl", _exact_casts())
+        _check_addresses(patch)
         patched = _PatchedOnce()
         patch.setattr(interpreter, "_patch_lang", patched)
         # NumPy stands in for a GPU, which says nothing of an overflow.
@@ -68,6 +69,48 @@ def _exact_casts():
         return cast(builder, source, target)
 
     return cast_impl
+
+
+def _check_addresses(patch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter raise where a kernel reads or writes outside the memory of its arguments."""
+    import numpy as np
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    begins = ends = np.empty(0, np.uint64)
+    kernel = ""
+    receive = GridExecutor._init_args_hst
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def launched(executor, arguments, named):
+        nonlocal begins, ends, kernel
+        kernel = executor.fn.__name__
+        tensors = [value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor)]
+        storages = sorted((t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors)
+        begins = np.array([begin for begin, _ in storages], np.uint64)
+        ends = np.array([begin + size for begin, size in storages], np.uint64)
+        return receive(executor, arguments, named)
+
+    def check(pointers, mask, access: str) -> None:
+        addresses = pointers.data[mask.data.astype(bool)]
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        place = np.searchsorted(begins, addresses, side="right") - 1
+        outside = (place < 0) | (addresses + np.uint64(size) > np.append(ends, np.uint64(0))[place])
+        if outside.any():
+            raise IndexError(
+                f"{kernel} {access} outside its arguments: {outside.sum()} of {outside.size} addresses"
+            )
+
+    def checked_load(builder, pointers, mask, *rest):
+        check(pointers, mask, "reads")
+        return load(builder, pointers, mask, *rest)
+
+    def checked_store(builder, pointers, value, mask, *rest):
+        check(pointers, mask, "writes")
+        return store(builder, pointers, value, mask, *rest)
+
+    patch.setattr(GridExecutor, "_init_args_hst", launched)
+    patch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    patch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
 
 
 class _PatchedOnce:
