@@ -629,7 +629,7 @@ def test_coalesce_keeps_the_gradient(backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_coalesce_sums_halves_in_fp32(dtype):
-    from fastsparse.functional import _coalesced
+    from fastsparse.functional.pursuit import _coalesced
 
     values, indices = torch.ones(1, 1001, dtype=dtype), torch.full((1, 1001), 3)
     merged, kept = _coalesced(values, indices)
