@@ -1,4 +1,4 @@
-// Inner products of gathered rows, which sddmm and topk_encode's refinement share.
+// Inner products of gathered rows, and norms.
 #pragma once
 
 #include "cpu/simd.h"
@@ -7,8 +7,8 @@ namespace fastsparse::FASTSPARSE_ISA {
 
 // out[i] = <x, rows[i]> for `Count` rows at once: their loads overlap, and x is read once. Each product is summed in
 // one fixed order, whatever its company.
-template <int Count, typename T>
-inline void dots(const T* x, const T* const (&rows)[Count], int64_t D, Accumulator<T> (&out)[Count]) {
+template <int Count, typename X, typename T>
+inline void dots(const X* x, const T* const (&rows)[Count], int64_t D, Accumulator<T> (&out)[Count]) {
   using C = Accumulator<T>;
   constexpr int lanes = kLanes<C>;
   Vector<C> even[Count] = {}, odd[Count] = {};
@@ -31,6 +31,31 @@ inline void dots(const T* x, const T* const (&rows)[Count], int64_t D, Accumulat
     C x_d = to_float(x[d]);
     for (int i = 0; i < Count; ++i) out[i] += x_d * to_float(rows[i][d]);
   }
+}
+
+// |row|^2 in fp64, where the squares of all fp32 numbers fit.
+template <typename T> inline double squared_norm(const T* row, int64_t D) {
+  using C = Accumulator<T>;
+  typedef C Part __attribute__((vector_size(kLanes<double> * sizeof(C))));
+  constexpr int lanes = kLanes<C>, parts = lanes / kLanes<double>;
+  Vector<double> total[parts] = {};
+  int64_t d = 0;
+  for (; d + lanes <= D; d += lanes) {
+    Vector<C> entries = load(row + d);
+    for (int p = 0; p < parts; ++p) {
+      Part part;
+      std::memcpy(&part, reinterpret_cast<const char*>(&entries) + p * sizeof part, sizeof part);
+      Vector<double> wide = __builtin_convertvector(part, Vector<double>);
+      total[p] += wide * wide;
+    }
+  }
+  double result = 0;
+  for (int p = 0; p < parts; ++p) result += sum<double>(total[p]);
+  for (; d < D; ++d) {
+    double entry = to_float(row[d]);
+    result += entry * entry;
+  }
+  return result;
 }
 
 }  // namespace fastsparse::FASTSPARSE_ISA

@@ -1,9 +1,6 @@
 #include "cpu/topk_encode.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cfloat>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -12,13 +9,11 @@
 
 #include "cpu/edge/edge.h"
 #include "cpu/edge/product.h"
+#include "cpu/edge/screening.h"
 
 namespace fastsparse::edge {
 
 namespace {
-
-// Screening: by what pays (-1), or for tests never (0) or wherever it is possible (1).
-std::atomic<int> screening{-1};
 
 constexpr int64_t kMaxRows = 2048;                  // tokens at a time: scratch stays O(kMaxRows)
 constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of copied atoms: both stay in the shared cache
@@ -26,7 +21,6 @@ constexpr int64_t kListBytes = int64_t{64} << 20;   // of candidates; a larger k
 constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
-constexpr float kInfinite = std::numeric_limits<float>::infinity();
 
 Activation activation_of(const std::string& name) {
   if (name == "relu") return Activation::relu;
@@ -85,7 +79,7 @@ class Encoder {
   }
 
   std::tuple<Tensor, Tensor> run() {
-    bool screened = screens();
+    bool screened = screens(dtype_, N_, D_, latents_, k_);
     int64_t rows = std::min(N_, kMaxRows);
     for (int64_t n = 0; n < N_; n += rows) {
       int64_t count = std::min(rows, N_ - n);
@@ -124,16 +118,6 @@ class Encoder {
     if (fp64()) copy(reinterpret_cast<double*>(result), wide.const_data_ptr());
     else copy(reinterpret_cast<float*>(result), wide.const_data_ptr());
     return result;
-  }
-
-  bool screens() const {
-    bool possible = dtype_ != DType::f64 && D_ > 0 && N_ > 0;
-    int forced = screening.load(std::memory_order_relaxed);
-    if (forced >= 0 || !possible) return possible && forced == 1;
-    // The bf16 product must be the faster one, and enough tokens must share the rounding of the weight; a large k
-    // leaves little to drop.
-    return cpu_features().fast_bf16 && current_isa() == Isa::avx512 && N_ >= 16 && D_ >= 64 && latents_ >= 1024 &&
-           k_ <= latents_ / 16;
   }
 
   // How many latents to score at a time, in whole vectors: the scores, and the atoms where they are copied, share a
@@ -260,8 +244,8 @@ class Encoder {
       Rounded atoms = round(weight_, m, count, eligible() ? eligible() + m : nullptr, scratch_.atoms, scratch_.atom_norms);
       Tensor scores = product(token_rows, over(atoms.rows, count, D_, D_, ScalarType::BFloat16),
                               over(scratch, rows, count, count, ScalarType::BFloat16));
-      ScreenArgs args{found, bracketed(stripe(m, count, latents), atoms, rest), data<bf16>(scores), tokens.norm,
-                      tokens.residual, D_};
+      ScreenArgs args{found, bracketed(stripe(m, count, latents), atoms.norm, atoms.residual, rest, D_),
+                      data<bf16>(scores), tokens.norm, tokens.residual, D_};
       parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_screen)](int64_t b, int64_t e) { run(args, b, e); });
     }
     parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_certify)](int64_t b, int64_t e) { run(found, b, e); });
@@ -269,27 +253,6 @@ class Encoder {
     select(found, begin, rows, nullptr);
     for (int64_t n = 0; n < rows; ++n)
       if (found.count[n] == kHopeless) hopeless.push_back(begin + n);
-  }
-
-  // A stripe with its terms of the error bracket (derived in topk_encode.cpp), scaled as the keys are.
-  Stripe bracketed(Stripe stripe, const Rounded& atoms, float* rest) const {
-    auto* bias = static_cast<const float*>(stripe.bias);
-    auto* scale = static_cast<const float*>(stripe.scale);
-    float flushed = float(std::sqrt(double(D_)) * 0x1p-125);
-    for (int64_t m = 0; m < stripe.count; ++m) {
-      float factor = scale ? std::fabs(scale[m]) : 1.0f;
-      rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * atoms.norm[m] + float(D_) * 0x1p-125f) * factor;
-      atoms.residual[m] = (atoms.residual[m] + flushed) * factor;
-      atoms.norm[m] *= factor;
-      auto raise = [](float& most, float value) { most = value <= FLT_MAX ? std::max(most, value) : kInfinite; };
-      raise(stripe.most_norm, atoms.norm[m]);
-      raise(stripe.most_residual, atoms.residual[m]);
-      raise(stripe.most_rest, rest[m]);
-    }
-    stripe.norm = atoms.norm;
-    stripe.residual = atoms.residual;
-    stripe.rest = rest;
-    return stripe;
   }
 
   void refine(const Candidates& found, int64_t begin, int64_t rows) {
@@ -324,8 +287,3 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
 STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("topk_encode", TORCH_BOX(&topk_encode)); }
 
 }  // namespace fastsparse::edge
-
-// For tests: -1 screens where it pays, 0 never, 1 wherever it is possible.
-extern "C" __attribute__((visibility("default"))) void fastsparse_cpu_set_screening(int choice) {
-  fastsparse::edge::screening.store(choice);
-}
