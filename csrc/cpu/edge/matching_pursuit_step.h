@@ -10,8 +10,7 @@ namespace fastsparse::edge {
 // A dictionary (M, D) of any strides and dtype, and what is made of it once for all steps of a call.
 class PursuitSteps {
  public:
-  // `rows`: how many a step has, for choosing how it scores them; steps may come to have fewer.
-  PursuitSteps(const Tensor& dictionary, bool nonnegative, bool normalized, int64_t rows);
+  PursuitSteps(const Tensor& dictionary, bool nonnegative, bool normalized);
   ~PursuitSteps();
 
   // One step of each of `count` rows of residual (..., D), contiguous and of the accumulation type, in place: the rows
