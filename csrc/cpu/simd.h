@@ -220,6 +220,7 @@ inline void compress_consecutive(int32_t first, uint32_t mask, int32_t* to) {
 #endif
 }
 
-template <typename T> inline void prefetch(const T* address) { __builtin_prefetch(address, 0, 3); }
+// Into the second level of the cache.
+template <typename T> inline void prefetch(const T* address) { __builtin_prefetch(address, 0, 2); }
 
 }  // namespace fastsparse::FASTSPARSE_ISA
