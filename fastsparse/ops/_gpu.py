@@ -19,6 +19,7 @@ ORDER = {
     "spmm": ("cuda", "triton"),
     "sddmm": ("cuda", "triton"),
     "spmm_t": ("cuda", "triton"),
+    "matching_pursuit_backward": ("cuda",),
 }
 
 
