@@ -104,3 +104,11 @@ def pointer(dtype: torch.dtype) -> str:
 def width(D: int) -> str:
     """The type of a size or stride of D in a specimen's signature."""
     return "i32:16" if D % 16 == 0 else "i32"
+
+
+def specimen(name: str, kernel, constants: dict, **signature: str) -> tuple:
+    """A specimen, its options among the constants; arguments that aren't named are None."""
+    options = {option: constants[option] for option in ("num_warps", "num_stages") if option in constants}
+    absent = dict.fromkeys(kernel.arg_names) | constants
+    constants = {name: value for name, value in absent.items() if name not in options | signature}
+    return name, kernel, signature, constants, options | OPTIONS

@@ -86,14 +86,15 @@ def _unwrapped(kernel) -> JITFunction:
 
 
 def _check_that_no_kernel_is_left_out(module, named: set) -> None:
-    """Every jitted function of a module is a specimen or is used by another one."""
-    own = [value for value in vars(module).values() if hasattr(value, "fn") and hasattr(value, "run")]
-    own = [kernel for kernel in map(_unwrapped, own) if kernel.__module__ == module.__name__]
-    for kernel in own:
+    """Every jitted function of the module, and of those that its specimens are from, is one or serves one."""
+    modules = {module.__name__, *(kernel.__module__ for kernel in named)}
+    found = [vars(sys.modules[name]).values() for name in sorted(modules)]
+    jitted = [value for values in found for value in values if hasattr(value, "fn") and hasattr(value, "run")]
+    own = {kernel for kernel in map(_unwrapped, jitted) if kernel.__module__ in modules}
+    for kernel in own - named:
         name = kernel.__name__
-        used = any(re.search(rf"\b{name}\b", other.src) for other in own if other is not kernel)
-        if kernel not in named and not used:
-            raise ValueError(f"{module.__name__}: {name} is no specimen, and no kernel uses it")
+        if not any(re.search(rf"\b{name}\b", other.src) for other in own - {kernel}):
+            raise ValueError(f"{kernel.__module__}: {name} is no specimen, and no kernel uses it")
 
 
 def gpu(target: str) -> GPUTarget:
