@@ -56,6 +56,10 @@ OPS = {
         lambda values, indices, x, num_latents: indices.numel() * max(32, x.shape[1]),
         lambda values, indices, x, num_latents: (indices, num_latents),
     ),
+    "matching_pursuit_backward": Op(
+        lambda values, indices, residual, *_: indices.numel() * max(32, residual.shape[1]),
+        lambda values, indices, residual, dictionary, *_: (indices, len(dictionary)),
+    ),
 }
 
 

@@ -19,7 +19,7 @@ ORDER = {
     "spmm": ("cuda", "triton"),
     "sddmm": ("cuda", "triton"),
     "spmm_t": ("cuda", "triton"),
-    "matching_pursuit_backward": ("cuda",),
+    "matching_pursuit_backward": ("cuda", "triton"),
 }
 
 
@@ -93,6 +93,8 @@ def _check_indices(op: str, arguments: tuple) -> None:
         check_range(op, arguments[2], arguments[1].shape[0])
     elif op == "spmm_t":
         check_range(op, arguments[1], arguments[3])
+    elif op == "matching_pursuit_backward":
+        check_range(op, arguments[1], arguments[3].shape[0])
 
 
 def _run_cuda(op: str, arguments: tuple):
