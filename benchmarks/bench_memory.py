@@ -1,7 +1,8 @@
-"""Peak memory of encoding, beyond its inputs: each contender alone in a fresh process, by the kernel's own
-account.
+"""Peak memory of encoding, and of matching pursuit with its gradients, beyond their inputs: each contender
+alone in a fresh process, by the kernel's own account.
 
-``python -m benchmarks.bench_memory CONTENDER N D M k`` is that process: it prints the growth in bytes.
+``python -m benchmarks.bench_memory WORK CONTENDER N D M k threads`` is that process: it prints the growth in
+bytes.
 """
 
 import argparse
@@ -9,22 +10,28 @@ import ctypes
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fastsparse
-from benchmarks import data, shapes
+from benchmarks import bench_matching_pursuit, data, pursuits, shapes
 from benchmarks.bars import Bar
 from benchmarks.bench_topk_encode import torch_encode
 from benchmarks.cases import OURS, Options, describe, matrix_bytes, short_of_memory
-from benchmarks.checks import TopKOracle
+from benchmarks.checks import PursuitOracle, TopKOracle, close
 from benchmarks.harness import WrongAnswer
 from benchmarks.shapes import Shape
+from fastsparse import reference
 
 ALLOWED = 5.0  # percent of the N x M matrix in fp32
+MORE_STEPS = 4  # times k, at which matching pursuit may take no more than at k
+CHECKED = 256  # rows of an answer
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600
 PAGE = resource.getpagesize()  # what a growth is known to
@@ -35,22 +42,66 @@ def run(options: Options) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
         return
     (shape,) = options.shapes([shapes.MEMORY])
     full = matrix_bytes((shape.N, shape.M))
-    case = describe(f"{shape.name}", shape, data="gaussian", dtype="fp32", full_matrix=full)
-    need = {OURS: 0.5 * full, "torch": 3 * full}  # torch: the product, its relu, and room
-    case["contenders"] = {who: _measure(who, shape, need[who]) for who in need}
+    # torch: the product, its relu, and room.
+    case = _case("encode", shape, {OURS: 0.5 * full, "torch": 3 * full})
+    name = f"memory, encode ({shape}): peak growth over N x M in fp32"
+    yield case, [_bar(name, case, lambda: _growth(case) / full)]
+    yield from _pursuit(*options.shapes([shapes.PURSUIT_STEP]))
+
+
+def _pursuit(shape: Shape) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
+    """Forward and backward at k and at several times k: what is more is what came out."""
+    cases = []
+    for k in (shape.k, MORE_STEPS * shape.k):
+        # The Gram matrix, the dictionary's gradient, some rows; of the loop a few rows in every step.
+        ours = matrix_bytes(
+            (shape.M, shape.M), (4 * shape.M, shape.D), (8 * shape.N, shape.D), (shape.N, shape.M)
+        )
+        loop = ours + matrix_bytes((4 * k * shape.N, shape.D), (k * shape.M, shape.D))
+        cases.append(_case("matching_pursuit", replace(shape, k=k), {OURS: ours, "torch": loop}))
+    yield cases[0], []
+    outputs = 12 * shape.N * (MORE_STEPS - 1) * shape.k  # values in fp32, indices in int64
+    full = matrix_bytes((shape.N, shape.M))
+    name = (
+        f"memory, matching_pursuit forward + backward ({shape}): growth from k to {MORE_STEPS} k, beyond the "
+        "outputs, over N x M in fp32"
+    )
+    more = partial(lambda first, last: (_growth(last) - _growth(first) - outputs) / full, *cases)
+    failed = next((case for case in cases if "failure" in case["contenders"][OURS]), cases[1])
+    yield cases[1], [_bar(name, failed, more)]
+
+
+def _bar(name: str, case: dict[str, Any], share: Callable[[], float]) -> Bar:
+    note = case["contenders"][OURS].get("failure", "")
+    return Bar(name, "<", ALLOWED, None if note else 100 * share(), unit="%", note=note)
+
+
+def _growth(case: dict[str, Any]) -> float:
+    return case["contenders"][OURS]["median"]
+
+
+def _case(work: str, shape: Shape, need: dict[str, float]) -> dict[str, Any]:
+    name = work if work == "encode" else f"{work}, forward and backward, k={shape.k}"
+    case = describe(name, shape, data="gaussian", dtype="fp32", full_matrix=matrix_bytes((shape.N, shape.M)))
+    case["contenders"] = {who: _measure(work, who, shape, need[who]) for who in need}
     used = {who: record["median"] for who, record in case["contenders"].items() if "median" in record}
     case["ratios"] = {OURS: {"torch": {"of_medians": used["torch"] / used[OURS]}}} if len(used) == 2 else {}
-    share = 100 * used[OURS] / full if OURS in used else None
-    note = case["contenders"][OURS].get("failure", "")
-    name = f"memory, encode ({shape}): peak growth over N x M in fp32"
-    yield case, [Bar(name, "<", ALLOWED, share, unit="%", note=note)]
+    return case
 
 
-def _measure(who: str, shape: Shape, need: float) -> dict[str, Any]:
+def _measure(work: str, who: str, shape: Shape, need: float) -> dict[str, Any]:
     if (shortage := short_of_memory(need)) is not None:
         return {"failure": shortage}
     sizes = [str(size) for size in (shape.N, shape.D, shape.M, shape.k)]
-    command = [sys.executable, "-m", "benchmarks.bench_memory", who, *sizes, str(torch.get_num_threads())]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_memory",
+        work,
+        who,
+        *sizes,
+        str(torch.get_num_threads()),
+    ]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -61,23 +112,68 @@ def _measure(who: str, shape: Shape, need: float) -> dict[str, Any]:
     return {"median": float(growth), "samples": 1, "unit": "bytes", "check": verdict}
 
 
-def probe(who: str, shape: Shape) -> tuple[int, str]:
+def probe(work: str, who: str, shape: Shape) -> tuple[int, str]:
     """The growth of this process's resident peak over one call, and the verdict on the call's answer."""
-    encode = fastsparse.topk_encode if who == OURS else torch_encode
+    warm_up, call, check = WORKS[work](who, shape)
+    # Libraries set up thread pools and code caches at their first call: they are not what is asked here.
+    warm_up()
+    _give_back_free_memory()
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # sets the peak back to the present (proc_pid_clear_refs(5))
+    answer = call()
+    growth = max(_resident("VmHWM") - before, PAGE)
+    return growth, check(answer)
+
+
+Probe = tuple[Callable[[], Any], Callable[[], Any], Callable[[Any], str]]  # a small call, the call, its check
+
+
+def _encode(who: str, shape: Shape) -> Probe:
     x, weight, bias = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian"), data.bias(shape)
-    with torch.no_grad():
-        # Libraries set up thread pools and code caches at their first call: they are not what is asked here.
-        encode(x[:64].clone(), weight[:1024].clone(), bias[:1024].clone(), k=shape.k)
-        _give_back_free_memory()
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # sets the peak back to the present (proc_pid_clear_refs(5))
-        answer = encode(x, weight, bias, k=shape.k)
-        growth = max(_resident("VmHWM") - before, PAGE)
-    rows = torch.linspace(0, shape.N - 1, min(shape.N, 256)).long()
-    oracle = TopKOracle.of(x[rows], weight, bias, shape.k)
-    return growth, oracle.check((answer[0][rows], answer[1][rows]))
+    encode = torch.no_grad()(fastsparse.topk_encode if who == OURS else torch_encode)
+    rows = _some(shape)
+
+    def check(answer: tuple[Tensor, Tensor]) -> str:
+        return TopKOracle.of(x[rows], weight, bias, shape.k).check((answer[0][rows], answer[1][rows]))
+
+    small = partial(encode, x[:64].clone(), weight[:1024].clone(), bias[:1024].clone(), k=shape.k)
+    return small, partial(encode, x, weight, bias, k=shape.k), check
+
+
+def _matching_pursuit(who: str, shape: Shape) -> Probe:
+    x, dictionary = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian")
+    encode = bench_matching_pursuit.encode if who == OURS else pursuits.torch_loop
+
+    def differentiated(x: Tensor, dictionary: Tensor) -> tuple[Tensor, ...]:
+        leaves = x.requires_grad_(), dictionary.requires_grad_()
+        values, indices, residual = encode(*leaves, shape.k)
+        gradients = torch.autograd.grad(residual.square().sum() / 2, leaves)
+        return values.detach(), indices, residual.detach(), *gradients
+
+    def check(answer: tuple[Tensor, ...]) -> str:
+        values, indices, residual, *gradients = answer
+        rows = _some(shape)
+        oracle = PursuitOracle.of(x.detach()[rows], dictionary.detach(), shape.k, nonnegative=True)
+        steps = values.double(), indices, residual.double()
+        expected = reference.matching_pursuit_backward(
+            *steps, dictionary.detach().double(), torch.zeros_like(steps[0]), steps[2], True, True, True
+        )
+        verdicts = [oracle.check((values[rows], indices[rows], residual[rows]))]
+        for name, got, gradient in zip(("d_x", "d_dictionary"), gradients, expected, strict=True):
+            verdicts.append(close(name, got, gradient, bench_matching_pursuit.GRADIENT))
+        return ", ".join(verdicts)
+
+    small = partial(differentiated, x[:64].clone(), dictionary[:1024].clone())
+    return small, partial(differentiated, x, dictionary), check
+
+
+WORKS: dict[str, Callable[[str, Shape], Probe]] = {"encode": _encode, "matching_pursuit": _matching_pursuit}
+
+
+def _some(shape: Shape) -> Tensor:
+    return torch.linspace(0, shape.N - 1, min(shape.N, CHECKED)).long()
 
 
 def _give_back_free_memory() -> None:
@@ -93,7 +189,8 @@ def _resident(field: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the peak memory growth of one encode, in bytes.")
+    parser = argparse.ArgumentParser(description="Print the peak memory growth of one call, in bytes.")
+    parser.add_argument("work", choices=list(WORKS))
     parser.add_argument("contender", choices=[OURS, "torch"])
     for size in ("N", "D", "M", "k", "threads"):
         parser.add_argument(size, type=int)
@@ -101,7 +198,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     shape = Shape("memory", arguments.N, arguments.D, arguments.M, arguments.k)
     try:
-        growth, verdict = probe(arguments.contender, shape)
+        growth, verdict = probe(arguments.work, arguments.contender, shape)
     except WrongAnswer as error:
         raise SystemExit(f"wrong answer: {error}") from None
     print(f"{growth}\t{verdict}")

@@ -130,6 +130,8 @@ def lines(case: dict[str, Any]) -> str:
             for key, value in record.get("roofline", {}).items()
             if key.startswith("share")
         ]
+        if "share" in record:
+            extras.append(f"from {record['share']:.2g} of the work")
         extras += [
             f"{ratio['of_medians']:.2f}x {other}" for other, ratio in case["ratios"].get(name, {}).items()
         ]

@@ -2,7 +2,7 @@
 
 Selecting k of M by fp32 scores is defined up to the rounding of the scores, which depends on the order of the
 sums. So the oracle carries a tolerance for every row, and demands equal index sets wherever the scores are
-further apart than it.
+further apart than it. Matching pursuit chooses by scores in every step: the same holds for each.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from benchmarks.harness import WrongAnswer
 
+UNIT = 2.0**-24  # of rounding in fp32
+ORTHOGONAL = 1e-4  # of |x|: what solving k normal equations in fp32 leaves of a product that should be 0
 BLOCK = 1 << 25  # elements of a temporary matrix, so that the oracle fits wherever a contender fits
 
 
@@ -53,7 +55,7 @@ class TopKOracle:
         # Rounding of a sum of D products grows as sqrt(D), not as the worst case D, whatever the order of the
         # sum (Higham & Mary 2019, SIAM J. Sci. Comput. 41(5)); 4 covers both sides of a comparison with room.
         size = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True) * largest_norm(weight)
-        return cls(x, weight, bias, scores, indices, 4 * D**0.5 * 2.0**-24 * size)
+        return cls(x, weight, bias, scores, indices, 4 * D**0.5 * UNIT * size)
 
     def check(self, answer: tuple[Tensor, Tensor], *, selected: float = 0.0, stored: float = 0.0) -> str:
         """Judge ``(values, indices)``, both (N, k), in any order, negative values rectified.
@@ -110,6 +112,155 @@ class TopKOracle:
             expected[row, column] = scores if self.bias is None else scores + self.bias[latent].float()
         if not ((values - expected.relu()).abs() <= tolerance).all():
             raise WrongAnswer("a value stands beside another latent's index")
+
+
+@dataclass(frozen=True)
+class PursuitOracle:
+    """Matching pursuit of unit-norm atoms in fp64, and how far rounding can move a score of an fp32 pursuit.
+
+    Attributes:
+        x, dictionary, nonnegative: the problem, of two atoms at least.
+        values, indices: (N, k), the steps; residual: (N, D).
+        clear: (N,), whether every best score leads the next, and 0, by more than rounding: there an fp32
+            pursuit can't but take the same atoms.
+        tolerance: (N,), how far a value or the norm of the residual of such a row may be off.
+    """
+
+    x: Tensor
+    dictionary: Tensor
+    nonnegative: bool
+    values: Tensor
+    indices: Tensor
+    residual: Tensor
+    clear: Tensor
+    tolerance: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, dictionary: Tensor, k: int, *, nonnegative: bool) -> "PursuitOracle":
+        values, indices = (
+            x.new_empty(len(x), k, dtype=torch.float64),
+            torch.empty(len(x), k, dtype=torch.int64),
+        )
+        atoms, residual = dictionary.double(), x.double()
+        clear = torch.ones(len(x), dtype=torch.bool)
+        off = x.new_zeros(len(x), dtype=torch.float64)  # the norm of what an fp32 residual is off by
+        for t in range(k):
+            scores = residual @ atoms.T
+            best, place = _keys(scores, nonnegative).topk(2, dim=1)
+            length = torch.linalg.vector_norm(residual, dim=1)
+            error = off + rounding(x) * (length + off)
+            clear &= (best[:, 0] - best[:, 1] > 2 * error) & (best[:, 0] > error)
+            indices[:, t] = place[:, 0]
+            value = scores.gather(1, place[:, :1])
+            values[:, t] = value[:, 0].clamp_min(0) if nonnegative else value[:, 0]
+            residual = residual - values[:, t : t + 1] * atoms[place[:, 0]]
+            # A step projects the error and adds what the coefficient and the subtraction round.
+            off = off + 2 * rounding(x) * (length + off)
+        return cls(x, dictionary, nonnegative, values, indices, residual, clear, off)
+
+    def check(self, pursuit: tuple[Tensor, Tensor, Tensor]) -> str:
+        """Judge ``(values, indices, residual)``: every step must be a greedy one, and the sums must be right.
+
+        Each step is held against the scores, in fp64, of the residual that the steps before it left: it must
+        have taken the best atom wherever that leads by more than rounding.
+        """
+        values, indices, residual = pursuit[0].double(), pursuit[1], pursuit[2].double()
+        N, k = self.indices.shape
+        self._check_shapes(values.shape == indices.shape == (N, k) and residual.shape == self.x.shape)
+        if indices.min() < 0 or indices.max() >= len(self.dictionary):
+            raise WrongAnswer(f"indices must be in [0, {len(self.dictionary)})")
+        atoms, own, length = self.dictionary.double(), self.x.double(), self._length()
+        off = torch.zeros_like(length)  # of the contender's residual from ``own``, in norm
+        choices = 0
+        for t in range(k):
+            scores = own @ atoms.T
+            score = scores.gather(1, indices[:, t : t + 1])[:, 0]
+            best = _keys(scores, self.nonnegative).topk(2, dim=1).values
+            error = rounding(self.x) * torch.linalg.vector_norm(own, dim=1) + off
+            none = values[:, t] == 0  # allowed where there was none to take
+            greedy = torch.where(none, 0, _keys(score, self.nonnegative)) >= best[:, 0] - 2 * error
+            if not greedy.all():
+                raise WrongAnswer(f"step {t}: {int((~greedy).sum())} rows left out a better atom")
+            if not (((values[:, t] - score).abs() <= error) | none).all():  # also when NaN
+                raise WrongAnswer(f"step {t}: a value is not its atom's")
+            choices += int((best[:, 0] - best[:, 1] > 2 * error).sum())
+            own = own - values[:, t : t + 1] * atoms[indices[:, t]]
+            off = off + 4 * UNIT * length  # what a subtraction rounds, of a residual no longer than x
+        deviation = torch.linalg.vector_norm(residual - own, dim=1)
+        if not (deviation <= off).all():
+            raise WrongAnswer(f"the residual is off by up to {float((deviation / length).max()):.3g} of |x|")
+        same = int((indices == self.indices).all(dim=1)[self.clear].sum())
+        if same < int(self.clear.sum()):
+            raise WrongAnswer(
+                f"{int(self.clear.sum()) - same} rows that are clear of rounding differ from fp64's"
+            )
+        return (
+            f"{choices} of {N * k} choices clear of rounding, all of them fp64's; "
+            f"residual within {float((deviation / length).max()):.1e} of |x|"
+        )
+
+    def check_codes(self, codes: Tensor) -> str:
+        """Judge codes (N, M), in which repeated atoms are one: they must be fp64's on the clear rows."""
+        self._check_shapes(codes.shape == (len(self.x), len(self.dictionary)))
+        expected = torch.zeros(codes.shape, dtype=torch.float64).scatter_add_(1, self.indices, self.values)
+        deviation = (codes.double() - expected).abs().amax(dim=1)[self.clear]
+        # Every time that an atom is taken its value may be off.
+        most = self.indices.shape[1] - (self.indices.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1)
+        if not (deviation <= (most * self.tolerance)[self.clear]).all():
+            raise WrongAnswer(f"codes differ by up to {float(deviation.max()):.3g}")
+        largest = float(deviation.max()) if len(deviation) else 0.0
+        return f"codes within {largest:.1e} on the {len(deviation)} rows clear of rounding"
+
+    def check_orthogonal(self, codes: Tensor) -> str:
+        """Judge codes (N, M) of *orthogonal* matching pursuit, which refits all coefficients in every step.
+
+        Its first atom is matching pursuit's, later ones need not be. What is checked is what defines it: k
+        atoms, that one on the clear rows, a residual orthogonal to all of them, and on average a smaller one.
+        """
+        self._check_shapes(codes.shape == (len(self.x), len(self.dictionary)))
+        chosen = codes != 0
+        if not (chosen.sum(dim=1) == self.indices.shape[1]).all():
+            raise WrongAnswer(f"every row must hold k={self.indices.shape[1]} atoms")
+        first = chosen.gather(1, self.indices[:, :1])[self.clear]
+        if not first.all():
+            raise WrongAnswer(f"{int((~first).sum())} rows miss their first atom")
+        atoms = self.dictionary.double()
+        left = self.x.double() - codes.double() @ atoms
+        cosine = (left @ atoms.T / self._length().unsqueeze(1)).abs().where(chosen, 0).max()
+        if not cosine <= ORTHOGONAL:
+            raise WrongAnswer(
+                f"the residual has a product of {float(cosine):.3g} |x| with an atom of its own"
+            )
+        energy = float(left.square().sum() / self.residual.square().sum())
+        if not energy <= 1:
+            raise WrongAnswer(f"{energy:.3g} times the energy that matching pursuit leaves")
+        return (
+            f"{energy:.2f} of the energy that matching pursuit leaves, "
+            f"orthogonal to its atoms within {float(cosine):.1e} of |x|"
+        )
+
+    def _check_shapes(self, fine: bool) -> None:
+        if not fine:
+            raise WrongAnswer(f"shapes must be those of N={len(self.x)}, k={self.indices.shape[1]}")
+
+    def _length(self) -> Tensor:
+        return torch.linalg.vector_norm(self.x.double(), dim=1)
+
+
+def energy_error(x: Tensor, values: Tensor, residual: Tensor) -> float:
+    """The worst relative error of |x|^2 = sum of values^2 + |residual|^2, which holds for unit-norm atoms."""
+    energy = x.double().square().sum(dim=1)
+    parts = values.double().square().sum(dim=1) + residual.double().square().sum(dim=1)
+    return float(((energy - parts).abs() / energy).max())
+
+
+def rounding(x: Tensor) -> float:
+    """How far an fp32 score is off at most, over |residual| |atom|: see :meth:`TopKOracle.of`."""
+    return 4 * x.shape[1] ** 0.5 * UNIT
+
+
+def _keys(scores: Tensor, nonnegative: bool) -> Tensor:
+    return scores if nonnegative else scores.abs()
 
 
 def largest_norm(weight: Tensor) -> Tensor:

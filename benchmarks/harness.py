@@ -33,12 +33,15 @@ class Contender:
         run: does the work once and returns the answer.
         check: takes the answer; returns the largest deviation found, as text, or raises :class:`WrongAnswer`.
         samples: how many rounds it takes part in, None for all (ceilings need few).
+        share: what part of the work a call does, where all of it takes too long; its seconds are divided by
+            that.
     """
 
     name: str
     run: Callable[[], Any]
     check: Callable[[Any], str]
     samples: int | None = None
+    share: float = 1.0
 
 
 @dataclass
@@ -49,11 +52,13 @@ class Timing:
     seconds: list[float] = field(default_factory=list)
     check: str | None = None
     failure: str | None = None
+    share: float = 1.0
 
     def summary(self) -> dict[str, Any]:
         if self.failure is not None:
             return {"failure": self.failure}
-        return {**summarize(self.seconds), "unit": "s", "check": self.check}
+        share = {} if self.share == 1 else {"share": self.share}
+        return {**summarize(self.seconds), "unit": "s", "check": self.check, **share}
 
 
 def summarize(samples: Sequence[float]) -> dict[str, float | int]:
@@ -121,7 +126,7 @@ def measure(
     names = [contender.name for contender in contenders]
     if len(set(names)) != len(names):
         raise ValueError(f"measure: contenders must have different names, got {names}")
-    timings = {name: Timing(name) for name in names}
+    timings = {contender.name: Timing(contender.name, share=contender.share) for contender in contenders}
     entrants = [contender for contender in contenders if _admit(contender, timings[contender.name], until)]
     samplers = {contender.name: clock(contender.run) for contender in entrants}
     start, rounds = time.perf_counter(), 0
@@ -131,7 +136,7 @@ def measure(
         shift = rounds % len(entrants)
         for contender in entrants[shift:] + entrants[:shift]:
             if contender.samples is None or rounds < contender.samples:
-                timings[contender.name].seconds.append(samplers[contender.name]())
+                timings[contender.name].seconds.append(samplers[contender.name]() / contender.share)
         rounds += 1
     return timings
 

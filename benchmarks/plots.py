@@ -1,6 +1,8 @@
 """One picture a result file: how many times as fast as every contender fastsparse is."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,28 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise SystemExit("plots need matplotlib: pip install 'fastsparse-torch[bench]'") from None
+
+
+@contextlib.contextmanager
+def style(salt: str) -> Iterator[Any]:
+    """matplotlib's pyplot in the style of all pictures here; the same picture and salt give the same bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": salt, "font.size": 8, "svg.fonttype": "path"}):
+        yield pyplot
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as SVG, whole or not at all, and close it."""
+    from matplotlib import pyplot
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+    replace(path, picture.getvalue())
 
 
 def draw(result: dict[str, Any], path: Path) -> bool:
@@ -33,15 +57,10 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     ]
     if not rows:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(name for name, _, _ in rows))
     others = list(dict.fromkeys(other for _, other, _ in rows))
     thickness = 0.8 / len(others)
-    with pyplot.rc_context({"svg.hashsalt": result["bench"], "font.size": 8, "svg.fonttype": "path"}):
+    with style(result["bench"]) as pyplot:
         figure, axes = pyplot.subplots(
             figsize=(7.5, 0.8 + 0.16 * len(names) * (len(others) + 0.5)), layout="constrained"
         )
@@ -70,10 +89,7 @@ def draw(result: dict[str, Any], path: Path) -> bool:
         axes.set_axisbelow(True)
         axes.set_title(f"{result['bench']}: how many times {_better(result)} fastsparse is than")
         axes.legend(loc="best", frameon=False)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
-    replace(path, picture.getvalue())
+        save(figure, path)
     return True
 
 

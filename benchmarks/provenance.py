@@ -16,7 +16,15 @@ import fastsparse
 ROOT = Path(__file__).parents[1]
 # What differs from the commit, but for what a run itself writes.
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
-PEERS = ("faiss-cpu", "eai-sparsify", "sae-lens", "dictionary-learning")
+PEERS = (
+    "faiss-cpu",
+    "eai-sparsify",
+    "sae-lens",
+    "dictionary-learning",
+    "overcomplete",
+    "spams-bin",
+    "scikit-learn",
+)
 GPU_PEERS = ("triton", "flashinfer-python")
 
 # AMD's model numbers, first and last of a range, by family ("Revision Guide" of each family).

@@ -1,6 +1,6 @@
-"""``python -m benchmarks.report``: the README's table, from the committed results.
+"""``python -m benchmarks.report``: the README's tables, from the committed results.
 
-``--check`` writes nothing and fails if the table is not what the results say.
+``--check`` writes nothing and fails if the tables are not what the results say.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def render(results: Path, readme: Path) -> str:
     Raises:
         ValueError: there are no results, or a file is not a result or is a quick trial's.
     """
-    folders = [folder for folder in sorted(results.glob("*")) if any(folder.glob("*.json"))]
+    folders = [folder for folder in sorted(results.glob("?pu-*")) if any(folder.glob("*.json"))]
     sections = [machine(folder, readme) for folder in folders]
     if not any(folder.name.startswith("gpu-") for folder in folders):
         sections.append(NO_GPU)
@@ -38,7 +38,7 @@ def render(results: Path, readme: Path) -> str:
 
 
 def machine(folder: Path, readme: Path) -> str:
-    """A machine's heading, table, plots and bars."""
+    """A machine's heading, tables, plots and bars."""
     files = {path: read(path) for path in sorted(folder.glob("*.json"))}
     for path, result in files.items():
         if result["quick"]:
@@ -60,7 +60,7 @@ def machine(folder: Path, readme: Path) -> str:
         for path in files
         if path.with_suffix(".svg").exists()
     ]
-    parts = [heading, table(list(files.values()))]
+    parts = [heading, *tables(list(files.values()))]
     if plots:
         parts.append(f"All cases, as pictures: {', '.join(plots)}.")
     parts.append(verdict(list(files.values())))
@@ -75,25 +75,34 @@ def _device(origin: dict[str, Any]) -> str:
     return f"{origin['gpu']} ({origin['gpu_memory_gib']} GiB), {versions}"
 
 
-def table(files: list[dict[str, Any]]) -> str:
-    """The headline cases, a row each; a peers' file adds columns to the rows of its bench."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+def tables(files: list[dict[str, Any]]) -> list[str]:
+    """The headline cases, a table for each bench; a peers' file adds columns, and rows of its own."""
+    of_bench: dict[str, list[dict[str, Any]]] = {}
+    for result in sorted(files, key=lambda result: (ORDER.index(result["bench"]), result["peers"])):
+        of_bench.setdefault(result["bench"], []).append(result)
+    return [text for bench, results in of_bench.items() if (text := table(bench, results))]
+
+
+def table(bench: str, files: list[dict[str, Any]]) -> str | None:
+    """A bench's headline cases, a row each; None if there are none."""
+    rows: dict[str, dict[str, Any]] = {}
     columns: list[str] = []
-    for result in sorted(files, key=lambda result: (result["peers"], ORDER.index(result["bench"]))):
+    for result in files:
         for case in result["cases"]:
             ours = case["contenders"].get(OURS, {})
             if not case["headline"] or "median" not in ours:
                 continue
-            row = rows.setdefault((result["bench"], case["name"]), {"case": case, "ours": ours, "ratios": {}})
+            row = rows.setdefault(case["name"], {"case": case, "ours": ours, "ratios": {}})
             for other, ratio in case["ratios"].get(OURS, {}).items():
                 row["ratios"].setdefault(other, ratio["of_medians"])
                 columns += [] if other in columns else [other]
-    lines = [["op", "case", "shape", OURS, *columns]]
-    for (bench, name), row in rows.items():
+    if not rows:
+        return None
+    lines = [[bench, "shape", OURS, *columns], ["---"] * 2 + ["---:"] * (1 + len(columns))]
+    for name, row in rows.items():
         shape = " ".join(f"{key}={value}" for key, value in row["case"]["shape"].items())
         cells = [f"{row['ratios'][other]:.2f}x" if other in row["ratios"] else "" for other in columns]
-        lines.append([bench, name, shape, quantity(row["ours"]["median"], row["ours"]["unit"]), *cells])
-    lines.insert(1, ["---"] * 3 + ["---:"] * (1 + len(columns)))
+        lines.append([name, shape, quantity(row["ours"]["median"], row["ours"]["unit"]), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -130,7 +139,7 @@ def fill(text: str, block: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Fill the README's table from the results."
+        prog="python -m benchmarks.report", description="Fill the README's tables from the results."
     )
     parser.add_argument("--check", action="store_true", help="fail if the README is stale; write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")

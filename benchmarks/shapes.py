@@ -70,6 +70,11 @@ STEP = (
 
 MEMORY = Shape("encode", 8192, 256, 131072, 32, headline=True)
 
+PURSUIT = Shape("small", 512, 384, 6144, 16, headline=True, correlated=True)
+WIDE_PURSUIT = Shape("wide", 4096, 768, 16384, 32, headline=True)
+LONG_PURSUIT = Shape("long", 128, 384, 6144, 256)
+PURSUIT_STEP = Shape("MP-SAE step", 2048, 384, 6144, 16, headline=True)
+
 # On a GPU: the two problems that promises are made at, then what people train, at their full batches.
 GPU_HEADLINE = (
     Shape("Llama-3-8B", 8192, 4096, 131072, 64, headline=True),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.checks import TopKOracle, close
+from benchmarks.checks import PursuitOracle, TopKOracle, close, energy_error
 from benchmarks.harness import WrongAnswer
 from fastsparse import reference
 
@@ -123,3 +123,115 @@ def test_close_measures_the_relative_error():
         close("a", expected * float("nan"), expected, 1e-2)
     with pytest.raises(WrongAnswer, match="shape"):
         close("a", expected[:1], expected, 1e-2)
+
+
+@pytest.fixture
+def pursuit_problem(problem):
+    x, dictionary, _ = problem
+    return x, dictionary / torch.linalg.vector_norm(dictionary, dim=1, keepdim=True)
+
+
+@pytest.fixture
+def pursuit_oracle(pursuit_problem):
+    return PursuitOracle.of(*pursuit_problem, K, nonnegative=True)
+
+
+@pytest.fixture
+def pursuit(pursuit_problem):
+    return reference.matching_pursuit(*pursuit_problem, K, nonnegative=True, normalized=True)
+
+
+def merged(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(values), M).scatter_add_(1, indices, values)
+
+
+@pytest.mark.parametrize("nonnegative", [True, False])
+def test_the_pursuit_oracle_is_the_reference_in_fp64(pursuit_problem, nonnegative):
+    x, dictionary = (tensor.double() for tensor in pursuit_problem)
+    oracle = PursuitOracle.of(*pursuit_problem, K, nonnegative=nonnegative)
+    values, indices, residual = reference.matching_pursuit(x, dictionary, K, 0.0, nonnegative, True)
+    torch.testing.assert_close(oracle.values, values)
+    assert torch.equal(oracle.indices, indices)
+    torch.testing.assert_close(oracle.residual, residual)
+    assert oracle.clear.float().mean() > 0.8
+
+
+def test_the_pursuit_of_the_reference_passes(pursuit_oracle, pursuit):
+    clear = int(pursuit_oracle.check(pursuit).split()[0])
+    assert clear > 0.98 * N * K
+    assert "rows clear of rounding" in pursuit_oracle.check_codes(merged(*pursuit[:2]))
+    assert energy_error(pursuit_oracle.x, pursuit[0], pursuit[2]) < 1e-6
+
+
+def test_a_pursuit_may_stop_where_nothing_is_left(pursuit_problem):
+    x = pursuit_problem[0].abs()
+    eye = torch.eye(D)
+    oracle = PursuitOracle.of(x, eye, D + 3, nonnegative=True)
+    oracle.check(reference.matching_pursuit(x, eye, D + 3, nonnegative=True, normalized=True))
+    values, indices, residual = reference.matching_pursuit(x, eye, 3, nonnegative=True, normalized=True)
+    empty = torch.zeros(N, D)
+    with pytest.raises(WrongAnswer, match="left out a better atom"):
+        oracle.check((torch.cat([values, empty], 1), torch.cat([indices, empty.long()], 1), residual))
+
+
+def turned(v: torch.Tensor, i: torch.Tensor, r: torch.Tensor, other: int) -> tuple:
+    """Another atom in the place of one: by its own value, and what it leaves."""
+    return v, changed(i, (3, 2), other), r
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v, i, r: (v * 1.0001, i, r), "not its atom's"),
+        (lambda v, i, r: (changed(v, (3, 2), float("nan")), i, r), "not its atom's"),
+        (lambda v, i, r: turned(v, i, r, 7), "left out a better atom"),
+        (lambda v, i, r: (v.roll(1, 1), i.roll(1, 1), r), "left out a better atom"),
+        (lambda v, i, r: turned(v, i, r, M), "indices must be in"),
+        (lambda v, i, r: turned(v, i, r, -1), "indices must be in"),
+        (lambda v, i, r: (v, i, r * 1.0001), "residual is off"),
+        (lambda v, i, r: (v, i, changed(r, (3, 2), float("nan"))), "residual is off"),
+        (lambda v, i, r: (v[:, 1:], i[:, 1:], r), "shapes"),
+        (lambda v, i, r: (v[1:], i[1:], r[1:]), "shapes"),
+    ],
+)
+def test_a_wrong_pursuit_is_refused(pursuit_oracle, pursuit, spoil, message):
+    with pytest.raises(WrongAnswer, match=message):
+        pursuit_oracle.check(spoil(*pursuit))
+
+
+def test_wrong_codes_are_refused(pursuit_oracle, pursuit):
+    codes = merged(*pursuit[:2])
+    row = int(pursuit_oracle.clear.nonzero()[0])
+    with pytest.raises(WrongAnswer, match="codes differ"):
+        pursuit_oracle.check_codes(codes * 1.0001)
+    with pytest.raises(WrongAnswer, match="codes differ"):
+        pursuit_oracle.check_codes(changed(codes, (row, 0), float(codes[row, 0]) + 1e-3))
+    with pytest.raises(WrongAnswer, match="shapes"):
+        pursuit_oracle.check_codes(codes[:, 1:])
+
+
+def test_orthogonal_codes_are_told_from_others(pursuit_problem):
+    """Of orthogonal matching pursuit by its definition: the best atom, then least squares by all of them."""
+    x, dictionary = pursuit_problem
+    oracle = PursuitOracle.of(x, dictionary, K, nonnegative=False)
+    codes = torch.zeros(N, M)
+    for n in range(N):
+        atoms, left = [], x[n]
+        for _ in range(K):
+            atoms.append(int((dictionary @ left).abs().argmax()))
+            fit = torch.linalg.lstsq(dictionary[atoms].T, x[n].unsqueeze(1)).solution[:, 0]
+            left = x[n] - fit @ dictionary[atoms]
+        codes[n, atoms] = fit
+    assert "of the energy" in oracle.check_orthogonal(codes)
+    row = int(oracle.clear.nonzero()[0])
+    first = int(oracle.indices[row, 0])
+    with pytest.raises(WrongAnswer, match="product of"):
+        oracle.check_orthogonal(codes * 1.001)
+    with pytest.raises(WrongAnswer, match="must hold"):
+        oracle.check_orthogonal(changed(codes, (row, first), 0.0))
+    with pytest.raises(WrongAnswer, match="miss their first"):
+        oracle.check_orthogonal(codes.roll(1, 0))
+    atoms = oracle.indices[:, :1] + torch.arange(K) * (M // K)  # the best one and others that have no merit
+    fit = torch.linalg.lstsq(dictionary[atoms % M].mT, x.unsqueeze(2)).solution[:, :, 0]
+    with pytest.raises(WrongAnswer, match="times the energy"):
+        oracle.check_orthogonal(torch.zeros(N, M).scatter_(1, atoms % M, fit))

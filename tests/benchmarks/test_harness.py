@@ -86,6 +86,14 @@ def test_few_samples_for_who_needs_few():
     assert len(timings["all"].seconds) == 6
 
 
+def test_part_of_the_work_counts_for_all_of_it():
+    half = Contender("half", lambda: time.sleep(2e-3), right, share=0.5)
+    (record,) = [timing.summary() for timing in measure([half], seconds=0).values()]
+    assert record["min"] >= 4e-3
+    assert record["share"] == 0.5
+    assert "share" not in Timing("whole", [1.0]).summary()
+
+
 def test_rounds_are_bounded():
     quick = Contender("quick", lambda: None, right)
     assert len(measure([quick], seconds=1e9, max_rounds=7)["quick"].seconds) == 7

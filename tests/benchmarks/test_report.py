@@ -56,8 +56,26 @@ def test_the_block_is_filled_and_the_rest_kept(place):
     assert "hidden" not in text
     assert "(2025-01-01, commit abc with changes)" in text
     # A row for the case, its time from our own run, a column from each run.
-    assert "| topk_encode | wide | N=4 D=8 M=16 k=2 | 100 ms | 2.50x | 2.00x |" in text
-    assert "| op | case | shape | fastsparse | torch | faiss |" in text
+    assert "| wide | N=4 D=8 M=16 k=2 | 100 ms | 2.50x | 2.00x |" in text
+    assert "| topk_encode | shape | fastsparse | torch | faiss |" in text
+
+
+def test_every_bench_has_a_table_with_its_own_columns(place):
+    folder = place[1] / "cpu-kind-2core"
+    pursuit = {"bench": "matching_pursuit"}
+    results.write(folder / "matching_pursuit.json", result([case("kept", 0.1, {"torch": 0.4})], **pursuit))
+    peers = result(
+        [case("kept", 0.1, {"SAELens": 0.5}), case("signed", 0.1, {"OMP": 3.0})], **pursuit, peers=True
+    )
+    results.write(folder / "matching_pursuit-peers.json", peers)
+    results.write(folder / "dispatch.json", result([case("hidden", 1, {}, headline=False)], bench="dispatch"))
+    assert run(place) == 0
+    text = place[0].read_text()
+    assert "| topk_encode | shape | fastsparse | torch | faiss |" in text
+    assert "| matching_pursuit | shape | fastsparse | torch | SAELens | OMP |" in text
+    assert "| kept | N=4 D=8 M=16 k=2 | 100 ms | 4.00x | 5.00x |  |" in text
+    assert "| signed | N=4 D=8 M=16 k=2 | 100 ms |  |  | 30.00x |" in text
+    assert "| dispatch |" not in text  # of which nothing is shown
 
 
 def test_what_is_missed_is_said(place):
