@@ -2,10 +2,16 @@
 
 from fastsparse.backend import Backend, backends, use_backend
 from fastsparse.functional import (
+    NewtonInfo,
     Pursuit,
+    SolverInfo,
     TopK,
+    gru_recurrence,
+    linear_recurrence,
+    lstm_recurrence,
     matching_pursuit,
     matching_pursuit_step,
+    newton_recurrence,
     sddmm,
     sparse_decode,
     spmm,
@@ -17,11 +23,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backend",
+    "NewtonInfo",
     "Pursuit",
+    "SolverInfo",
     "TopK",
     "backends",
+    "gru_recurrence",
+    "linear_recurrence",
+    "lstm_recurrence",
     "matching_pursuit",
     "matching_pursuit_step",
+    "newton_recurrence",
     "sddmm",
     "sparse_decode",
     "spmm",

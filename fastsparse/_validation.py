@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -261,3 +262,42 @@ def check_alike(op: str, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
                 f"{op}: {name} must have the dtype of {first_name} ({str(first.dtype)[6:]}), "
                 f"got {str(tensor.dtype)[6:]}"
             )
+
+
+def check_shape(op: str, name: str, tensor: Tensor, form: str, shape: Sequence[int | None]) -> None:
+    """A floating tensor whose shape is written as ``form``; None for sizes that are free."""
+    check_float(op, name, tensor)
+    sizes = zip(tensor.shape, shape, strict=False)
+    if tensor.dim() != len(shape) or any(want is not None and size != want for size, want in sizes):
+        wanted = form if None in shape else f"{form} = {tuple(shape)}"
+        raise ValueError(f"{op}: {name} must have shape {wanted}, got shape {_shape(tensor)}")
+
+
+def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, packed: Tensor) -> None:
+    """Bounds of sequences that lie end to end in a tensor (1, T, ...): from 0 to T, and never back.
+
+    Their values are read on the CPU, elsewhere under FASTSPARSE_DEBUG=1 only; not while tracing or capturing.
+    """
+    check_tensor(op, "cu_seqlens", cu_seqlens)
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: cu_seqlens must be int32 or int64, got {str(cu_seqlens.dtype)[6:]}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(
+            f"{op}: cu_seqlens must have shape (S + 1,) for S sequences, got shape {_shape(cu_seqlens)}"
+        )
+    check_device(op, "cu_seqlens", cu_seqlens, name, packed)
+    if packed.shape[0] != 1:
+        raise ValueError(
+            f"{op}: {name} must have B = 1 with cu_seqlens, its sequences one after the other, "
+            f"got shape {_shape(packed)}"
+        )
+    if torch.compiler.is_compiling() or not _may_read(cu_seqlens):
+        return
+    bounds, T = cu_seqlens.tolist(), packed.shape[1]
+    if bounds[0] != 0 or bounds[-1] != T:
+        raise ValueError(
+            f"{op}: cu_seqlens must go from 0 to T = {T}, got one from {bounds[0]} to {bounds[-1]}"
+        )
+    for s, (start, end) in enumerate(pairwise(bounds)):
+        if end < start:
+            raise ValueError(f"{op}: cu_seqlens must not decrease, got {end} after {start} at {s + 1}")

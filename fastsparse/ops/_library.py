@@ -51,6 +51,23 @@ def register(
     return run
 
 
+def register_backward(schema: str, *, reference: Callable, fake: Callable) -> None:
+    """Define ``fastsparse::<op>_backward``, the gradient of an op, which has none itself and says so."""
+    op = schema[: schema.index("_backward(")]
+
+    def refuse(ctx, *_):
+        raise NotImplementedError(
+            f'{op}: second derivatives must be taken inside fastsparse.use_backend("reference"), '
+            "the kernels have none"
+        )
+
+    register(schema, reference=reference, fake=fake, setup_context=_keep_nothing, backward=refuse)
+
+
+def _keep_nothing(ctx, inputs, output) -> None:
+    pass
+
+
 def _refuse_forward_mode(op: str, arguments: tuple) -> None:
     """Raise where PyTorch would silently drop a tangent: registered ops have no forward-mode rule."""
     if forward_ad._current_level < 0:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
-from fastsparse.ops._library import register
+from fastsparse.ops._library import register, register_backward
 
 
 def _reference(x, *options):
@@ -75,25 +75,12 @@ def _fake_backward(
     )
 
 
-def _setup_no_context(ctx, inputs, output) -> None:
-    pass
-
-
-def _no_second_derivative(ctx, *_):
-    raise NotImplementedError(
-        "matching_pursuit: second derivatives must be taken inside "
-        'fastsparse.use_backend("reference"), the kernels have none'
-    )
-
-
 # Of values, indices, residual (as matching_pursuit returned them) and dictionary; d_values (N, k) and
 # d_residual (N, D) in any strides. An output that isn't needed is empty, of shape (0,).
-register(
+register_backward(
     "matching_pursuit_backward(Tensor values, Tensor indices, Tensor residual, Tensor dictionary, "
     "Tensor d_values, Tensor? d_residual, bool normalized, bool needs_x, bool needs_dictionary) "
     "-> (Tensor d_x, Tensor d_dictionary)",
     reference=_reference_backward,
     fake=_fake_backward,
-    setup_context=_setup_no_context,
-    backward=_no_second_derivative,
 )

@@ -1,0 +1,57 @@
+"""``fastsparse::gru_recurrence``, and its gradient, an op that starts from inputs and states alone."""
+
+import torch
+from torch import Tensor
+
+from fastsparse import reference
+from fastsparse.ops._library import register, register_backward
+
+
+def _fake(u, weight, h0, cu_seqlens, solver):
+    B, T, _, H = u.shape
+    S = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return u.new_empty(B, T, H), u.new_empty(S, H, dtype=torch.int32)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    u, weight, h0, cu_seqlens, _ = inputs
+    h, passes = output
+    ctx.mark_non_differentiable(passes)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(u, weight, h0, cu_seqlens, h)
+
+
+def _backward(ctx, d_h: Tensor | None, _):
+    if d_h is None:
+        return None, None, None, None, None
+    wanted = ctx.needs_input_grad[:3]
+    found = torch.ops.fastsparse.gru_recurrence_backward.default(*ctx.saved_tensors, d_h, *wanted)
+    return *(grad if needed else None for grad, needed in zip(found, wanted, strict=True)), None, None
+
+
+# u (B, T, 3, H), weight (3, H), h0 (S, H), cu_seqlens (S + 1,) int64; h (B, T, H), passes (S, H) int32.
+gru_recurrence = register(
+    "gru_recurrence(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, str solver) "
+    "-> (Tensor h, Tensor passes)",
+    reference=reference.gru_recurrence,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _fake_backward(u, weight, h0, cu_seqlens, h, d_h, needs_u, needs_weight, needs_h0):
+    return (
+        u.new_empty(u.shape if needs_u else (0,)),
+        u.new_empty(weight.shape if needs_weight else (0,)),
+        u.new_empty(h0.shape if needs_h0 else (0,)),
+    )
+
+
+# h as gru_recurrence returned it, d_h in any strides. An output that isn't needed is empty, of shape (0,).
+register_backward(
+    "gru_recurrence_backward(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, Tensor h, Tensor d_h, "
+    "bool needs_u, bool needs_weight, bool needs_h0) -> (Tensor d_u, Tensor d_weight, Tensor d_h0)",
+    reference=reference.gru_recurrence_backward,
+    fake=_fake_backward,
+)

@@ -1,0 +1,151 @@
+"""Newton's method on a recurrence of the user's own: made of an op; itself none, as it takes a function."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastsparse import reference
+from fastsparse.backend import wants_reference
+from fastsparse.ops.linear_recurrence import linear_recurrence
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+def newton_recurrence(
+    step: Step, x: Tensor, h0: Tensor, max_iter: int, tol: float, damping: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (B, T, ...), h0 (B, H) or, for pairs of states, (B, 2, H).
+
+    Returns h (B, T, H) or (B, T, 2, H), and of every channel, (B, H): iterations, residual, converged.
+    """
+    check_step(step, x, h0)
+    if wants_reference(h0):
+        h = reference.newton_recurrence(step, x, h0)
+        channels = h0.new_zeros(h0.shape[0], h0.shape[-1])
+        return h, channels.int(), channels, channels.bool()
+    with torch.no_grad():
+        h, iterations, converged = _solve(step, x, h0, max_iter, tol, damping)
+    before = _before(h, h0)
+    ahead = step(before, x)  # the states h again: residual, and the way back to x and all that step holds
+    residual = (ahead.detach() - h).abs().flatten(1, -2)
+    residual = residual.amax(dim=1) if residual.shape[1] else torch.zeros_like(iterations, dtype=h.dtype)
+    if ahead.requires_grad:
+        h = _Implicit.apply(ahead, h, derivative(step, before.detach(), x.detach())[1])
+    return h, iterations, residual, converged
+
+
+def _solve(
+    step: Step, x: Tensor, h0: Tensor, max_iter: int, tol: float, damping: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The states, and of each channel how many iterations certified them, and whether any did.
+
+    What the states are off by, d_t = J_t d_{t-1} + step(h_{t-1}, x_t) - h_t, is a linear recurrence. Added
+    until it is small in every state of a channel, it leaves an error of second order in it. Damping shrinks J
+    until d is small for the first time; undamped from there, d means what was said. Rows with a channel
+    where that fails are stepped through, and their failed channels taken from there.
+    """
+    B, T, H = h0.shape[0], x.shape[1], h0.shape[-1]
+    iterations = torch.zeros(B, H, dtype=torch.int32, device=h0.device)
+    settled = converged = torch.full((B, H), T == 0 or B == 0, device=h0.device)
+    h = h0.new_zeros(B, T, *h0.shape[1:])
+    if T == 0 or B == 0:
+        return h, iterations, converged
+    h = step(_before(h, h0), x)
+    for _ in range(max_iter):
+        ahead, J = derivative(step, _before(h, h0), x)
+        if damping:
+            J = J * _over_time(torch.where(settled, 1.0, 1 - damping).to(J.dtype), J)
+        d = linear_recurrence(J.contiguous(), ahead - h, None, False, None)
+        h = torch.where(_over_time(converged, h), h, h + d)
+        iterations += ~converged
+        small = (d.abs() <= tol * h.abs().clamp_min(1)).flatten(1, -2).all(dim=1)  # NaN is not
+        converged = converged | (small & settled if damping else small)
+        settled = small
+        if converged.all():
+            return h, iterations, converged
+    rows = (~converged).any(dim=1).nonzero()[:, 0]
+    loop = reference.newton_recurrence(step, x[rows], h0[rows])
+    h[rows] = torch.where(_over_time(converged[rows], loop), h[rows], loop)
+    return h, iterations, converged
+
+
+def derivative(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The next states, and their derivative in h: of h's shape, or of pairs (B, T, 2, 2, H).
+
+    It sums over what enters a state, or its pair: all there is, as :func:`check_step` has seen.
+    """
+    ahead, pull = torch.func.vjp(lambda h: step(h, x), h)
+    if h.dim() == 3:
+        return ahead, pull(torch.ones_like(ahead))[0]
+    unit = torch.eye(2, dtype=h.dtype, device=h.device).unsqueeze(-1)
+    rows = [pull(row.expand_as(ahead))[0] for row in unit]
+    return ahead, torch.stack(rows, dim=-3)
+
+
+def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
+    """The function takes time steps together and mixes nothing, as a sample of it shows.
+
+    Of two sequences and up to eight steps, along their states: the derivative against random signs, which
+    a mixture of channels, sequences or steps can't withstand.
+    """
+    with torch.no_grad():
+        x, h0 = x[:2, :8].detach(), h0[:2].detach()
+        if 0 in (x.shape[0], x.shape[1]):
+            return
+        first = step(h0.unsqueeze(1), x[:, :1])
+        like = h0.unsqueeze(1)
+        if not isinstance(first, Tensor) or first.shape != like.shape or first.dtype != like.dtype:
+            got = f"{tuple(first.shape)} {first.dtype}" if isinstance(first, Tensor) else type(first).__name__
+            raise ValueError(
+                "newton_recurrence: step must return states like those it is given, "
+                f"of shape {tuple(like.shape)} {like.dtype}, got {got}"
+            )
+        h = _before(reference.newton_recurrence(step, x, h0), h0)
+        ahead, pull = torch.func.vjp(lambda h: step(h, x), h)
+        if ahead.shape != h.shape:
+            raise ValueError(
+                "newton_recurrence: step must work on any number of time steps at once: "
+                f"it made {tuple(ahead.shape)} of states {tuple(h.shape)}"
+            )
+        _, J = derivative(step, h, x)
+        signs = torch.randint(0, 2, h.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(h)
+        apart = J * signs if h.dim() == 3 else (J * signs.unsqueeze(-2)).sum(-3)
+        off = (pull(signs)[0] - apart).abs().nan_to_num(0.0, 0.0, 0.0)
+        # Signs are exact; sums of two, in a pair, are not.
+        if off.max() > 64 * torch.finfo(h.dtype).eps * J.abs().nan_to_num(0.0, 0.0, 0.0).max():
+            form = "each state from its own" if h.dim() == 3 else "each pair of states from its own"
+            raise ValueError(
+                f"newton_recurrence: step must make {form} alone, as jacobian promises, got one that mixes "
+                "channels, sequences or time steps"
+            )
+
+
+class _Implicit(torch.autograd.Function):
+    """The states h, whose gradient goes back to ``ahead``, one step from each of them (implicit function)."""
+
+    @staticmethod
+    def forward(ahead: Tensor, h: Tensor, J: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_h: Tensor):
+        (J,) = ctx.saved_tensors
+        back = J.transpose(2, 3) if J.dim() > d_h.dim() else J
+        return linear_recurrence(back.roll(-1, 1), d_h, None, True, None), None, None
+
+
+def _before(h: Tensor, h0: Tensor) -> Tensor:
+    """The state that each step starts from."""
+    return torch.cat((h0.unsqueeze(1), h), dim=1)[:, : h.shape[1]]
+
+
+def _over_time(channels: Tensor, h: Tensor) -> Tensor:
+    """(B, H) as (B, 1, ..., H), to go with states."""
+    return channels.view(channels.shape[0], *(1,) * (h.dim() - 2), channels.shape[1])
