@@ -19,7 +19,7 @@ def require_matplotlib() -> None:
 
 @contextlib.contextmanager
 def style(salt: str) -> Iterator[Any]:
-    """matplotlib's pyplot in the style of all pictures here; the same picture and salt give the same bytes."""
+    """matplotlib's pyplot in the style of all pictures here; the same picture and salt, the same bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
