@@ -1,0 +1,1 @@
+"""What matching pursuit does that Top-k doesn't, and where it fails; docs/matching_pursuit.md tells."""

@@ -1,0 +1,73 @@
+"""The autoencoders that the experiments compare, all trained the same way."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import fastsparse
+from fastsparse.nn import MatchingPursuitSAE, TopKSAE, fvu
+
+WARM_DOWN = 0.3  # the share of the steps over which the learning rate falls to 0
+
+
+class TopK(TopKSAE):
+    """The TopK autoencoder, also with one matrix for both directions, with signed values, and at any k.
+
+    Args:
+        tied: encode by the decoder's atoms, as matching pursuit does.
+        signed: select on the absolute value and keep the sign, as signed matching pursuit does.
+    """
+
+    def __init__(self, *sizes: int, tied: bool = False, signed: bool = False, **options) -> None:
+        super().__init__(*sizes, **options)
+        self.activation = "abs" if signed else "relu"
+        if tied:
+            self.W_enc = self.W_dec
+
+    def encode(self, x: Tensor, k: int | None = None) -> fastsparse.TopK:
+        return self._encode(self._center(x), k=k)
+
+    def _encode(
+        self, centered: Tensor, *, k: int | None = None, latent_mask: Tensor | None = None
+    ) -> fastsparse.TopK:
+        return fastsparse.topk_encode(
+            centered, self.W_enc, self.b_enc,
+            k=k or self.k, activation=self.activation, latent_mask=latent_mask,
+        )  # fmt: skip
+
+
+Autoencoder = MatchingPursuitSAE | TopK
+
+
+def train(sae: Autoencoder, batch: Callable[[], Tensor], *, steps: int, lr: float) -> Autoencoder:
+    """Adam on batches, each drawn by a call of ``batch``; returns the autoencoder, out of training mode."""
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (steps - step) / (WARM_DOWN * steps))
+        optimizer.zero_grad()
+        sae.loss(batch()).loss.backward()
+        sae.remove_parallel_gradient_()
+        optimizer.step()
+        sae.normalize_decoder_()
+    return sae.eval()
+
+
+@torch.no_grad()
+def unexplained(sae: Autoencoder, x: Tensor, k: int) -> float:
+    """The fraction of the variance of x (N, D) that k latents a token leave unexplained."""
+    return float(fvu(sae.decode(sae.encode(x, k=k)), x))
+
+
+def seeded(*seeds: int) -> torch.Generator:
+    """A generator for each combination of seeds.
+
+    Example:
+        >>> torch.equal(torch.rand(3, generator=seeded(1, 2)), torch.rand(3, generator=seeded(2, 1)))
+        False
+    """
+    seed = 0
+    for part in seeds:
+        seed = seed * 1009 + part + 1
+    return torch.Generator().manual_seed(seed)
