@@ -82,7 +82,7 @@ SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan and UBSan
 	FASTSPARSE_CUDA=0 FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
-	  --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode))
+	  --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode matching_pursuit matching_pursuit_step))
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done

@@ -25,6 +25,7 @@ class Scratch {
     if (size_t bytes = size_t(count) * sizeof(T); bytes > bytes_) grow(bytes);
     return static_cast<T*>(memory_.get());
   }
+  const void* data() const { return memory_.get(); }
   size_t bytes() const { return bytes_; }
 
  private:

@@ -1,0 +1,167 @@
+#include "cpu/matching_pursuit.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/edge/edge.h"
+#include "cpu/edge/dictionary.h"
+#include "cpu/edge/matching_pursuit_step.h"
+#include "cpu/edge/product.h"
+#include "cpu/edge/screening.h"
+#include "cpu/topk_encode.h"
+#include "gram.h"
+
+namespace fastsparse::edge {
+
+namespace {
+
+constexpr int64_t kScoreBytes = int64_t{16} << 20;  // scores of a block of rows
+constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
+
+// Whether the Gram matrix is the faster way, where none is kept. In units of a multiplication in fp32 by the library's
+// product, of which two cores do about 85 a nanosecond; memory gives them about 25 bytes in that time.
+bool gram_pays(double N, double D, double M, double k, bool screened, double element_bytes) {
+  constexpr double byte = 3.5, scan = 4;  // a byte from memory; a score's part in an argmax
+  double product = screened ? 0.55 : 1;   // by bf16
+  double direct = k * M * (std::max(N * D * product, D * element_bytes * byte) + N * scan);
+  double scores = std::max(N * M * D, M * D * element_bytes * byte), steps = k * N * M * element_bytes * byte;
+  double gram = M * M * (D / 2 + 2 * element_bytes * byte);
+  return gram + scores + steps < direct;
+}
+
+class Pursuit {
+ public:
+  Pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol, bool nonnegative, bool normalized)
+      : x_(with_unit_stride(x)), dictionary_(with_unit_stride(dictionary)), N_(x.size(0)), D_(x.size(1)),
+        M_(dictionary.size(0)), k_(k), tol_(tol), nonnegative_(nonnegative), normalized_(normalized),
+        dtype_(x.scalar_type()), accumulator_(accumulator_of(x.scalar_type())) {}
+
+  std::tuple<Tensor, Tensor, Tensor> run(const std::string& method) {
+    if (method != "auto" && method != "direct" && method != "gram")
+      throw std::invalid_argument("matching_pursuit: method must be one of auto, direct, gram, got '" + method + "'");
+    if (N_ == 0 || D_ == 0 || method == "direct") return direct();
+    std::shared_ptr<const PreparedDictionary> dictionary = kept_dictionary(dictionary_, normalized_);
+    if (!dictionary && (method == "gram" || gram_wanted())) dictionary = prepared_dictionary(dictionary_, normalized_);
+    return dictionary && dictionary->bounded() ? gram(*dictionary) : direct();
+  }
+
+ private:
+  int64_t accumulator_bytes() const { return accumulator_ == ScalarType::Double ? 8 : 4; }
+  DType accumulator() const { return accumulator_ == ScalarType::Double ? DType::f64 : DType::f32; }
+
+  bool gram_wanted() const {
+    return gram_fits(M_, accumulator_bytes()) &&
+           gram_pays(double(N_), double(D_), double(M_), double(k_), screens(dtype_of(x_), N_, D_, M_, 1),
+                     double(accumulator_bytes()));
+  }
+
+  const void* row(int64_t n) const {
+    return static_cast<const char*>(x_.const_data_ptr()) + n * x_.stride(0) * int64_t(x_.element_size());
+  }
+
+  // Tokens [begin, begin + count) in the accumulation type, at `to`.
+  void widen(int64_t begin, int64_t count, void* to) const {
+    WidenArgs args{row(begin), nullptr, x_.stride(0), D_, dtype_of(x_), to};
+    parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_widen)](int64_t b, int64_t e) { run(args, b, e); });
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> gram(const PreparedDictionary& dictionary) const {
+    Tensor values = allocate({N_, k_}, dtype_), indices = allocate({N_, k_}, ScalarType::Long),
+           residual = allocate({N_, D_}, dtype_), atoms = dictionary.scored();
+    static thread_local Scratch kept_scores, kept_tokens;  // fresh memory would cost the system's clearing of it
+    int64_t bytes = accumulator_bytes();
+    int64_t most = std::min(N_, std::max<int64_t>(64, kScoreBytes / (M_ * bytes)));
+    auto at = [](const Tensor& tensor, int64_t n) {
+      return static_cast<char*>(tensor.mutable_data_ptr()) + n * tensor.size(1) * int64_t(tensor.element_size());
+    };
+    for (int64_t begin = 0; begin < N_; begin += most) {
+      int64_t count = std::min(most, N_ - begin);
+      Tensor tokens;
+      if (dtype_ == accumulator_) {
+        tokens = over(row(begin), count, D_, x_.stride(0), dtype_);
+      } else {
+        void* wide = kept_tokens.get<char>(count * D_ * bytes);
+        widen(begin, count, wide);
+        tokens = over(wide, count, D_, D_, accumulator_);
+      }
+      Tensor scores = product(tokens, atoms, over(kept_scores.get<char>(count * M_ * bytes), count, M_, M_, accumulator_));
+      GramPursuitArgs args{.M = M_, .D = D_, .k = k_, .tol = tol_, .nonnegative = nonnegative_,
+                       .atoms = dictionary.atoms(), .squares = dictionary.squares(), .norms = dictionary.norms(),
+                       .sizes = dictionary.sizes(), .gram = dictionary.gram(),
+                       .gram_stride = dictionary.gram_stride(), .x = row(begin), .x_stride = x_.stride(0),
+                       .scores = scores.const_data_ptr(), .values = at(values, begin),
+                       .indices = reinterpret_cast<int64_t*>(at(indices, begin)), .residual = at(residual, begin),
+                       .dtype = dtype_of(x_)};
+      parallel(count, std::clamp<int64_t>(count / 64, 1, 8),
+               [&, run = FASTSPARSE_KERNEL(matching_pursuit)](int64_t b, int64_t e) { run(args, b, e); });
+    }
+    if (kept_scores.bytes() > kKeptBytes) kept_scores = Scratch();
+    if (kept_tokens.bytes() > kKeptBytes) kept_tokens = Scratch();
+    return {values, indices, residual};
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> direct() const {
+    Tensor values = allocate({N_, k_}, accumulator_), indices = allocate({N_, k_}, ScalarType::Long),
+           residual = allocate({N_, D_}, accumulator_);
+    torch::stable::zero_(values);
+    torch::stable::zero_(indices);
+    widen(0, N_, residual.mutable_data_ptr());
+    if (accumulator_ == ScalarType::Double) take_steps<double>(values, indices, residual);
+    else take_steps<float>(values, indices, residual);
+    return {as_contiguous(values, dtype_), indices, as_contiguous(residual, dtype_)};
+  }
+
+  template <typename C> void take_steps(const Tensor& values, const Tensor& indices, const Tensor& residual) const {
+    if (N_ == 0 || D_ == 0) return;
+    PursuitSteps steps(dictionary_, nonnegative_, normalized_);
+    C* value_out = static_cast<C*>(values.mutable_data_ptr());
+    int64_t* index_out = indices.mutable_data_ptr<int64_t>();
+    std::vector<int64_t> active(N_), index(N_);
+    std::vector<C> value(N_);
+    for (int64_t n = 0; n < N_; ++n) active[n] = n;
+    for (int64_t t = 0; t < k_; ++t) {
+      if (tol_ > 0) drop_finished(residual, active);
+      if (active.empty()) return;
+      steps.take(residual.mutable_data_ptr(), active.data(), int64_t(active.size()), value.data(), index.data());
+      size_t left = 0;
+      for (size_t i = 0; i < active.size(); ++i) {
+        if (value[i] == 0) continue;
+        value_out[active[i] * k_ + t] = value[i];
+        index_out[active[i] * k_ + t] = index[i];
+        active[left++] = active[i];
+      }
+      active.resize(left);
+    }
+  }
+
+  void drop_finished(const Tensor& residual, std::vector<int64_t>& active) const {
+    std::vector<double> lengths(active.size());
+    LengthArgs args{residual.const_data_ptr(), active.data(), D_, lengths.data(), accumulator()};
+    parallel(int64_t(active.size()), 64,
+             [&, run = FASTSPARSE_KERNEL(matching_pursuit_lengths)](int64_t b, int64_t e) { run(args, b, e); });
+    size_t left = 0;
+    for (size_t i = 0; i < active.size(); ++i)
+      if (!(lengths[i] <= tol_)) active[left++] = active[i];
+    active.resize(left);
+  }
+
+  Tensor x_, dictionary_;
+  int64_t N_, D_, M_, k_;
+  double tol_;
+  bool nonnegative_, normalized_;
+  ScalarType dtype_, accumulator_;
+};
+
+std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol,
+                                                    bool nonnegative, bool normalized, const std::string& method) {
+  return Pursuit(x, dictionary, k, tol, nonnegative, normalized).run(method);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("matching_pursuit", TORCH_BOX(&matching_pursuit)); }
+
+}  // namespace fastsparse::edge
