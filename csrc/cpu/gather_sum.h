@@ -25,9 +25,6 @@ template <typename T> constexpr int64_t rows_ahead(int64_t columns) {
   return std::min<int64_t>(24, (int64_t{12} << 10) / (columns * int64_t(sizeof(T))));
 }
 
-// Columns done at once: half of the vector registers.
-inline constexpr int kRegisters = kVectorBytes == 64 ? 16 : 8;
-
 // `Registers` vectors of columns from d on; they stay in registers over all terms, so each output is written once. What
 // is prefetched runs on past the last term: into these rows' next columns, or into the first columns of later rows.
 template <int Registers, typename T, typename Out>
@@ -58,10 +55,13 @@ template <typename T, typename Out> inline void gather_sum(const Gather<T>& sum,
   int64_t d = 0;
   auto blocks = [&]<int Registers>() {
     for (int64_t width = Registers * kLanes<C>; d + width <= D; d += width)
-      gather_block<Registers>(sum, d, d + 2 * width > D, out);
+      gather_block<Registers>(sum, d, d + width >= D, out);
   };
-  blocks.template operator()<kRegisters>();
-  if constexpr (kRegisters > 8) blocks.template operator()<8>();
+  // Wide blocks only where they fill the row: with narrow ones after them, both are slower.
+  if constexpr (kVectorBytes == 64) {
+    if (D % (16 * kLanes<C>) == 0) blocks.template operator()<16>();
+  }
+  blocks.template operator()<8>();
   blocks.template operator()<2>();
   blocks.template operator()<1>();
   for (; d < D; ++d) {
