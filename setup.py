@@ -41,7 +41,15 @@ X86_LEVELS = {
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 OTHER_LEVELS = {"baseline": []}
-KERNELS = ["topk_encode", "spmm", "sddmm", "spmm_t", "matching_pursuit", "matching_pursuit_step"]
+KERNELS = [
+    "topk_encode",
+    "spmm",
+    "sddmm",
+    "spmm_t",
+    "matching_pursuit",
+    "matching_pursuit_step",
+    "matching_pursuit_backward",
+]
 
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on
 
