@@ -56,6 +56,12 @@ OPS = {
         lambda values, indices, x, num_latents: indices.numel() * max(32, x.shape[1]),
         lambda values, indices, x, num_latents: (indices, num_latents),
     ),
+    "matching_pursuit": Op(
+        lambda x, dictionary, k, *_: len(x) * k * (4 * max(256, len(dictionary)) + 16 * max(32, x.shape[1]))
+    ),
+    "matching_pursuit_step": Op(
+        lambda x, dictionary, *_: len(x) * (4 * max(256, len(dictionary)) + 16 * max(32, x.shape[1]))
+    ),
     "matching_pursuit_backward": Op(
         lambda values, indices, residual, *_: indices.numel() * max(32, residual.shape[1]),
         lambda values, indices, residual, dictionary, *_: (indices, len(dictionary)),

@@ -33,6 +33,7 @@ void check_indices(const Call& call, const char* op, const Tensor& indices, int6
 #ifdef FASTSPARSE_EMULATED
 
 Call::Call(const Tensor&) : multiprocessors_(4) {}
+int64_t Call::most_shared_bytes() const { return int64_t{64} << 10; }
 
 void product(const Tensor& a, const Tensor& b, const Tensor& out) {
   ScalarType dtype = accumulator_of(a.scalar_type());
@@ -92,13 +93,19 @@ const Found& found() {
   return result;
 }
 
+// What a device is asked for once.
+using Known = std::array<std::atomic<int>, 64>;
+int attribute(Known& known, cudaDeviceAttr which, int device, const char* asking) {
+  int value = device < int(known.size()) ? known[device].load(std::memory_order_relaxed) : 0;
+  if (value) return value;
+  check(cudaDeviceGetAttribute(&value, which, device), asking);
+  if (device < int(known.size())) known[device].store(value, std::memory_order_relaxed);
+  return value;
+}
+
 int multiprocessors_of(int device) {
-  static std::array<std::atomic<int>, 64> known{};
-  int count = device < int(known.size()) ? known[device].load(std::memory_order_relaxed) : 0;
-  if (count) return count;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
-  if (device < int(known.size())) known[device].store(count, std::memory_order_relaxed);
-  return count;
+  static Known known{};
+  return attribute(known, cudaDevAttrMultiProcessorCount, device, "counting multiprocessors");
 }
 
 DataType blas_type(ScalarType dtype) {
@@ -147,10 +154,17 @@ void check(cudaError_t error, const char* what) {
 }
 
 Call::Call(const Tensor& tensor)
-    : guard_(tensor.get_device_index()), multiprocessors_(multiprocessors_of(tensor.get_device_index())) {
+    : guard_(tensor.get_device_index()), device_(tensor.get_device_index()),
+      multiprocessors_(multiprocessors_of(device_)) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(found().current_stream(tensor.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);
+}
+
+int64_t Call::most_shared_bytes() const {
+  constexpr int64_t of_its_own = 8 << 10;  // what kernels declare, and CUDA's
+  static Known known{};
+  return attribute(known, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_, "asking for shared memory") - of_its_own;
 }
 
 void Call::launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,

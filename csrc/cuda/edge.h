@@ -28,6 +28,8 @@ class Call {
   explicit Call(const Tensor& tensor);
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
+  // Dynamic shared memory that a block may have beside a few kB of static one.
+  int64_t most_shared_bytes() const;
 
   // Runs a kernel on the stream; raises, naming it, where the launch fails. A grid or block of no threads is no launch.
   template <typename... Parameters, typename... Arguments>
@@ -54,7 +56,7 @@ class Call {
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
   cudaStream_t stream_ = nullptr;
-  int multiprocessors_ = 0;
+  int device_ = 0, multiprocessors_ = 0;
 };
 
 // a @ b.T of (N, D) and (M, D), of any strides, by the vendor's library, on the current device and stream, into out

@@ -1,0 +1,75 @@
+#include "cuda/matching_pursuit.cuh"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/matching_pursuit_step.h"
+#include "cuda/rows.h"
+#include "gram.h"
+
+namespace fastsparse::cuda {
+
+namespace {
+
+// First scores of a block of rows, which are read once; rows enough to keep the machine busy to the end.
+constexpr int64_t kFirstScoreBytes = int64_t{256} << 20;
+
+template <typename T> void direct(Pursuit<T>& pursuit, int64_t N, int64_t k) {
+  for (int64_t n = 0; n < N; n += pursuit.rows_at_a_time()) {
+    pursuit.load(n, std::min(pursuit.rows_at_a_time(), N - n));
+    for (int64_t t = 0; t < k; ++t) {
+      pursuit.score();
+      pursuit.take(t);
+    }
+    pursuit.store();
+  }
+}
+
+template <typename T> void gram(Pursuit<T>& pursuit, int64_t N) {
+  using C = Accumulator<T>;
+  const Call& call = pursuit.call();
+  const Tensor& directions = pursuit.directions();
+  int64_t latents = directions.size(0), planned = pursuit_plan().shared_bytes;
+  Tensor matrix = allocate(directions, {latents, latents}, directions.scalar_type());
+  product(directions, directions, matrix);
+  int64_t bytes = (latents + int64_t{pursuit.work().depth}) * int64_t(sizeof(C));
+  bool resident = bytes <= (planned ? planned : call.most_shared_bytes());
+  for (int64_t n = 0; n < N; n += pursuit.rows_at_a_time()) {
+    pursuit.load(n, std::min(pursuit.rows_at_a_time(), N - n));
+    pursuit.score();
+    auto kernel = resident ? matching_pursuit_follow<T, true> : matching_pursuit_follow<T, false>;
+    call.launch("matching_pursuit_follow", kernel, pursuit.rows(), pursuit.threads(), resident ? bytes : 0,
+                pursuit.atoms(), pursuit.goal(), pursuit.work(), data<C>(matrix));
+    pursuit.store();
+  }
+}
+
+// Whether the Gram matrix pays, by shapes alone: M more products of M and D pay for k - 1 of N.
+bool takes_gram(const std::string& method, int64_t N, int64_t M, int64_t k, int64_t element_bytes) {
+  if (method == "gram") return true;
+  if (method != "auto" && method != "direct")
+    throw std::invalid_argument("matching_pursuit: method must be one of auto, direct, gram, got '" + method + "'");
+  return method == "auto" && M < N * (k - 1) && gram_fits(M, element_bytes);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol,
+                                                    bool nonnegative, bool normalized, const std::string& method) {
+  return with_type(dtype_of(x), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    int64_t N = x.size(0), M = dictionary.size(0);
+    bool by_gram = takes_gram(method, N, M, k, sizeof(Accumulator<T>));
+    Pursuit<T> pursuit(x, dictionary, k, tol, nonnegative, normalized, by_gram ? kFirstScoreBytes : kStepScoreBytes);
+    if (N > 0 && by_gram) gram(pursuit, N);
+    else direct(pursuit, N, k);
+    return pursuit.result();
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
+  m.impl("matching_pursuit", TORCH_BOX(&matching_pursuit));
+}
+
+}  // namespace fastsparse::cuda

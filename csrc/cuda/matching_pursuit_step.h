@@ -1,0 +1,61 @@
+// What matching pursuit and one step of it do on the host.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "cuda/edge.h"
+#include "cuda/matching_pursuit_step.cuh"
+
+namespace fastsparse::cuda {
+
+// A call for tensors of one type, row block by row block: load, score, take steps, store.
+template <typename T> class Pursuit {
+  using C = Accumulator<T>;
+
+ public:
+  // Values and indices, (N, k) or (N) for k = 1, and residuals are allocated here. `score_bytes`: of a block, about.
+  Pursuit(const Tensor& x, const Tensor& dictionary, std::optional<int64_t> k, double tol, bool nonnegative,
+          bool normalized, int64_t score_bytes);
+
+  int64_t rows_at_a_time() const { return block_; }
+  // Makes [begin, begin + rows) the block: its residuals are the tokens.
+  void load(int64_t begin, int64_t rows);
+  // The block's residuals times the atoms' directions.
+  void score();
+  // Step t of every row that goes on, by fresh scores.
+  void take(int64_t t);
+  // Rounds the residuals.
+  void store();
+
+  const Call& call() const { return call_; }
+  const Tensor& directions() const { return directions_; }
+  const Atoms<T>& atoms() const { return atoms_; }
+  const Work<C>& work() const { return work_; }
+  const Goal<T>& goal() const { return goal_; }
+  int64_t rows() const { return rows_; }
+  int64_t threads() const;
+  std::tuple<Tensor, Tensor, Tensor> result() const { return {values_, indices_, residual_}; }
+
+ private:
+  Tensor block_of(const Tensor& scratch, int64_t columns) const;
+
+  Call call_;
+  Tensor x_, dictionary_, values_, indices_, residual_, directions_, squares_, longest_, residuals_, scores_, steps_;
+  int64_t N_, D_, M_, k_, block_ = 0, begin_ = 0, rows_ = 0;
+  Atoms<T> atoms_{};
+  Work<C> work_{};
+  Goal<T> goal_{};
+};
+
+// For tests: how many threads a block has, at most so many rows at a time, so many bytes of shared memory; 0: whatever
+// is best.
+struct PursuitPlan {
+  int64_t threads = 0, rows = 0, shared_bytes = 0;
+};
+PursuitPlan pursuit_plan();
+
+// Scores of a block of rows that a step chooses by: they stay in the L2 cache.
+inline constexpr int64_t kStepScoreBytes = int64_t{32} << 20;
+
+}  // namespace fastsparse::cuda
