@@ -141,7 +141,7 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
             raise FileNotFoundError(f"{path}: the folder holds no checkpoint-*.safetensors")
         path = found[-1]
     checkpoint = load(path)
-    model = checkpoint.metadata["config"].get("model", "topk")  # once there was no other
+    model = checkpoint.metadata["config"]["model"]
     if model not in MODELS:
         raise ValueError(f"{path}: model must be one of {', '.join(MODELS)}, got {model!r}")
     sae = MODELS[model](**checkpoint.metadata["sae"])

@@ -203,7 +203,7 @@ def _resume(
 ) -> int:
     """Put a checkpoint in place, if it is of the run that is asked for, and return its step."""
     state = checkpoint.load(newest)
-    was, now = {"model": "topk"} | state.metadata["config"], details["config"]  # once there was no other
+    was, now = state.metadata["config"], details["config"]
     for name in sorted(was.keys() | now.keys()):
         if was.get(name) != now.get(name):
             raise ValueError(
