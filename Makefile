@@ -14,6 +14,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
 AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
+# As many processes as there are processors; who ends first takes over tests of the others.
+SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
@@ -27,7 +29,7 @@ demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small tran
 	$(PY) -m fastsparse.demo
 
 test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
-	$(PY) -m pytest
+	$(PY) -m pytest $(SHARED)
 
 lint: $(VENV)/.extra-test  ## check style with ruff
 	$(PY) -m ruff check .
@@ -82,7 +84,7 @@ SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan and UBSan
 	FASTSPARSE_CUDA=0 FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
-	  --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode matching_pursuit matching_pursuit_step))
+	  $(SHARED) --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode matching_pursuit matching_pursuit_step))
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done

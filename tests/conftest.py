@@ -12,6 +12,10 @@ if not torch.cuda.is_available():
 
 from backends import backend_names, running
 
+# Processes that share the machine share its processors too. A test of threads sets how many it wants.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 # The same examples every time: a failure on one machine is a failure on all.
 # The backend fixture holds for every example of a test, as it should.
 settings.register_profile(
