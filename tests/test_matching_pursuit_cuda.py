@@ -1,0 +1,98 @@
+"""matching_pursuit in CUDA C++ where its blocks, its threads, its bound or its memory show."""
+
+import ctypes
+
+import pytest
+import torch
+from backends import GPU_BACKENDS, missing, running
+from oracle import assert_pursuit, integers, random
+
+import fastsparse
+
+BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
+N, D, M, k = 5, 20, 700, 6
+
+
+@pytest.fixture(params=BACKENDS)
+def plan(request):
+    """Sets how many threads a block has, rows are taken at a time, bytes of shared memory there are."""
+    with running(request.param):
+        call = GPU_BACKENDS[request.param].library().fastsparse_cuda_plan_pursuit
+        yield lambda *sizes: call(*map(ctypes.c_int64, sizes))
+        call(*map(ctypes.c_int64, (0, 0, 0)))
+
+
+def problem(*, dtype=torch.float32, rows=N):
+    return random(rows, D, seed=1, dtype=dtype), random(M, D, seed=2, dtype=dtype)
+
+
+def pursue(x, dictionary, **options):
+    pursuit = fastsparse.matching_pursuit(x, dictionary, **options)
+    options.pop("method")
+    assert_pursuit(pursuit, x, dictionary, **options)
+    return pursuit
+
+
+def assert_same(found, right):
+    for mine, theirs in zip(found, right, strict=True):
+        assert torch.equal(mine.nan_to_num(123.0), theirs.nan_to_num(123.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [32, 96, 512])
+def test_steps_depend_on_neither_method_nor_memory_nor_blocks(plan, dtype, threads):
+    x, dictionary = problem(dtype=dtype)
+    plan(threads, 0, 0)
+    right = pursue(x, dictionary, k=k, method="gram")
+    for rows, shared_bytes, method in ((2, 0, "gram"), (0, 1, "gram"), (3, 0, "direct")):
+        plan(threads, rows, shared_bytes)
+        assert_same(pursue(x, dictionary, k=k, method=method), right)
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize("twins", [2, 200, 400])
+def test_equal_atoms(plan, method, twins):
+    """More of them than are scored again one by one: all of the row's are; the first one is taken."""
+    plan(64, 0, 0)
+    x, dictionary = problem()
+    dictionary[100 : 100 + twins] = 5 * dictionary[100]
+    x += dictionary[100]
+    indices = pursue(x, dictionary, k=k, method=method).indices
+    assert (indices[:, 0] == 100).all()
+    assert not ((indices > 100) & (indices < 100 + twins)).any()
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+def test_the_best_atom_where_others_are_within_rounding_of_it(plan, method):
+    """Scores 1 + m 2^-20, all of them exact in the atoms, in no other way told apart than by exact scores."""
+    plan(64, 0, 0)
+    dictionary = torch.zeros(600, D)
+    dictionary[:, 0] = 1
+    best = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    dictionary[:, 1] = best * 2.0**-20
+    x = torch.zeros(N, D)
+    x[:, :2] = 1
+    indices = fastsparse.matching_pursuit(x, dictionary, k=1, method=method).indices
+    assert (indices[:, 0] == best.argmax()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_long_pursuit(plan, dtype):
+    """The bound grows from step to step, and begins anew when it says nothing any more."""
+    plan(32, 0, 0)
+    x, dictionary = problem(dtype=dtype, rows=2)
+    long = pursue(x, dictionary, k=300, method="gram")
+    assert (long.residual.norm(dim=1) < 1e-6 * x.norm(dim=1)).all()
+
+
+def test_rows_end_each_on_its_own(plan):
+    x, dictionary = integers(9, 4, seed=1), torch.eye(4).repeat(40, 1)
+    x[2], x[5, 1], x[7, 2] = 0, torch.nan, torch.inf
+    plan(0, 0, 0)
+    right = fastsparse.matching_pursuit(x, dictionary, k=6, method="direct")
+    assert torch.equal(
+        right.values[[0, 1, 3, 4, 6, 8]].count_nonzero(dim=1), x[[0, 1, 3, 4, 6, 8]].count_nonzero(1)
+    )
+    for rows, shared_bytes, method in ((0, 0, "gram"), (4, 1, "gram"), (4, 0, "direct")):
+        plan(0, rows, shared_bytes)
+        assert_same(fastsparse.matching_pursuit(x, dictionary, k=6, method=method), right)
