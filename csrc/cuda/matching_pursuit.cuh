@@ -21,6 +21,9 @@
 namespace fastsparse::cuda {
 
 inline constexpr int kGramInFlight = 4;  // packets of G that a thread waits for together
+// What following is compiled for: 80 registers a thread, so that a multiprocessor holds three blocks of 256 threads. It
+// has shared memory for as many rows of 16384 scores.
+inline constexpr int kFollowBound = 768;
 
 // Takes a times the scores' row of G from them; returns the largest key, as best_key does.
 template <typename T>
@@ -56,7 +59,7 @@ __device__ __forceinline__ Accumulator<T> follow(PursuedRow<T>& row, const Accum
 
 // All steps of a row. A block a row; Resident: scores and residual are in shared memory meanwhile.
 template <typename T, bool Resident>
-__global__ void __launch_bounds__(kPursuitBound)
+__global__ void __launch_bounds__(kFollowBound)
     matching_pursuit_follow(Atoms<T> atoms, Goal<T> goal, Work<Accumulator<T>> work, const Accumulator<T>* gram) {
   using C = Accumulator<T>;
   int64_t n = blockIdx.x;

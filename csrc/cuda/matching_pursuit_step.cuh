@@ -27,9 +27,6 @@
 namespace fastsparse::cuda {
 
 inline constexpr int kPursuitThreads = 512;  // of a block, at most
-// What kernels are compiled for: 80 registers a thread, so that a multiprocessor holds three blocks of 256 threads. It
-// has shared memory for as many rows of 16384 scores.
-inline constexpr int kPursuitBound = 768;
 inline constexpr int kMostCandidates = 256;  // of which exact scores are computed one by one
 inline constexpr int kAtomThreads = 256;
 
@@ -319,7 +316,7 @@ template <typename T> struct PursuedRow {
 
 // Step t of a row whose scores are fresh. A block a row.
 template <typename T>
-__global__ void __launch_bounds__(kPursuitBound)
+__global__ void __launch_bounds__(kPursuitThreads, 2)
     matching_pursuit_take(Atoms<T> atoms, Goal<T> goal, Work<Accumulator<T>> work, int64_t t) {
   using C = Accumulator<T>;
   int64_t n = blockIdx.x;

@@ -60,6 +60,16 @@ PROBLEMS = {
     "topk_encode, many": Problem(
         lambda x, weight: fastsparse.topk_encode(x, weight, k=300, activation="none"), ("x", "weight")
     ),
+    "matching_pursuit, direct": Problem(
+        lambda x, weight: fastsparse.matching_pursuit(x, weight, k=k, method="direct"), ("x", "weight")
+    ),
+    "matching_pursuit, gram": Problem(
+        lambda x, weight: fastsparse.matching_pursuit(
+            x, weight, k=k, tol=1.0, nonnegative=True, method="gram"
+        ),
+        ("x", "weight"),
+    ),
+    "matching_pursuit_step": Problem(fastsparse.matching_pursuit_step, ("x", "weight")),
     "spmm": Problem(fastsparse.spmm, ("values", "indices", "weight")),
     "sddmm": Problem(fastsparse.sddmm, ("x", "weight", "indices")),
     "spmm_t": Problem(

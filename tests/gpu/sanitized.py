@@ -44,6 +44,14 @@ def check(N: int, D: int, M: int, k: int, dtype: torch.dtype, device: torch.devi
     close("topk_encode", got.values, right[0], dtype)
     close("spmm", fastsparse.spmm(values_, indices_, weight_), reference.spmm(values, indices, weight), dtype)
     close("sddmm", fastsparse.sddmm(x_, weight_, indices_), reference.sddmm(x, weight, indices), dtype)
+    lengths = reference.matching_pursuit(x, weight, k)[2].double().norm(dim=1)
+    for method in ("direct", "gram"):
+        left = fastsparse.matching_pursuit(x_, weight_, k=k, method=method).residual
+        close(f"matching_pursuit, {method}", left.double().norm(dim=1), lengths, dtype)
+    value, _, left = fastsparse.matching_pursuit_step(x_, weight_)
+    right = reference.matching_pursuit_step(x, weight)
+    close("matching_pursuit_step", value, right[0], dtype)
+    close("matching_pursuit_step", left, right[2], dtype)
     for columns in (D, 1):
         out = fastsparse.spmm_t(values_, indices_, x_[:, :columns], M)
         close("spmm_t", out, reference.spmm_t(values, indices, x[:, :columns], M), dtype)

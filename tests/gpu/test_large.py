@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import assert_sddmm, assert_spmm, assert_spmm_t, assert_topk
+from oracle import assert_pursuit, assert_sddmm, assert_spmm, assert_spmm_t, assert_topk
 
 import fastsparse
 
@@ -58,6 +58,15 @@ def test_encode_where_the_weight_is_large(room, backend):
     values, indices = fastsparse.topk_encode(x, weight, k=k)
     assert (indices == planted.flip(0)).all()
     assert (values == torch.tensor([4000.0, 3200, 2400, 1600, 800], device=device)).all()
+
+
+def test_pursuit_where_the_gram_matrix_is_large(room, backend):
+    device = room(16)
+    N, D, M, k = 9, 16, 50_000, 4
+    assert M * M > OVER
+    x, dictionary = (normal(device, *shape, dtype=torch.float32) for shape in ((N, D), (M, D)))
+    pursuit = fastsparse.matching_pursuit(x, dictionary, k=k, method="gram")
+    assert_pursuit(tuple(part.cpu() for part in pursuit), x.cpu(), dictionary.cpu(), k=k)
 
 
 def test_sparse_products_where_the_weight_is_large(room, backend):

@@ -24,6 +24,8 @@ def op_inputs(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
     indices = make("indices", dtype, 0).to(device)
     return {
         "topk_encode": (x, weight, bias, k, "relu", None, None),
+        "matching_pursuit": (x, weight, k, 0.0, False, False, "gram"),
+        "matching_pursuit_step": (x, weight, True, False),
         "spmm": (values, indices, weight),
         "sddmm": (x, weight, indices),
         "spmm_t": (values, indices, x, M),
@@ -31,7 +33,9 @@ def op_inputs(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", ["topk_encode", "spmm", "sddmm", "spmm_t"])
+@pytest.mark.parametrize(
+    "op", ["topk_encode", "matching_pursuit", "matching_pursuit_step", "spmm", "sddmm", "spmm_t"]
+)
 def test_opcheck(device, backend, op, dtype):
     if backend == "reference":
         pytest.skip("opcheck asks the registered op, which the reference goes around")

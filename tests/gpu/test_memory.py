@@ -51,13 +51,14 @@ def calls(device: torch.device) -> dict[str, Callable[[], tuple[torch.Tensor, ..
     values = random(*tall, seed=3).to(device)
     return {
         "topk_encode": lambda: tuple(fastsparse.topk_encode(x, weight, k=k)),
+        "matching_pursuit_step": lambda: fastsparse.matching_pursuit_step(x, weight),
         "spmm": lambda: (fastsparse.spmm(values, indices[tall], weight),),
         "sddmm": lambda: (fastsparse.sddmm(x, weight, indices[wide]),),
         "spmm_t": lambda: (fastsparse.spmm_t(values[:N], indices[tall][:N], x, M),),
     }
 
 
-@pytest.mark.parametrize("op", ["topk_encode", "spmm", "sddmm", "spmm_t"])
+@pytest.mark.parametrize("op", ["topk_encode", "matching_pursuit_step", "spmm", "sddmm", "spmm_t"])
 def test_out_of_memory_is_pytorchs_and_leaves_the_next_call_alone(cuda, backend, op, cap):
     call = calls(cuda)[op]
     expected = call()
