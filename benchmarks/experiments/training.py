@@ -54,6 +54,22 @@ def train(sae: Autoencoder, batch: Callable[[], Tensor], *, steps: int, lr: floa
     return sae.eval()
 
 
+def best(
+    make: Callable[[], Autoencoder],
+    batch: Callable[[], Callable[[], Tensor]],
+    validation: Tensor,
+    *,
+    rates: tuple[float, ...],
+    steps: int,
+) -> tuple[Autoencoder, float]:
+    """The autoencoder with the least FVU on ``validation`` of one trained at each rate, and its rate.
+
+    ``make`` and ``batch`` start anew at every call: only the rate differs.
+    """  # fmt: skip
+    trained = [(train(make(), batch(), steps=steps, lr=rate), rate) for rate in rates]
+    return min(trained, key=lambda pair: unexplained(pair[0], validation, pair[0].k))
+
+
 @torch.no_grad()
 def unexplained(sae: Autoencoder, x: Tensor, k: int) -> float:
     """The fraction of the variance of x (N, D) that k latents a token leave unexplained."""
