@@ -161,8 +161,7 @@ __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group,
     list.latent(to) = from + v + e;
     ++to;
   }
-  __syncwarp();
-  return true;
+  return true;  // whoever reads the list next, in making room for one, synchronises the warp first
 }
 
 // Offers latents [begin, end) of a row's stripe, both whole groups, to its list. Almost always nothing passes: then
@@ -324,7 +323,7 @@ __device__ void select_row(const Entries<Accumulator<T>>& entries, const Output<
     auto among_equals = [&](int64_t at) { return lists.first[at] == bound.order ? ~uint32_t(lists.latent[at]) : 0u; };
     earliest = bound_of_entries<uint32_t>(shared.scratch, entries, k - above, among_equals).order;
   }
-  __syncthreads();
+  // shared.best and shared.taken are set: there are barriers in finding the bound.
   entries.each_by_thread([&](int64_t at) {
     Order<C> first = lists.first[at];
     int32_t latent = lists.latent[at];
