@@ -19,8 +19,8 @@ ORDER = {
     "spmm": ("cuda", "triton"),
     "sddmm": ("cuda", "triton"),
     "spmm_t": ("cuda", "triton"),
-    "matching_pursuit": ("cuda",),
-    "matching_pursuit_step": ("cuda",),
+    "matching_pursuit": ("cuda", "triton"),
+    "matching_pursuit_step": ("cuda", "triton"),
     "matching_pursuit_backward": ("cuda", "triton"),
 }
 

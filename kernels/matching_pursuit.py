@@ -1,0 +1,41 @@
+"""Matching pursuit in Triton, by products (_pursuit_direct.py) or by a Gram matrix (_pursuit_gram.py).
+
+Both carry residuals in fp32, halves widened once, and choose what exact fp32 scores would.
+"""
+
+import torch
+from fastsparse.kernels import _pursuit_direct, _pursuit_gram
+from fastsparse.kernels._pursuit import Atoms
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_GRAM = 2**32  # bytes of a Gram matrix that nobody has asked for
+
+
+def matching_pursuit(
+    x: Tensor,
+    dictionary: Tensor,
+    k: int,
+    tol: float = 0.0,
+    nonnegative: bool = False,
+    normalized: bool = False,
+    method: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (N, D), dictionary (M, D); returns values (N, k), indices (N, k) and the residual (N, D).
+
+    Method "auto" is gram where the products of atoms are fewer than those of residuals that they replace.
+    """
+    (N, D), M = x.shape, dictionary.shape[0]
+    values, indices = x.new_zeros(N, k), x.new_zeros(N, k, dtype=torch.int64)
+    residual = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if N * D * k > 0:
+        if method == "auto":
+            method = "gram" if N * (k - 1) > M and 4 * M * M <= MOST_GRAM else "direct"
+        pursue = _pursuit_gram.pursue if method == "gram" else _pursuit_direct.pursue
+        pursue(residual, Atoms.of(dictionary, normalized), values, indices, tol, nonnegative)
+    return values, indices, residual.to(x.dtype)
+
+
+def specimens() -> list[tuple]:
+    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
+    return _pursuit_direct.specimens() + _pursuit_gram.specimens()
