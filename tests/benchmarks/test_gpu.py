@@ -45,7 +45,7 @@ def test_a_whole_run(tmp_path, capsys):
             for who in ("fastsparse", "fastsparse, reference", "torch"):
                 assert case["contenders"][who]["check"], (name, case["name"], who)
             assert case["ratios"]["fastsparse"]["torch"]["of_medians"] > 0
-    assert [len(files[name]["bars"]) for name in results.GPU_BENCHES] == [10, 4, 0, 0, 4]
+    assert [len(files[name]["bars"]) for name in results.GPU_BENCHES] == [10, 4, 0, 0, 0, 4]
     assert len(files["topk_encode"]["cases"]) == 18
     encode = files["topk_encode"]["cases"][0]["contenders"]
     assert encode["product bf16"]["median"] > 0
