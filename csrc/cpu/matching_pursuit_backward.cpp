@@ -14,7 +14,8 @@ template <typename T> void row_backward(const PursuitBackwardArgs& args, int64_t
   int64_t D = args.D, k = args.k;
   auto atom = [&](int64_t m) { return static_cast<const T*>(args.dictionary) + m * args.atom_stride; };
   const int64_t* indices = args.indices + n * k;
-  const C *values = static_cast<const C*>(args.values) + n * k, *d_values = static_cast<const C*>(args.d_values) + n * k;
+  const C* values = static_cast<const C*>(args.values) + n * k;
+  const C* d_values = static_cast<const C*>(args.d_values) + n * k;
   auto* steps = static_cast<PursuitStep<C>*>(args.steps) + n * k;
   C* g = static_cast<C*>(args.g) + n * D;
 

@@ -1,9 +1,9 @@
 // The gradient of matching pursuit, back through its steps (derived in fastsparse/reference/matching_pursuit.py).
 //
 // A step hands g = dL/dr' on as g + q w, with q from the product of g and the step's atom w. `rows` finds every q, and
-// with the last g the gradient of x. Once the q are known no column needs another: `columns` goes back through all steps
-// a second time for a panel of columns, whose r and g stay in registers, and sums up the gradient of the dictionary's.
-// The terms of a sum come in the order of the rows and, of a row, of its steps backwards, whoever has the panel.
+// with the last g the gradient of x. Once the q are known no column needs another: `columns` goes back through all
+// steps a second time for a panel of columns, whose r and g stay in registers, and sums up the dictionary's gradient
+// there. A sum's terms come in the order of the rows and, of a row, of its steps backwards, whoever has the panel.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct PursuitBackwardArgs {
   DType dtype;
 };
 
-// A panel is `vectors` SIMD vectors wide, of a kind that the function below tells in bytes: 1 or 4.
+// A panel is 1 or 4 SIMD vectors wide, of so many bytes.
 FASTSPARSE_DECLARE_KERNEL(int64_t matching_pursuit_backward_vector_bytes())
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_backward_rows(const PursuitBackwardArgs& args, int64_t row_begin,
                                                               int64_t row_end))

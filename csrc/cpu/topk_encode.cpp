@@ -23,6 +23,12 @@ template <typename C> void find_best(const List<C>& list, int64_t k, Candidate<C
 
 uint32_t lanes_left(int64_t left, int lanes) { return left >= lanes ? ~0u : (1u << left) - 1; }
 
+float largest(Vector<float> values, uint32_t lanes) {
+  float result = -kInfinity<float>;
+  for (; lanes; lanes &= lanes - 1) result = std::max(result, float(values[__builtin_ctz(lanes)]));
+  return result;
+}
+
 // A lower bound on the k-th largest of `count` values, none of them NaN, and close to it: any number that k of them
 // reach is one. Bisection counts whole vectors without a branch, where a selection would mispredict at every element.
 // It runs over the numbers' bits, mapped to integers of the same order: any range of magnitudes takes few steps.
@@ -292,8 +298,11 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
   // The largest error of the stripe needs none of the per-latent terms, which are more than the first cache holds.
   float most = a[0] * stripe.most_norm + (b[0] * stripe.most_residual + stripe.most_rest);
 
+  // For the largest alone the candidates themselves will raise the threshold, once there is one.
+  bool single = candidates.k == 1;
   if (stripe.begin == 0)
-    list.threshold = bound_by_groups<float>(candidates.k, stripe.count, [&](int64_t v) {
+    list.threshold = bound_by_groups<float>(candidates.k, single ? std::min<int64_t>(stripe.count, 512) : stripe.count,
+                                            [&](int64_t v) {
       Scored at = scored(v);
       return at.key - error(at, v);
     });
@@ -306,8 +315,9 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
     Vector<float> gap = error(at, v), upper = at.key + gap, lower = at.key - gap;
     passing &= not_below(upper, broadcast(list.threshold)) & lanes_left(stripe.count - v, lanes);
     if (passing == 0) continue;
-    list.append(upper == upper ? upper : broadcast(kInfinity<float>), at_least(lower, broadcast(-kInfinity<float>)),
-                stripe.begin + v, passing);
+    lower = at_least(lower, broadcast(-kInfinity<float>));
+    list.append(upper == upper ? upper : broadcast(kInfinity<float>), lower, stripe.begin + v, passing);
+    if (single) list.threshold = std::max(list.threshold, largest(lower, passing));
     if (list.count > candidates.capacity) {
       certify_row(list, candidates.k);
       if (list.count > candidates.capacity / 4 * 3) {

@@ -42,6 +42,11 @@ class PursuitSteps::Impl {
   }
 
   void take(void* residual, const int64_t* rows, int64_t count, void* values, int64_t* indices) {
+    if (D_ == 0) {  // no step, and no memory to point at
+      std::fill(indices, indices + count, 0);
+      std::fill(static_cast<char*>(values), static_cast<char*>(values) + count * accumulator_bytes(), 0);
+      return;
+    }
     for (int64_t done = 0; done < count; done += kMaxRows) {
       PursuitArgs args{atoms_, {rows ? residual : row(residual, done), rows ? rows + done : nullptr}, nonnegative_};
       void* value = static_cast<char*>(values) + done * accumulator_bytes();
@@ -54,6 +59,9 @@ class PursuitSteps::Impl {
  private:
   bool fp64() const { return atoms_.dtype == DType::f64; }
   int64_t accumulator_bytes() const { return fp64() ? 8 : 4; }
+  const void* atom(int64_t m) const {
+    return static_cast<const char*>(atoms_.rows) + m * atoms_.stride * int64_t(dictionary_.element_size());
+  }
   void* row(void* rows, int64_t i) const { return static_cast<char*>(rows) + i * D_ * accumulator_bytes(); }
 
   // A vector over the atoms in the accumulation type.
@@ -154,7 +162,7 @@ class PursuitSteps::Impl {
   // ---- plain: exact scores ----
 
   void plain(const PursuitArgs& args, int64_t rows, int64_t* chosen) {
-    if (rows <= kFewRows || D_ == 0) return search(args, rows, chosen);
+    if (rows <= kFewRows) return search(args, rows, chosen);
     constexpr int64_t capacity = 256;
     Candidates found = fp64() ? candidates<double>(rows, capacity) : candidates<float>(rows, capacity);
     int64_t atoms = stripe_atoms(rows, accumulator_bytes());
@@ -172,7 +180,7 @@ class PursuitSteps::Impl {
     choose(args, found, true, rows, chosen);
   }
 
-  const void* widen(WidenArgs args, int64_t count, Scratch& scratch) {
+  void* widen(WidenArgs args, int64_t count, Scratch& scratch) {
     args.widened = scratch.get<char>(count * D_ * accumulator_bytes());
     parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_widen)](int64_t b, int64_t e) { run(args, b, e); });
     return args.widened;
@@ -181,15 +189,12 @@ class PursuitSteps::Impl {
   // Atoms in the accumulation type: the dictionary's own memory where that serves, else a copy, of all where it fits.
   Tensor wide_atoms(int64_t begin, int64_t count) {
     auto copy = [&](int64_t first, int64_t some) {
-      const char* rows = static_cast<const char*>(atoms_.rows) + first * atoms_.stride * int64_t(dictionary_.element_size());
-      return widen({rows, nullptr, atoms_.stride, D_, atoms_.dtype, nullptr}, some, wide_copy_);
+      return widen({atom(first), nullptr, atoms_.stride, D_, atoms_.dtype, nullptr}, some, wide_copy_);
     };
-    bool whole = M_ * D_ * accumulator_bytes() <= kCopyBytes;
-    if (dictionary_.scalar_type() == accumulator_) wide_ = atoms_.rows;
-    else if (!whole) return over(copy(begin, count), count, D_, D_, accumulator_);
-    else if (!wide_) wide_ = copy(0, M_);
-    int64_t stride = wide_ == atoms_.rows ? atoms_.stride : D_;
-    return over(static_cast<const char*>(wide_) + begin * stride * accumulator_bytes(), count, D_, stride, accumulator_);
+    if (dictionary_.scalar_type() == accumulator_) return over(atom(begin), count, D_, atoms_.stride, accumulator_);
+    if (M_ * D_ * accumulator_bytes() > kCopyBytes) return over(copy(begin, count), count, D_, D_, accumulator_);
+    if (!wide_) wide_ = copy(0, M_);
+    return over(row(wide_, begin), count, D_, D_, accumulator_);
   }
 
   // ---- screen: bf16 scores, then exact ones of what survives ----
@@ -211,9 +216,7 @@ class PursuitSteps::Impl {
   // A stripe of atoms in bf16, from a copy of all where that fits.
   std::pair<Stripe, const bf16*> rounded_atoms(Stripe stripe) {
     auto copy = [&](Stripe part) {
-      const char* rows = static_cast<const char*>(atoms_.rows) +
-                         part.begin * atoms_.stride * int64_t(dictionary_.element_size());
-      rounded_ = round(rows, nullptr, atoms_.stride, atoms_.dtype, part.count, rounded_copy_, atom_norms_);
+      rounded_ = round(atom(part.begin), nullptr, atoms_.stride, atoms_.dtype, part.count, rounded_copy_, atom_norms_);
       return bracketed(part, rounded_.norm, rounded_.residual, rounded_.rest, D_);
     };
     if (M_ * D_ * 2 > kCopyBytes) {
@@ -260,7 +263,7 @@ class PursuitSteps::Impl {
   bool nonnegative_;
   Atoms atoms_;
   const void* bias_;
-  const void* wide_ = nullptr;
+  void* wide_ = nullptr;  // all atoms in the accumulation type
   Rounded rounded_;  // all atoms, or a stripe of them
   Stripe all_;
   Scratch squares_, inverse_, bias_zeros_, finite_, counts_, thresholds_, lists_, tokens_, token_norms_, wide_copy_,
