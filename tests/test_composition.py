@@ -7,13 +7,17 @@ from oracle import random, random_indices
 
 import fastsparse
 
-N, k, M, D = 5, 3, 11, 4
+N, k, M, D, T = 5, 3, 11, 4, 3
 INDICES = random_indices(N, k, M, seed=9)
 
 
 def tensors(*names: str, dtype=torch.float32, tokens: int = N) -> list[torch.Tensor]:
     """The named float tensors of a problem, as leaves that want a gradient."""
     shapes = {"x": (tokens, D), "weight": (M, D), "bias": (M,), "values": (tokens, k), "offset": (D,)}
+    # Of recurrences: sequences in place of tokens, of T steps.
+    shapes |= {"factors": (tokens, T, D), "terms": (tokens, T, D), "blocks": (tokens, T, 2, 2, D)}
+    shapes |= {"pairs": (tokens, T, 2, D), "u": (tokens, T, 3, D), "gates": (3, D), "peephole": (2, D)}
+    shapes |= {"state": (tokens, D), "cell": (tokens, D)}
     return [random(*shapes[name], seed=i, dtype=dtype).requires_grad_() for i, name in enumerate(names)]
 
 
@@ -56,8 +60,23 @@ FUNCTIONS["matching_pursuit_step"] = (
     lambda x, weight: fastsparse.matching_pursuit_step(x, weight)[2],
     ("x", "weight"),
 )
+FUNCTIONS |= {
+    "linear_recurrence": (fastsparse.linear_recurrence, ("factors", "terms", "state")),
+    "linear_recurrence_pairs": (
+        lambda blocks, pairs: fastsparse.linear_recurrence(blocks, pairs, reverse=True),
+        ("blocks", "pairs"),
+    ),
+    "gru_recurrence": (fastsparse.gru_recurrence, ("u", "gates", "state")),
+    "lstm_recurrence": (
+        lambda u, gates, peephole, state, cell: torch.cat(
+            fastsparse.lstm_recurrence(u, gates, peephole, (state, cell))
+        ),
+        ("u", "gates", "peephole", "state", "cell"),
+    ),
+}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
-twice = pytest.mark.parametrize("name", [name for name in FUNCTIONS if "pursuit" not in name])
+ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradients have none
+twice = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(ONCE)])
 
 # PyTorch's compiler and its forward mode still use what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -121,6 +140,41 @@ OP_INPUTS = {
         lambda x, weight, bias: (*_steps(x, weight), random(N, k, seed=6), None, False, False, True),
     ],
 }
+
+
+OP_INPUTS |= {
+    "linear_recurrence": [
+        lambda *_: (*tensors("factors", "terms", "state"), False, None),
+        lambda *_: (*tensors("blocks", "pairs"), None, True, None),
+        lambda *_: (*tensors("factors", "terms", tokens=1), random(2, D, seed=3), True, SPANS),
+    ],
+    "gru_recurrence": [
+        lambda *_: (*tensors("u", "gates", "state"), None, "auto"),
+        lambda *_: (*tensors("u", "gates", tokens=1), None, SPANS, "newton"),
+        lambda *_: (tensors("u")[0].detach(), *tensors("gates", "state"), None, "shooting"),
+    ],
+    "gru_recurrence_backward": [
+        lambda *_: (*_solved("gru_recurrence", "u", "gates", "state"), True, True, True),
+        lambda *_: (*_solved("gru_recurrence", "u", "gates"), True, False, False),
+    ],
+    "lstm_recurrence": [
+        lambda *_: (*tensors("u", "gates", "peephole", "state", "cell"), None, "auto"),
+        lambda *_: (*tensors("u", "gates", "peephole", tokens=1), None, None, SPANS, "newton"),
+    ],
+    "lstm_recurrence_backward": [
+        lambda *_: (*_solved("lstm_recurrence", "u", "gates", "peephole", "state", "cell"), True, True, True),
+        lambda *_: (*_solved("lstm_recurrence", "u", "gates", "peephole")[:-1], None, False, True, False),
+    ],
+}
+SPANS = torch.tensor([0, 1, T])
+
+
+def _solved(op, *names):
+    """What a recurrence's gradient starts from: inputs, states, and what reaches them."""
+    inputs = [tensor.detach() for tensor in tensors(*names)]
+    inputs += [None] * ((4 if op == "gru_recurrence" else 6) - len(inputs))  # states left out, no cu_seqlens
+    *states, _ = getattr(torch.ops.fastsparse, op)(*inputs, "auto")
+    return *inputs, *states, *(random(N, T, D, seed=8) for _ in states)
 
 
 def _steps(x, weight):
@@ -193,6 +247,30 @@ def test_compile_a_pursuit_with_a_changing_number_of_tokens():
         torch.testing.assert_close(*grads)
 
 
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("solver", ["auto", "newton"])
+def test_compile_recurrences_of_changing_sizes(solver):
+    """Forward and backward, sequences of many lengths too, compiled once."""
+
+    def recur(u, gates, peephole, spans):
+        h = fastsparse.gru_recurrence(u, gates, solver=solver)
+        packed = h.reshape(1, -1, 1, D).expand(-1, -1, 3, -1)
+        h, c = fastsparse.lstm_recurrence(packed, gates, peephole, cu_seqlens=spans, solver=solver)
+        return (h + fastsparse.linear_recurrence(c, h, cu_seqlens=spans, reverse=True)).square().sum()
+
+    compiled = torch.compile(recur, fullgraph=True, dynamic=True, backend="aot_eager")
+    for tokens in (7, 5, 12):
+        u, *weights = tensors("u", "gates", "peephole", tokens=tokens)
+        u = u.detach().repeat(1, tokens - 3, 1, 1)
+        spans = torch.tensor([0, 2, 2, u.shape[0] * u.shape[1]])
+        inputs = [[leaf.detach().clone().requires_grad_() for leaf in (u, *weights)] for _ in range(2)]
+        with torch.compiler.set_stance("default" if tokens == 7 else "fail_on_recompile"):
+            outs = [run(*leaves, spans) for run, leaves in zip((compiled, recur), inputs, strict=True)]
+        torch.testing.assert_close(*outs)
+        grads = [torch.autograd.grad(out, leaves) for out, leaves in zip(outs, inputs, strict=True)]
+        torch.testing.assert_close(*grads)
+
+
 @functions
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
@@ -260,6 +338,26 @@ def test_export_a_pursuit_with_a_changing_number_of_tokens():
     for tokens in (5, 8, 100):
         (x,) = tensors("x", tokens=tokens)
         torch.testing.assert_close(exported.module()(x), module(x))
+
+
+def test_export_recurrences_of_changing_sizes():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gates, self.peephole = map(torch.nn.Parameter, tensors("gates", "peephole"))
+
+        def forward(self, u):
+            h = fastsparse.gru_recurrence(u, self.gates)
+            return h, *fastsparse.lstm_recurrence(u, self.gates, self.peephole)
+
+    module = Layer()
+    sizes = {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}
+    exported = torch.export.export(module, (tensors("u")[0].detach(),), dynamic_shapes=(sizes,))
+    targets = {str(node.target) for node in exported.graph.nodes}
+    assert {"fastsparse.gru_recurrence.default", "fastsparse.lstm_recurrence.default"} <= targets
+    for tokens in (5, 8):
+        u = tensors("u", tokens=tokens)[0].repeat(1, tokens, 1, 1)
+        torch.testing.assert_close(exported.module()(u), module(u))
 
 
 @functions

@@ -17,6 +17,9 @@ FLOATS = {
     "spmm_t": {"values": (N, k), "x": (N, D)},
     "matching_pursuit": {"x": (N, D), "dictionary": (M, D)},
     "matching_pursuit_step": {"residual": (N, D), "dictionary": (M, D)},
+    "linear_recurrence": {"b": (N, k, D), "a": (N, k, D), "h0": (N, D)},
+    "gru_recurrence": {"u": (N, k, 3, D), "weight": (3, D), "h0": (N, D)},
+    "lstm_recurrence": {"u": (N, k, 3, D), "weight": (3, D), "peephole": (2, D)},
 }
 OTHERS = {
     "topk_encode": {"k": k, "latent_mask": torch.ones(M, dtype=torch.bool)},
@@ -26,6 +29,9 @@ OTHERS = {
     "spmm_t": {"indices": torch.ones(N, k, dtype=torch.int64), "num_latents": M},
     "matching_pursuit": {"k": k},
     "matching_pursuit_step": {},
+    "linear_recurrence": {},
+    "gru_recurrence": {},
+    "lstm_recurrence": {},
 }
 every_float = pytest.mark.parametrize(
     ("op", "name"), [(op, name) for op, names in FLOATS.items() for name in names]

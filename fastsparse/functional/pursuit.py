@@ -70,7 +70,9 @@ def matching_pursuit(
             constant in the gradient. It is checked on the CPU, and on GPUs under ``FASTSPARSE_DEBUG=1``.
         method: ``"direct"`` multiplies the dictionary by the residuals in every step, ``"gram"`` once, and
             then keeps the scores up to date by rows of the Gram matrix (M, M) of the atoms. ``"auto"`` takes
-            what is faster, and direct where the Gram matrix doesn't fit. The answer is the same.
+            what is faster, and makes no Gram matrix larger than ``FASTSPARSE_GRAM_BYTES`` (default: 1 GiB,
+            16384 atoms in fp32). The last one within that is kept on the CPU, with a copy of its dictionary:
+            one that doesn't change, as in inference, pays for it once. The answer is the same.
         coalesce: merge the steps of a row that chose one atom: the first of them gets the sum of their
             coefficients, and the others become unused slots.
 

@@ -258,8 +258,8 @@ def newton_recurrence(
             states, (B, T', 2, H) and h0 (B, 2, H), which depend on each other, like those of an LSTM.
         max_iter: how many iterations at most.
         tol: the correction, beside the state or 1, at which a channel has converged. Default: 32 eps.
-        damping: in [0, 1), what to take from the derivative until corrections are small. For recurrences
-            that amplify what they are given, on which Newton's method overshoots.
+        damping: in [0, 1), the part of the derivative to leave out as long as corrections are large. For
+            recurrences on which Newton's method overshoots.
 
     Returns:
         ``(h, NewtonInfo)``, h being (B, T, H), or (B, T, 2, H).

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastsparse import reference
 from fastsparse.backend import wants_reference
 from fastsparse.ops.linear_recurrence import linear_recurrence
 
+NEAR = 1e-2  # corrections from which Newton's method finds the rest of the way undamped
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -43,12 +43,13 @@ def _solve(
 
     What the states are off by, d_t = J_t d_{t-1} + step(h_{t-1}, x_t) - h_t, is a linear recurrence. Added
     until it is small in every state of a channel, it leaves an error of second order in it. Damping shrinks J
-    until d is small for the first time; undamped from there, d means what was said. Rows with a channel
-    where that fails are stepped through, and their failed channels taken from there.
+    until d is near to that; undamped from there, d means what was said, and converges as fast. Rows with a
+    channel where that fails are stepped through, and their failed channels taken from there.
     """
     B, T, H = h0.shape[0], x.shape[1], h0.shape[-1]
     iterations = torch.zeros(B, H, dtype=torch.int32, device=h0.device)
-    settled = converged = torch.full((B, H), T == 0 or B == 0, device=h0.device)
+    converged = torch.full((B, H), T == 0 or B == 0, device=h0.device)
+    settled = torch.full_like(converged, not damping)
     h = h0.new_zeros(B, T, *h0.shape[1:])
     if T == 0 or B == 0:
         return h, iterations, converged
@@ -60,9 +61,8 @@ def _solve(
         d = linear_recurrence(J.contiguous(), ahead - h, None, False, None)
         h = torch.where(_over_time(converged, h), h, h + d)
         iterations += ~converged
-        small = (d.abs() <= tol * h.abs().clamp_min(1)).flatten(1, -2).all(dim=1)  # NaN is not
-        converged = converged | (small & settled if damping else small)
-        settled = small
+        converged = converged | (_small(d, h, tol) & settled)
+        settled = settled | _small(d, h, NEAR)
         if converged.all():
             return h, iterations, converged
     rows = (~converged).any(dim=1).nonzero()[:, 0]
@@ -92,7 +92,7 @@ def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
     """
     with torch.no_grad():
         x, h0 = x[:2, :8].detach(), h0[:2].detach()
-        if 0 in (x.shape[0], x.shape[1]):
+        if x.shape[1] == 0 or h0.numel() == 0:
             return
         first = step(h0.unsqueeze(1), x[:, :1])
         like = h0.unsqueeze(1)
@@ -131,14 +131,38 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[2])
+        ahead, _, J = inputs
+        ctx.save_for_backward(ahead, J)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_h: Tensor):
-        (J,) = ctx.saved_tensors
+        ahead, J = ctx.saved_tensors
         back = J.transpose(2, 3) if J.dim() > d_h.dim() else J
-        return linear_recurrence(back.roll(-1, 1), d_h, None, True, None), None, None
+        through = linear_recurrence(back.roll(-1, 1), d_h, None, True, None)
+        return _Last.apply(through, ahead), None, None
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that depends on ``ahead`` in ways that aren't followed: a second derivative is refused."""
+
+    @staticmethod
+    def forward(gradient: Tensor, ahead: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise NotImplementedError(
+            'newton_recurrence: second derivatives must be taken inside fastsparse.use_backend("reference")'
+        )
+
+
+def _small(d: Tensor, h: Tensor, tol: float) -> Tensor:
+    """Whether the corrections of a channel are, beside its states or 1: (B, H). NaN is not."""
+    return (d.abs() <= tol * h.abs().clamp_min(1)).flatten(1, -2).all(dim=1)
 
 
 def _before(h: Tensor, h0: Tensor) -> Tensor:

@@ -30,13 +30,9 @@ def linear_recurrence(
     return sequences.join(stacked(states, rows_b)).to(b.dtype)
 
 
-def stacked(states: list[Tensor], like: Tensor) -> Tensor:
-    """States (S, ...) as (S, T, ...); of T = 0 an empty tensor of the shape of ``like``."""
-    return (
-        torch.stack(states, dim=1)
-        if states
-        else torch.zeros_like(like, memory_format=torch.contiguous_format)
-    )
+def stacked(states: list[Tensor], empty: Tensor) -> Tensor:
+    """States (S, ...) as (S, T, ...), or a copy of ``empty``, if T = 0."""
+    return torch.stack(states, dim=1) if states else empty.clone(memory_format=torch.contiguous_format)
 
 
 def multiply(a: Tensor, h: Tensor) -> Tensor:

@@ -1,0 +1,423 @@
+"""gru_recurrence and lstm_recurrence on every backend, by every solver: the sequential answer, certified."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import DTYPES, random
+from recurrences import (
+    CELLS,
+    GRU,
+    assert_follows,
+    assert_same_states,
+    assert_states,
+    laid_out_apart,
+    textbook,
+)
+from strategies import tensors
+
+import fastsparse
+from fastsparse.reference import _solvers
+
+SOLVERS = ("sequential", "newton", "shooting")
+PARALLEL = SOLVERS[1:]
+BOUNDS = torch.tensor([0, 3, 3, 80, 81, 150, 150])  # of six sequences, two of them empty
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
+solvers = pytest.mark.parametrize("solver", SOLVERS)
+parallel = pytest.mark.parametrize("solver", PARALLEL)
+
+# (B, T, H), around the edges of vectors, chunks and blocks.
+SHAPES = [
+    *((2, T, 5) for T in (1, 2, 31, 33, 64, 129)),
+    *((2, 6, H) for H in (1, 7, 8, 9, 16, 17, 33, 65)),
+    *((B, 5, 3) for B in (1, 3, 17)),
+]
+
+
+@cells
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_shapes(backend, cell, shape):
+    u, weights, state = cell.problem(*shape)
+    for start in (None, state):
+        assert_states(cell, cell.run(u, weights, start), u, weights, start)
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("T", [1, 2, 64, 65, 200])
+def test_solvers_over_time(backend, cell, solver, T):
+    u, weights, state = cell.problem(2, T, 6)
+    *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    assert_states(cell, outs, u, weights, state)
+    assert info.converged.all()
+    assert info.passes.shape == info.converged.shape == (2, 6)
+    assert info.passes.dtype == torch.int32
+    assert (info.passes > 0).all() == (solver != "sequential")
+
+
+@cells
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@solvers
+def test_dtypes(backend, cell, dtype, solver):
+    u, weights, state = cell.problem(3, 70, 9, dtype=dtype)
+    outs = cell.run(u, weights, state, solver=solver)
+    assert_states(cell, outs, u, weights, state)
+
+
+@cells
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts(backend, cell, dtype):
+    u, weights, state = cell.problem(3, 12, 9, dtype=dtype)
+    apart = (
+        laid_out_apart(u),
+        [laid_out_apart(part) for part in weights],
+        [laid_out_apart(part) for part in state],
+    )
+    assert all(torch.equal(*pair) for pair in zip(cell.run(*apart), cell.run(u, weights, state), strict=True))
+    one = u[:1].expand(3, -1, -1, -1)
+    assert_states(cell, cell.run(one, weights, state), one, weights, state)
+
+
+@cells
+@solvers
+def test_sequences_of_many_lengths(backend, cell, solver):
+    u, weights, state = cell.problem(1, 150, 4, S=6)
+    for start in (None, state):
+        for bounds in (BOUNDS, BOUNDS.int()):
+            outs = cell.run(u, weights, start, cu_seqlens=bounds, solver=solver)
+            assert_states(cell, outs, u, weights, start, bounds)
+    whole = torch.tensor([0, 150])
+    outs = cell.run(u, weights, cu_seqlens=whole, solver=solver)
+    assert_same_states(outs, cell.run(u, weights, solver=solver))
+
+
+@cells
+def test_a_sequence_can_be_gone_on_with(backend, cell):
+    u, weights, state = cell.problem(3, 40, 5)
+    whole = cell.run(u, weights, state)
+    head = cell.run(u[:, :17], weights, state)
+    tail = cell.run(u[:, 17:], weights, tuple(part[:, -1] for part in head))
+    assert all(torch.equal(torch.cat(pair, 1), part) for *pair, part in zip(head, tail, whole, strict=True))
+
+
+def test_it_is_pytorchs_gru_of_diagonal_matrices():
+    """Whose update gate is the other way round, and who counts reset, update, candidate."""
+    (u, (weight,), (h0,)), H = GRU.problem(3, 30, 6, dtype=torch.float64), 6
+    theirs = torch.nn.GRU(3 * H, H, batch_first=True, dtype=torch.float64)
+    zero = torch.zeros(H, H, dtype=torch.float64)
+    z, r, n = weight
+    with torch.no_grad():
+        theirs.weight_hh_l0.copy_(torch.cat((r.diag(), -z.diag(), n.diag())))
+        eye = torch.eye(H, dtype=torch.float64)
+        rows = (zero, eye, zero), (-eye, zero, zero), (zero, zero, eye)
+        theirs.weight_ih_l0.copy_(torch.cat([torch.cat(row, dim=1) for row in rows]))
+        theirs.bias_ih_l0.zero_()
+        theirs.bias_hh_l0.zero_()
+        right, _ = theirs(u.flatten(2), h0[None])
+    torch.testing.assert_close(fastsparse.gru_recurrence(u, weight, h0), right)
+
+
+# The contract: every solver's answer is the sequential one.
+
+
+@cells
+@parallel
+@pytest.mark.parametrize("scale", [0.03, 1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_recurrent_weights_of_every_scale(backend, cell, solver, scale, dtype):
+    """From those of which three iterations of Newton's method are enough, to chaos, where nothing helps."""
+    u, weights, state = cell.problem(2, 640, 16, scale=scale, dtype=dtype)
+    *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    assert_states(cell, outs, u, weights, state)
+    assert_follows(cell, outs, u, weights, state)
+    failed = ~info.converged
+    if scale == 0.03:
+        assert not failed.any()
+    if scale == 4 and solver == "newton":
+        assert failed.any()
+        assert not failed.all()
+    if failed.any():
+        loop = cell.run(u, weights, state, solver="sequential")
+        assert all(torch.equal(*(part.mT[failed] for part in pair)) for pair in zip(outs, loop, strict=True))
+        assert (info.passes[failed] == -1).all()
+
+
+@cells
+@parallel
+def test_where_a_reference_solver_gives_up_the_loop_steps_in(monkeypatch, cell, solver):
+    u, weights, state = cell.problem(2, 200, 5, scale=2)
+    monkeypatch.setattr(_solvers, "CHUNK", 16)
+    monkeypatch.setattr(_solvers, f"{solver.upper()}_PASSES", 2)
+    with fastsparse.use_backend("reference"):
+        loop = cell.run(u, weights, state, solver="sequential")
+        *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    failed = ~info.converged
+    assert failed.any()
+    assert all(torch.equal(*(part.mT[failed] for part in pair)) for pair in zip(outs, loop, strict=True))
+
+
+@cells
+@solvers
+def test_slow_gates(backend, cell, solver):
+    """Channels that forget one part in thirty, or in a thousand, at each step: errors pile up."""
+    u, weights, state = cell.problem(2, 1000, 6, scale=0.3)
+    u[:, :, 0] = 3.5 * torch.tensor([1.0, 1, 1, 2, 2, 2]) * (-1 if cell is GRU else 1)
+    outs = cell.run(u, weights, state, solver=solver)
+    assert_states(cell, outs, u, weights, state)
+    assert_same_states(outs, cell.run(u, weights, state, solver="sequential"))
+
+
+@cells
+@solvers
+def test_a_switch_remembers_its_first_input(backend, cell, solver):
+    """Two stable states: which one depends on the first input, through all steps that follow."""
+    T = 300
+    u, weights = torch.zeros(2, T, 3, 1), tuple(torch.zeros(rows, 1) for rows in cell.weights)
+    u[0, 0, 2], u[1, 0, 2] = 0.1, -0.1
+    u[:, :, 0] = u[:, :, 1] = 2.0
+    u[:, :, 0] *= 1 if cell is GRU else -1
+    weights[0][2] = 8
+    (h, *_), info = (out := cell.run(u, weights, solver=solver, return_info=True))[:-1], out[-1]
+    assert_states(cell, out[:-1], u, weights)
+    assert h[0, -1] > 0.5
+    assert h[1, -1] < -0.5
+    assert info.passes.shape == (2, 1)
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0), (0, 0, 0)])
+def test_nothing_to_do(backend, cell, solver, shape):
+    u, weights, state = cell.problem(*shape)
+    leaves = [leaf.requires_grad_() for leaf in (u, *weights, *state)]
+    *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    assert all(out.shape == shape for out in outs)
+    assert info.passes.shape == (shape[0], shape[2])
+    assert info.converged.all()
+    sum(out.sum() for out in outs).backward()
+    grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    assert all(torch.equal(grad, torch.zeros_like(leaf)) for grad, leaf in zip(grads, leaves, strict=True))
+
+
+@cells
+@solvers
+def test_sequences_without_a_step(backend, cell, solver):
+    u, weights, state = cell.problem(1, 0, 4, S=2)
+    outs = cell.run(u, weights, state, cu_seqlens=torch.tensor([0, 0, 0]), solver=solver)
+    assert all(out.shape == (1, 0, 4) for out in outs)
+    outs = cell.run(u, weights, cu_seqlens=torch.tensor([0]), solver=solver)
+    assert all(out.shape == (1, 0, 4) for out in outs)
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("gate", [0, 2])
+def test_what_is_not_finite_stays_in_its_channel(backend, cell, solver, bad, gate):
+    u, weights, state = cell.problem(3, 150, 5)
+    clean = cell.run(u, weights, state, solver=solver)
+    u[1, 70, gate, 3] = bad
+    outs = cell.run(u, weights, state, solver=solver)
+    others = torch.ones(3, 150, 5, dtype=torch.bool)
+    others[1, 70:, 3] = False
+    for out, part in zip(outs, clean, strict=True):
+        torch.testing.assert_close(out[others], part[others], rtol=0, atol=1e-5)
+    assert_same_states(outs, cell.run(u, weights, state, solver="sequential"))
+    if bad != bad:
+        assert outs[0][1, 70:, 3].isnan().all()
+
+
+@cells
+@solvers
+def test_nan_of_weights_and_states(backend, cell, solver):
+    u, weights, state = cell.problem(3, 90, 5)
+    clean = cell.run(u, weights, state, solver=solver)
+    for where in range(len(weights) + len(state)):
+        parts = [part.clone() for part in (*weights, *state)]
+        parts[where][-1, 2] = torch.nan
+        outs = cell.run(u, parts[: len(weights)], tuple(parts[len(weights) :]), solver=solver)
+        spoilt = outs[0].isnan().nonzero()
+        assert (spoilt[:, 2] == 2).all()
+        assert set(spoilt[:, 0].tolist()) == ({0, 1, 2} if where < len(weights) else {2})
+        kept = torch.arange(5) != 2
+        for out, part in zip(outs, clean, strict=True):
+            torch.testing.assert_close(out[..., kept], part[..., kept], rtol=0, atol=1e-5)
+
+
+@cells
+@parallel
+@settings(max_examples=15)
+@given(data=st.data(), T=st.integers(1, 70), H=st.integers(1, 3))
+def test_solvers_agree_on_whatever_comes(backend, cell, solver, data, T, H):
+    small = st.floats(-1, 1, width=32) | st.sampled_from([torch.nan, torch.inf, 0.0, 1e-30])
+    u = data.draw(tensors((1, T, 3, H)))
+    weights = tuple(data.draw(tensors((rows, H), small)) for rows in cell.weights)
+    state = tuple(data.draw(tensors((1, H))) for _ in range(cell.states))
+    outs = cell.run(u, weights, state, solver=solver)
+    assert_same_states(outs, cell.run(u, weights, state, solver="sequential"))
+
+
+# Gradients.
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradcheck(backend, cell, solver, packed):
+    shape, bounds = ((1, 9, 2), torch.tensor([0, 2, 2, 9])) if packed else ((2, 5, 2), None)
+    u, weights, state = cell.problem(*shape, S=3 if packed else 2, dtype=torch.float64)
+
+    def through(u, *others):
+        weights, state = others[: len(cell.weights)], others[len(cell.weights) :]
+        outs = cell.run(u, weights, state or None, cu_seqlens=bounds, solver=solver)
+        return tuple(out.sin() for out in outs)
+
+    for inputs in ((u, *weights, *state), (u, *weights)):
+        leaves = [leaf.requires_grad_() for leaf in inputs]
+        assert torch.autograd.gradcheck(through, leaves, fast_mode=solver != "sequential")
+
+
+@cells
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_are_pytorchs_of_the_textbook(backend, cell, dtype, packed):
+    """To fp32's precision, or, since states are rounded where they are kept, to that of halves."""
+    bounds = BOUNDS if packed else None
+    u, weights, state = cell.problem(1 if packed else 3, 150, 7, S=6 if packed else 3, dtype=dtype)
+    upstream = [random(*u.shape[:2], 7, seed=30 + i, dtype=dtype) for i in range(cell.states)]
+    leaves = [leaf.requires_grad_() for leaf in (u, *weights, *state)]
+    outs = cell.run(u, weights, state, cu_seqlens=bounds)
+    found = torch.autograd.grad(outs, leaves, upstream)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    split = 1 + len(weights)
+    exact = textbook(cell, wide[0], wide[1:split], tuple(wide[split:]), bounds)
+    right = torch.autograd.grad(exact, wide, [part.double() for part in upstream])
+    for mine, theirs, leaf in zip(found, right, leaves, strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == leaf.shape
+        eps = torch.finfo(dtype).eps
+        tolerance = {
+            "rtol": 8 * eps,
+            "atol": (8 if dtype.itemsize == 2 else 64) * eps * theirs.abs().max().item(),
+        }
+        torch.testing.assert_close(mine.double(), theirs, **tolerance)
+
+
+@cells
+def test_only_needed_gradients(backend, cell):
+    u, weights, state = cell.problem(2, 6, 3)
+    for wanted in range(1 + len(weights) + len(state)):
+        leaves = [part.clone().requires_grad_(i == wanted) for i, part in enumerate((u, *weights, *state))]
+        split = 1 + len(weights)
+        for output in range(cell.states):
+            outs = cell.run(leaves[0], leaves[1:split], tuple(leaves[split:]), return_info=True)
+            assert not outs[-1].passes.requires_grad
+            outs[output].sum().backward()
+            assert [leaf.grad is not None for leaf in leaves] == [leaf.requires_grad for leaf in leaves]
+
+
+@cells
+@pytest.mark.parametrize("solver", ["auto", *SOLVERS])
+def test_second_derivatives_are_the_references(cell, solver):
+    u, weights, state = cell.problem(2, 4, 2, dtype=torch.float64)
+    leaves = [leaf.requires_grad_() for leaf in (u, *weights, *state)]
+
+    def through(u, *others):
+        split = len(weights)
+        return cell.run(u, others[:split], others[split:], solver=solver)[0].sin()
+
+    with fastsparse.use_backend("reference"):
+        assert torch.autograd.gradgradcheck(through, leaves, fast_mode=True)
+    grad = torch.autograd.grad(through(*leaves).sum(), leaves, create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match=f"^{cell.name}: second derivatives must be taken inside"):
+        grad.sum().backward()
+
+
+@cells
+def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, cell):
+    u, weights, state = cell.problem(5, 70, 37)
+    runs = []
+    for count in (1, 2, 3, 1):
+        threads(count)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in (u, *weights, *state)]
+        split = 1 + len(weights)
+        outs = cell.run(leaves[0], leaves[1:split], tuple(leaves[split:]))
+        sum(out.sin().sum() for out in outs).backward()
+        runs.append([*outs, *(leaf.grad for leaf in leaves)])
+    for other in runs[1:]:
+        assert all(torch.equal(*pair) for pair in zip(runs[0], other, strict=True))
+
+
+@cells
+@solvers
+def test_inputs_are_left_alone(backend, cell, solver):
+    u, weights, state = cell.problem(2, 70, 4)
+    inputs = [u, *weights, *state]
+    before = [part.clone() for part in inputs]
+    for out in cell.run(u, weights, state, solver=solver):
+        out.add_(1)
+    assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
+
+
+# Bad input.
+
+
+@cells
+def test_bad_arguments(cell):
+    u, weights, state = cell.problem(2, 4, 3)
+    first = "h0" if cell is GRU else "state0[0]"
+    good = {"u": u, "weights": weights, "state": state}
+    cases = [
+        ({"u": u[:, :, :2]}, ValueError, "u must have shape (B, T, 3, H), got shape (2, 4, 2, 3)"),
+        ({"u": u[0]}, ValueError, "u must have shape (B, T, 3, H), got shape (4, 3, 3)"),
+        ({"u": u.int()}, TypeError, "u must be float32, bfloat16, float16 or float64, got int32"),
+        (
+            {"weights": (weights[0][:2], *weights[1:])},
+            ValueError,
+            "weight must have shape (3, H) = (3, 3), got",
+        ),
+        (
+            {"weights": (weights[0].double(), *weights[1:])},
+            ValueError,
+            "weight must have the dtype of u (float32)",
+        ),
+        (
+            {"state": tuple(part[:1] for part in state)},
+            ValueError,
+            f"{first} must have shape (B, H) = (2, 3), got",
+        ),
+        ({"state": tuple(part.half() for part in state)}, ValueError, f"{first} must have the dtype of u"),
+        ({"state": ([1.0], *state[1:])}, TypeError, f"{first} must be a torch.Tensor, got list"),
+        (
+            {"solver": "jacobi"},
+            ValueError,
+            "solver must be one of auto, sequential, newton, shooting, got 'jacobi'",
+        ),
+        ({"return_info": 1}, TypeError, "return_info must be a bool, got 1"),
+    ]
+    for bounds, error, message in [
+        ([0, 4], TypeError, "cu_seqlens must be a torch.Tensor, got list"),
+        (torch.tensor([0.0, 4]), TypeError, "cu_seqlens must be int32 or int64, got float32"),
+        (
+            torch.tensor([[0, 4]]),
+            ValueError,
+            "cu_seqlens must have shape (S + 1,) for S sequences, got shape (1, 2)",
+        ),
+        (torch.tensor([], dtype=torch.int64), ValueError, "cu_seqlens must have shape (S + 1,)"),
+        (torch.tensor([0, 3]), ValueError, "cu_seqlens must go from 0 to T = 4, got one from 0 to 3"),
+        (torch.tensor([1, 4]), ValueError, "cu_seqlens must go from 0 to T = 4, got one from 1 to 4"),
+        (torch.tensor([0, 3, 2, 4]), ValueError, "cu_seqlens must not decrease, got 2 after 3 at 2"),
+        (torch.tensor([0, 2, 4]), ValueError, f"{first} must have shape (S, H) = (2, 3), got shape (1, 3)"),
+    ]:
+        one = {"u": u[:1], "state": tuple(part[:1] for part in state), "cu_seqlens": bounds}
+        cases.append((one, error, message))
+    cases.append(({"cu_seqlens": torch.tensor([0, 4])}, ValueError, "u must have B = 1 with cu_seqlens"))
+    if cell is not GRU:
+        peephole = {"weights": (weights[0], weights[1][:1])}
+        cases.append((peephole, ValueError, "peephole must have shape (2, H) = (2, 3), got shape (1, 3)"))
+        cases.append(({"state": u}, TypeError, "state0 must be a pair (h0, c0), got"))
+    for replaced, error, message in cases:
+        with pytest.raises(error, match=f"^{cell.name}: {re.escape(message)}"):
+            cell.run(**(good | replaced))

@@ -1,0 +1,240 @@
+"""linear_recurrence on every backend: channels and pairs, both directions, sequences of many lengths."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import DTYPES, assert_within, random
+from recurrences import laid_out_apart, spans
+from strategies import tensors
+
+import fastsparse
+from fastsparse.reference.linear_recurrence import scan
+
+BOUNDS = torch.tensor([0, 3, 3, 80, 81, 150, 150])  # of six sequences, two of them empty
+forms = pytest.mark.parametrize("pairs", [False, True], ids=["channels", "pairs"])
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+def problem(B, T, H, *, pairs, S=None, dtype=torch.float32, decay=0.7):
+    """a, b, h0; what a step amplifies is about ``decay``."""
+    a = random(B, T, *(2, 2) * pairs, H, seed=1, dtype=dtype, scale=decay * (0.7 if pairs else 1))
+    b = random(B, T, *(2,) * pairs, H, seed=2, dtype=dtype)
+    return a, b, random(S or B, *(2,) * pairs, H, seed=3, dtype=dtype)
+
+
+def assert_recurrence(h, a, b, h0=None, reverse=False, cu_seqlens=None):
+    """h is the textbook's loop in fp64, to within what rounding in fp32 can do on the way."""
+    dtype, T = b.dtype, b.shape[1]
+    a, b = a.double(), b.double()
+    times = (lambda a, h: (a * h).sum(-2)) if a.dim() > b.dim() else lambda a, h: (a * h)[..., 0, :]
+    exact, errors = torch.zeros_like(b), torch.zeros_like(b)
+    unit = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    for s, (row, steps) in enumerate(spans(b.shape[0], T, cu_seqlens)):
+        now = torch.zeros_like(b[0, 0]) if T and h0 is None else (None if h0 is None else h0[s].double())
+        error = None if now is None else torch.zeros_like(now)
+        for t in reversed(range(T)[steps]) if reverse else range(T)[steps]:
+            a_t = a[row, t] if a.dim() > b.dim() else a[row, t].unsqueeze(-2)
+            first = h0 is None and t == (steps.stop - 1 if reverse else steps.start)
+            a_t = torch.zeros_like(a_t) if first else a_t  # isn't read
+            size = times(a_t.abs(), now.abs()) + b[row, t].abs()
+            now = times(a_t, now) + b[row, t]
+            error = times(a_t.abs(), error) + unit * size
+            exact[row, t], errors[row, t] = now, error
+    assert h.dtype == dtype
+    assert h.is_contiguous()
+    assert_within(h, exact, errors.nan_to_num(torch.inf) + torch.finfo(torch.float32).tiny)
+
+
+@forms
+@directions
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((2, T, 3) for T in (1, 2, 31, 33, 64, 129)),
+        *((2, 5, H) for H in (1, 7, 8, 9, 16, 17, 65)),
+        *((B, 4, 2) for B in (1, 3, 17)),
+    ],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+def test_shapes(backend, shape, reverse, pairs):
+    a, b, h0 = problem(*shape, pairs=pairs)
+    for start in (None, h0):
+        assert_recurrence(fastsparse.linear_recurrence(a, b, start, reverse=reverse), a, b, start, reverse)
+
+
+@forms
+@directions
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_and_layouts(backend, dtype, reverse, pairs):
+    a, b, h0 = problem(3, 20, 9, pairs=pairs, dtype=dtype)
+    h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
+    assert_recurrence(h, a, b, h0, reverse)
+    apart = [laid_out_apart(part) for part in (a, b, h0)]
+    assert torch.equal(fastsparse.linear_recurrence(*apart, reverse=reverse), h)
+    one = [part[:1].expand_as(part) for part in (a, b, h0)]
+    assert_recurrence(fastsparse.linear_recurrence(*one, reverse=reverse), *one, reverse)
+
+
+@forms
+@directions
+def test_sequences_of_many_lengths(backend, reverse, pairs):
+    a, b, h0 = problem(1, 150, 4, pairs=pairs, S=6)
+    for start in (None, h0):
+        for bounds in (BOUNDS, BOUNDS.int()):
+            h = fastsparse.linear_recurrence(a, b, start, reverse=reverse, cu_seqlens=bounds)
+            assert_recurrence(h, a, b, start, reverse, bounds)
+    none = torch.tensor([0, 0])
+    empty = fastsparse.linear_recurrence(a[:, :0], b[:, :0], h0[:1], reverse=reverse, cu_seqlens=none)
+    assert empty.shape == b[:, :0].shape
+
+
+def test_by_hand(backend):
+    a, b = torch.tensor([2.0, 3, -1]).view(1, 3, 1), torch.tensor([1.0, 1, 4]).view(1, 3, 1)
+    h0 = torch.tensor([[5.0]])
+    assert fastsparse.linear_recurrence(a, b).flatten().tolist() == [1, 4, 0]
+    assert fastsparse.linear_recurrence(a, b, h0).flatten().tolist() == [11, 34, -30]
+    assert fastsparse.linear_recurrence(a, b, h0, reverse=True).flatten().tolist() == [-3 * 2 + 2 + 1, -2, -1]
+    turn = torch.tensor([[0.0, -1], [1, 0]]).view(1, 1, 2, 2, 1).expand(1, 5, 2, 2, 1)
+    h = fastsparse.linear_recurrence(turn, torch.zeros(1, 5, 2, 1), torch.tensor([[[1.0], [0.0]]]))
+    assert h.flatten(2)[0].tolist() == [[0, 1], [-1, 0], [0, -1], [1, 0], [0, 1]]
+
+
+def test_of_ones_it_is_a_cumulative_sum(backend):
+    b = random(2, 2000, 3, seed=1, dtype=torch.float64)
+    h = fastsparse.linear_recurrence(torch.ones_like(b), b)
+    torch.testing.assert_close(h, b.cumsum(1))
+    backwards = fastsparse.linear_recurrence(torch.ones_like(b), b, reverse=True)
+    torch.testing.assert_close(backwards, b.flip(1).cumsum(1).flip(1))
+
+
+@forms
+@directions
+def test_the_first_factor_is_not_read_without_a_state(backend, reverse, pairs):
+    a, b, _ = problem(1, 150, 4, pairs=pairs)
+    right = fastsparse.linear_recurrence(a, b, reverse=reverse, cu_seqlens=BOUNDS)
+    a[:, [2, 79, 80, 149] if reverse else [0, 3, 80, 81]] = torch.nan
+    assert torch.equal(fastsparse.linear_recurrence(a, b, reverse=reverse, cu_seqlens=BOUNDS), right)
+
+
+@forms
+@directions
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_channel(backend, bad, reverse, pairs):
+    a, b, h0 = problem(3, 30, 5, pairs=pairs)
+    clean = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
+    for spoilt in (a, b):
+        kept = spoilt.clone()
+        spoilt[1, 12, ..., 3] = bad
+        h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
+        others = torch.ones_like(b, dtype=torch.bool)
+        others[1, slice(0, 13) if reverse else slice(12, 30), ..., 3] = False
+        assert torch.equal(h[others], clean[others])
+        assert not h[1, 12, ..., 3].isfinite().any()
+        spoilt.copy_(kept)
+
+
+@forms
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0)])
+def test_nothing_to_do(backend, shape, pairs):
+    leaves = [leaf.requires_grad_() for leaf in problem(*shape, pairs=pairs)]
+    for reverse in (False, True):
+        h = fastsparse.linear_recurrence(*leaves, reverse=reverse)
+        assert h.shape == leaves[1].shape
+        h.sum().backward()
+    grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    assert all(torch.equal(grad, torch.zeros_like(leaf)) for grad, leaf in zip(grads, leaves, strict=True))
+
+
+@forms
+@directions
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients(backend, reverse, packed, pairs):
+    """The first exactly; the second too, since the gradient is made of the recurrence."""
+    bounds = torch.tensor([0, 2, 2, 7]) if packed else None
+    inputs = problem(1 if packed else 2, 7, 2, pairs=pairs, S=3 if packed else 2, dtype=torch.float64)
+
+    def through(*leaves):
+        return fastsparse.linear_recurrence(*leaves, reverse=reverse, cu_seqlens=bounds).sin()
+
+    for some in (inputs, inputs[:2]):
+        leaves = [leaf.requires_grad_() for leaf in some]
+        assert torch.autograd.gradcheck(through, leaves)
+        assert torch.autograd.gradgradcheck(through, leaves, fast_mode=True)
+
+
+@forms
+def test_only_needed_gradients(backend, pairs):
+    for wanted in range(3):
+        leaves = [part.requires_grad_(i == wanted) for i, part in enumerate(problem(2, 4, 3, pairs=pairs))]
+        fastsparse.linear_recurrence(*leaves).sum().backward()
+        assert [leaf.grad is not None for leaf in leaves] == [leaf.requires_grad for leaf in leaves]
+
+
+@forms
+def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, pairs):
+    runs = []
+    for count in (1, 3, 1):
+        threads(count)
+        leaves = [leaf.requires_grad_() for leaf in problem(5, 70, 37, pairs=pairs)]
+        h = fastsparse.linear_recurrence(*leaves)
+        runs.append([h, *torch.autograd.grad(h.sin().sum(), leaves)])
+    for other in runs[1:]:
+        assert all(torch.equal(*pair) for pair in zip(runs[0], other, strict=True))
+
+
+@given(data=st.data(), T=st.integers(1, 40), H=st.integers(1, 3), reverse=st.booleans())
+def test_whatever_comes(backend, data, T, H, reverse):
+    a, b = (data.draw(tensors((1, T, H), st.floats(-2, 2, width=32))) for _ in range(2))
+    assert_recurrence(fastsparse.linear_recurrence(a, b, reverse=reverse), a, b, reverse=reverse)
+
+
+@forms
+@pytest.mark.parametrize("T", [1, 2, 3, 64, 100])
+def test_the_parallel_scan_is_the_loop(T, pairs):
+    """On which the reference's solvers stand."""
+    a, b, _ = problem(2, T, 5, pairs=pairs, dtype=torch.float64)
+    torch.testing.assert_close(scan(a, b), fastsparse.linear_recurrence(a, b))
+
+
+def test_bad_arguments():
+    a, b, h0 = problem(2, 4, 3, pairs=False)
+    blocks, pairs, _ = problem(2, 4, 3, pairs=True)
+    for arguments, options, error, message in [
+        (
+            (a, b[0]),
+            {},
+            ValueError,
+            "b must have shape (B, T, H), or for pairs (B, T, 2, H), got shape (4, 3)",
+        ),
+        ((a[:, :3], b), {}, ValueError, "a must have shape (B, T, H) = (2, 4, 3), got shape (2, 3, 3)"),
+        ((blocks, b), {}, ValueError, "a must have shape (B, T, H) = (2, 4, 3), got shape (2, 4, 2, 2, 3)"),
+        (
+            (a, pairs),
+            {},
+            ValueError,
+            "a must have shape (B, T, 2, 2, H) = (2, 4, 2, 2, 3), got shape (2, 4, 3)",
+        ),
+        (
+            (blocks, blocks[:, :, 0, :1]),
+            {},
+            ValueError,
+            "b must have shape (B, T, 2, H), got shape (2, 4, 1, 3)",
+        ),
+        ((a, b, h0[:1]), {}, ValueError, "h0 must have shape (B, H) = (2, 3), got shape (1, 3)"),
+        ((blocks, pairs, h0), {}, ValueError, "h0 must have shape (B, 2, H) = (2, 2, 3), got shape (2, 3)"),
+        ((a, b, h0.double()), {}, ValueError, "h0 must have the dtype of b (float32), got float64"),
+        ((a.int(), b), {}, TypeError, "a must be float32, bfloat16, float16 or float64, got int32"),
+        ((a, b), {"reverse": 1}, TypeError, "reverse must be a bool, got 1"),
+        ((a, b), {"cu_seqlens": torch.tensor([0, 4])}, ValueError, "b must have B = 1 with cu_seqlens"),
+        (
+            (a[:1], b[:1]),
+            {"cu_seqlens": torch.tensor([0, 5])},
+            ValueError,
+            "cu_seqlens must go from 0 to T = 4",
+        ),
+    ]:
+        with pytest.raises(error, match=f"^linear_recurrence: {re.escape(message)}"):
+            fastsparse.linear_recurrence(*arguments, **options)

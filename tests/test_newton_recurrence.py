@@ -1,0 +1,223 @@
+"""newton_recurrence: recurrences of the user's own, by Newton's method, certified, with their gradient."""
+
+import re
+
+import pytest
+import torch
+from oracle import random
+from recurrences import GRU, LSTM
+
+import fastsparse
+
+
+def elman(weight):
+    """A plain recurrence, of which one weight a channel goes back."""
+    return lambda h, x: torch.tanh(weight * h + x)
+
+
+def gru(weight):
+    return lambda h, u: GRU.step((h,), u, (weight,))[0]
+
+
+def lstm(weight, peephole):
+    """Of pairs (c, h)."""
+
+    def step(state, u):
+        c, h = state.unbind(-2)
+        h, c = LSTM.step((h, c), u, (weight, peephole))
+        return torch.stack((c, h), dim=-2)
+
+    return step
+
+
+def loop(step, x, h0):
+    h, states = h0, []
+    for t in range(x.shape[1]):
+        h = step(h.unsqueeze(1), x[:, t : t + 1]).squeeze(1)
+        states.append(h)
+    return torch.stack(states, dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("T", [1, 2, 50, 129])
+def test_it_is_the_gru_and_the_lstm(backend, T, dtype):
+    slack = 64 * torch.finfo(dtype).eps
+    u, weights, state = GRU.problem(3, T, 5, dtype=dtype)
+    h, info = fastsparse.newton_recurrence(gru(*weights), u, *state)
+    torch.testing.assert_close(h, fastsparse.gru_recurrence(u, *weights, *state), rtol=slack, atol=slack)
+    assert info.converged.shape == info.residual.shape == info.iterations.shape == (3, 5)
+    assert info.residual.max() <= slack
+    u, weights, state = LSTM.problem(3, T, 5, dtype=dtype)
+    pairs = torch.stack(state[::-1], dim=1)
+    states, info = fastsparse.newton_recurrence(lstm(*weights), u, pairs, jacobian="block")
+    right = fastsparse.lstm_recurrence(u, *weights, state)[::-1]
+    torch.testing.assert_close(states, torch.stack(right, dim=2), rtol=slack, atol=slack)
+    assert info.converged.shape == (3, 5)
+    if backend != "reference":
+        assert info.converged.all()
+        assert (info.iterations > 0).all()
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+@pytest.mark.parametrize("weight", [0.5, -3.0, 30.0])
+def test_what_does_not_converge_is_stepped_through(weight, damping):
+    """Each channel on its own; the answer is the loop's, and info says which."""
+    x, h0 = random(3, 200, 4, seed=1), random(3, 4, seed=2)
+    step = elman(torch.tensor([0.1, weight, 0.3, weight]))
+    h, info = fastsparse.newton_recurrence(step, x, h0, max_iter=9, damping=damping)
+    torch.testing.assert_close(h, loop(step, x, h0), rtol=1e-5, atol=1e-5)
+    assert info.residual.max() < 1e-5
+    if not damping:
+        assert info.converged[:, [0, 2]].all()
+        assert (info.iterations[:, [0, 2]] < 9).all()
+        assert info.converged[:, [1, 3]].all() == (weight == 0.5)
+        assert (info.iterations[~info.converged] == 9).all()
+
+
+def test_damping_helps_where_newtons_method_overshoots():
+    """A logistic map, which the first corrections throw far out of where it comes to rest."""
+    x, h0 = torch.zeros(2, 200, 3), torch.full((2, 3), 0.3)
+
+    def step(h, x):
+        return 2.6 * h * (1 - h) + x
+
+    h, plain = fastsparse.newton_recurrence(step, x, h0)
+    assert not plain.converged.any()
+    damped, info = fastsparse.newton_recurrence(step, x, h0, damping=0.7)
+    assert info.converged.all()
+    torch.testing.assert_close(damped, h, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_iter", [1, 20])
+def test_nan_stays_in_its_channel(backend, max_iter):
+    weight = random(5, seed=3)
+    x, h0 = random(3, 60, 5, seed=1), random(3, 5, seed=2)
+    clean, _ = fastsparse.newton_recurrence(elman(weight), x, h0)
+    x[1, 20, 3] = torch.nan
+    h, info = fastsparse.newton_recurrence(elman(weight), x, h0, max_iter=max_iter)
+    others = torch.ones_like(h, dtype=torch.bool)
+    others[1, 20:, 3] = False
+    torch.testing.assert_close(h[others], clean[others], rtol=1e-5, atol=1e-5)
+    assert h[~others].isnan().all()
+    assert not info.converged[1, 3]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_gradcheck(backend, pairs):
+    """To the inputs, the first state, and what the step holds."""
+    cell = LSTM if pairs else GRU
+    u, weights, state = cell.problem(2, 6, 2, dtype=torch.float64)
+    start = torch.stack(state, dim=1) if pairs else state[0]
+
+    def through(u, start, *weights):
+        step, jacobian = (lstm(*weights), "block") if pairs else (gru(*weights), "diagonal")
+        return fastsparse.newton_recurrence(step, u, start, jacobian=jacobian)[0].sin()
+
+    leaves = [leaf.requires_grad_() for leaf in (u, start, *weights)]
+    assert torch.autograd.gradcheck(through, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("max_iter", [1, 20])
+def test_gradients_of_modules(max_iter):
+    """Which hold parameters; converged or stepped through."""
+    cell = torch.nn.Module()
+    cell.weight, cell.bias = (torch.nn.Parameter(random(4, seed=i)) for i in range(2))
+
+    def step(h, x):
+        return torch.tanh(cell.weight * h + x.float() + cell.bias)
+
+    x, h0 = torch.arange(60).view(2, 30, 1) % 3, random(2, 4, seed=5)  # inputs may be tokens
+    upstream = random(2, 30, 4, seed=6)
+    h, _ = fastsparse.newton_recurrence(step, x, h0, max_iter=max_iter)
+    found = torch.autograd.grad(h, list(cell.parameters()), upstream)
+    right = torch.autograd.grad(loop(step, x, h0), list(cell.parameters()), upstream)
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_are_the_references():
+    x, h0, weight = (
+        random(*shape, seed=1, dtype=torch.float64).requires_grad_() for shape in ((1, 4, 2), (1, 2), (2,))
+    )
+
+    def through(x, h0, weight):
+        return fastsparse.newton_recurrence(elman(weight), x, h0)[0]
+
+    with fastsparse.use_backend("reference"):
+        assert torch.autograd.gradgradcheck(through, (x, h0, weight))
+    (grad,) = torch.autograd.grad(through(x, h0, weight).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives must be taken inside"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_nothing_to_do(backend, shape):
+    x, h0 = torch.zeros(shape), torch.zeros(shape[0], shape[2])
+    h, info = fastsparse.newton_recurrence(elman(torch.ones(shape[2])), x, h0)
+    assert h.shape == shape
+    assert info.converged.shape == (shape[0], shape[2])
+
+
+MIXTURES = {
+    "channels": lambda h, x: torch.tanh(h + 0.1 * h.roll(1, -1) + x),
+    "a mean": lambda h, x: h - h.mean(-1, keepdim=True) + x,
+    "time": lambda h, x: torch.tanh(h.cumsum(1) + x),
+    "sequences": lambda h, x: h + 0.01 * h.sum(0, keepdim=True) + x,
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("jacobian", ["diagonal", "block"])
+def test_a_step_that_mixes_is_refused(name, jacobian):
+    pairs = (2,) * (jacobian == "block")
+    x, h0 = random(2, 9, *pairs, 4, seed=1), random(2, *pairs, 4, seed=2)
+    with pytest.raises(
+        ValueError, match=r"^newton_recurrence: step must make each .* alone, as jacobian promises"
+    ):
+        fastsparse.newton_recurrence(MIXTURES[name], x, h0, jacobian=jacobian)
+
+
+def test_pairs_may_mix():
+    x, h0 = random(2, 9, 2, 4, seed=1), random(2, 2, 4, seed=2)
+
+    def step(h, x):
+        return torch.tanh(0.5 * h.flip(-2) + x)
+
+    h, _ = fastsparse.newton_recurrence(step, x, h0, jacobian="block")
+    torch.testing.assert_close(h, loop(step, x, h0), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=re.escape("h0 must have shape (B, H), got shape (2, 2, 4)")):
+        fastsparse.newton_recurrence(step, x, h0)
+
+
+def test_bad_arguments():
+    good = {"step": elman(torch.ones(3)), "x": torch.zeros(2, 5, 3), "h0": torch.zeros(2, 3)}
+    for replaced, error, message in [
+        ({"step": 3}, TypeError, "step must be a function of states and inputs, got 3 of type int"),
+        (
+            {"step": lambda h, x: 1},
+            ValueError,
+            "step must return states like those it is given, of shape (2, 1, 3)",
+        ),
+        ({"step": lambda h, x: h[..., :2]}, ValueError, "step must return states like those it is given"),
+        ({"step": lambda h, x: h.double()}, ValueError, "step must return states like those it is given"),
+        ({"step": lambda h, x: h[:, :1]}, ValueError, "step must work on any number of time steps at once"),
+        ({"jacobian": "full"}, ValueError, "jacobian must be one of diagonal, block, got 'full'"),
+        ({"max_iter": 0}, ValueError, "max_iter must be at least 1, got max_iter=0"),
+        ({"max_iter": 2.0}, TypeError, "max_iter must be an int, got 2.0 of type float"),
+        ({"tol": -1.0}, ValueError, "tol must be finite and at least 0, got tol=-1.0"),
+        ({"damping": 1.0}, ValueError, "damping must be less than 1, got damping=1.0"),
+        ({"damping": -0.5}, ValueError, "damping must be finite and at least 0, got damping=-0.5"),
+        ({"x": torch.zeros(2)}, ValueError, "x must have shape (B, T, ...), got shape (2,)"),
+        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor, got list"),
+        (
+            {"h0": torch.zeros(3, 3)},
+            ValueError,
+            "h0 and x must have one batch size, got shapes (3, 3) and (2, 5, 3)",
+        ),
+        (
+            {"h0": torch.zeros(2, 3).half()},
+            TypeError,
+            "h0 must be float32 or float64, to converge in, got float16",
+        ),
+    ]:
+        with pytest.raises(error, match=f"^newton_recurrence: {re.escape(message)}"):
+            fastsparse.newton_recurrence(**(good | replaced))
