@@ -70,12 +70,8 @@ def test_dtypes(backend, cell, dtype, solver):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts(backend, cell, dtype):
     u, weights, state = cell.problem(3, 12, 9, dtype=dtype)
-    apart = (
-        laid_out_apart(u),
-        [laid_out_apart(part) for part in weights],
-        [laid_out_apart(part) for part in state],
-    )
-    assert all(torch.equal(*pair) for pair in zip(cell.run(*apart), cell.run(u, weights, state), strict=True))
+    apart = [tuple(laid_out_apart(part) for part in parts) for parts in ((u,), weights, state)]
+    assert_states(cell, cell.run(*apart[0], *apart[1:]), u, weights, state)
     one = u[:1].expand(3, -1, -1, -1)
     assert_states(cell, cell.run(one, weights, state), one, weights, state)
 
