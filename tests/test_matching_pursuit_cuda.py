@@ -13,11 +13,11 @@ BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not Non
 N, D, M, k = 5, 20, 700, 6
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[name + mode for name in BACKENDS for mode in ("", "-screened")])
 def plan(request):
     """Sets how many threads a block has, rows are taken at a time, bytes of shared memory there are."""
     with running(request.param):
-        call = GPU_BACKENDS[request.param].library().fastsparse_cuda_plan_pursuit
+        call = GPU_BACKENDS[request.param.removesuffix("-screened")].library().fastsparse_cuda_plan_pursuit
         yield lambda *sizes: call(*map(ctypes.c_int64, sizes))
         call(*map(ctypes.c_int64, (0, 0, 0)))
 
@@ -47,6 +47,17 @@ def test_steps_depend_on_neither_method_nor_memory_nor_blocks(plan, dtype, threa
     for rows, shared_bytes, method in ((2, 0, "gram"), (0, 1, "gram"), (3, 0, "direct")):
         plan(threads, rows, shared_bytes)
         assert_same(pursue(x, dictionary, k=k, method=method), right)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("method", ["direct", "gram"])
+def test_products_on_tensor_cores_change_no_bit(name, method):
+    x, dictionary = problem(rows=30)
+    found = []
+    for mode in ("", "-screened"):
+        with running(name + mode):
+            found.append(fastsparse.matching_pursuit(x, dictionary, k=12, method=method))
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("method", ["direct", "gram"])

@@ -12,9 +12,6 @@ namespace fastsparse::cuda {
 
 namespace {
 
-// First scores of a block of rows, which are read once; rows enough to keep the machine busy to the end.
-constexpr int64_t kFirstScoreBytes = int64_t{256} << 20;
-
 template <typename T> void direct(Pursuit<T>& pursuit, int64_t N, int64_t k) {
   for (int64_t n = 0; n < N; n += pursuit.rows_at_a_time()) {
     pursuit.load(n, std::min(pursuit.rows_at_a_time(), N - n));
@@ -29,10 +26,8 @@ template <typename T> void direct(Pursuit<T>& pursuit, int64_t N, int64_t k) {
 template <typename T> void gram(Pursuit<T>& pursuit, int64_t N) {
   using C = Accumulator<T>;
   const Call& call = pursuit.call();
-  const Tensor& directions = pursuit.directions();
-  int64_t latents = directions.size(0), planned = pursuit_plan().shared_bytes;
-  Tensor matrix = allocate(directions, {latents, latents}, directions.scalar_type());
-  product(directions, directions, matrix);
+  Tensor matrix = pursuit.gram();
+  int64_t latents = matrix.size(0), planned = pursuit_plan().shared_bytes;
   int64_t bytes = (latents + int64_t{pursuit.work().depth}) * int64_t(sizeof(C));
   bool resident = bytes <= (planned ? planned : call.most_shared_bytes());
   for (int64_t n = 0; n < N; n += pursuit.rows_at_a_time()) {
@@ -61,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tenso
     using T = typename decltype(tag)::type;
     int64_t N = x.size(0), M = dictionary.size(0);
     bool by_gram = takes_gram(method, N, M, k, sizeof(Accumulator<T>));
-    Pursuit<T> pursuit(x, dictionary, k, tol, nonnegative, normalized, by_gram ? kFirstScoreBytes : kStepScoreBytes);
+    Pursuit<T> pursuit(x, dictionary, k, tol, nonnegative, normalized, by_gram && N > 0);
     if (N > 0 && by_gram) gram(pursuit, N);
     else direct(pursuit, N, k);
     return pursuit.result();

@@ -10,6 +10,7 @@
 #include "cuda/matching_pursuit_step.h"
 #include "cuda/norms.h"
 #include "cuda/rows.h"
+#include "cuda/screening.h"
 
 namespace fastsparse::cuda {
 
@@ -17,6 +18,9 @@ namespace {
 
 constexpr int64_t kFewRows = 128;                       // with fewer a product wastes its tiles
 constexpr int64_t kMostScoreBytes = int64_t{256} << 20;
+// Of a block of rows: scores that a step chooses by stay in the L2 cache; first scores are read once, and more rows keep
+// the machine busy to the end.
+constexpr int64_t kStepScoreBytes = int64_t{32} << 20, kFirstScoreBytes = kMostScoreBytes;
 std::atomic<int64_t> planned_threads{0}, planned_rows{0}, planned_shared_bytes{0};
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,13 +32,14 @@ template <typename C> constexpr ScalarType type_of() {
 
 // See matching_pursuit_step.cuh. What gets lost where products or the library's operands are subnormal is less than the
 // smallest normal number, for each of D products.
-template <typename C> Rounding rounding_of(int64_t D, bool normalized) {
+template <typename C> Rounding rounding_of(int64_t D, bool normalized, bool split) {
   using Limits = std::numeric_limits<C>;
   double unit = double(Limits::epsilon()) / 2, sum = double(D + 8) * unit;
   Rounding rounding{};
   rounding.unit = unit;
   rounding.product = sum < 0.5 ? sum / (1 - sum) : std::numeric_limits<double>::infinity();
   rounding.direction = normalized ? 0 : 2 * unit + (sizeof(C) == 8 ? rounding.product : 0);
+  if (split) rounding.product += 3.1 * 0x1p-16 + 1.02 * double(9 * D + 8) * 0x1p-24;
   rounding.dot = double(ceil_div(D, 32) + 16) * unit;
   rounding.lost = 2 * double(D + 8) * double(Limits::min());
   return rounding;
@@ -46,7 +51,7 @@ PursuitPlan pursuit_plan() { return {planned_threads.load(), planned_rows.load()
 
 template <typename T>
 Pursuit<T>::Pursuit(const Tensor& x, const Tensor& dictionary, std::optional<int64_t> k, double tol, bool nonnegative,
-                    bool normalized, int64_t score_bytes)
+                    bool normalized, bool by_gram)
     : call_(x), x_(x), dictionary_(with_unit_stride(dictionary)), N_(x.size(0)), D_(x.size(1)), M_(dictionary.size(0)),
       k_(k.value_or(1)) {
   constexpr int64_t packet = Packet<C>::size;
@@ -60,29 +65,56 @@ Pursuit<T>::Pursuit(const Tensor& x, const Tensor& dictionary, std::optional<int
   if (N_ == 0) return;
 
   // Directions are the atoms themselves where these are of norm 1 and laid out as the kernels want them.
-  int64_t depth = round_up(D_, packet), latents = round_up(M_, packet);
+  int64_t depth = round_up(D_, packet), latents = round_up(M_, packet), part = round_up(D_, Packet<bf16>::size);
   bool packets = takes_packets<T>(dictionary_, D_);
   bool ready = normalized && std::is_same_v<T, C> && packets && latents == M_;
-  directions_ = ready ? dictionary_ : allocate(x, {latents, depth}, type_of<C>());
+  split_ = splits(by_gram);
+  Directions<C> directions{};
+  directions.latents = latents;
+  directions.depth = depth;
+  if (split_) {
+    directions_ = allocate(x, {latents, 3 * part}, ScalarType::BFloat16);
+    directions.right = {mutable_data<bf16>(directions_), part};
+    if (by_gram) {
+      left_directions_ = allocate(x, {latents, 3 * part}, ScalarType::BFloat16);
+      directions.left = {mutable_data<bf16>(left_directions_), part};
+    }
+  } else if (ready) {
+    directions_ = dictionary_;
+  } else {
+    directions_ = allocate(x, {latents, depth}, type_of<C>());
+    directions.whole = mutable_data<C>(directions_);
+  }
   longest_ = allocate(x, {1}, ScalarType::Double);
   torch::stable::zero_(longest_);
   squares_ = squared_norms(call_, dictionary_);
   const double* squares = data<double>(squares_);
   call_.launch("matching_pursuit_prepare", matching_pursuit_prepare<T>, ceil_div(latents, kAtomThreads / kWarp),
                kAtomThreads, 0, data<T>(dictionary_), dictionary_.stride(0), M_, D_, normalized, squares,
-               mutable_data<double>(longest_), ready ? nullptr : mutable_data<C>(directions_), latents, depth);
+               mutable_data<double>(longest_), directions);
 
   int64_t row_bytes = latents * int64_t(sizeof(C)), planned = pursuit_plan().rows;
+  int64_t score_bytes = by_gram ? kFirstScoreBytes : kStepScoreBytes;
   block_ = std::max<int64_t>(1, std::max(score_bytes / row_bytes, std::min(kFewRows, kMostScoreBytes / row_bytes)));
   block_ = std::min(N_, planned ? planned : block_);
   residuals_ = allocate(x, {block_, depth}, type_of<C>());
   scores_ = allocate(x, {block_, latents}, type_of<C>());
   steps_ = allocate(x, {block_}, ScalarType::Int);
+  if (split_) left_residuals_ = allocate(x, {block_, 3 * part}, ScalarType::BFloat16);
   atoms_ = {data<T>(dictionary_), dictionary_.stride(0), int(M_), int(D_), packets, normalized ? nullptr : squares,
             data<double>(longest_)};
   work_ = {mutable_data<C>(residuals_), mutable_data<C>(scores_), int(depth), int(latents),
            mutable_data<int32_t>(steps_)};
-  goal_ = {nullptr, nullptr, k_, tol, nonnegative, rounding_of<C>(D_, normalized)};
+  goal_ = {nullptr, nullptr, k_, tol, nonnegative, rounding_of<C>(D_, normalized, split_)};
+}
+
+// Whether products run on tensor cores: there must be enough to multiply, and their errors, which the depth adds up, and
+// the Gram matrix over all steps, must leave few candidates.
+template <typename T> bool Pursuit<T>::splits(bool by_gram) const {
+  int64_t deepest = by_gram ? 1024 : 8192;
+  bool possible = std::is_same_v<C, float> && D_ > 0 && D_ <= deepest;
+  int forced = screening_choice();
+  return possible && (forced >= 0 ? forced == 1 : N_ >= kFewRows && D_ >= 64 && M_ >= 1024);
 }
 
 // Enough for what a row streams, few enough to share barriers cheaply.
@@ -94,7 +126,14 @@ template <typename T> int64_t Pursuit<T>::threads() const {
 }
 
 template <typename T> Tensor Pursuit<T>::block_of(const Tensor& scratch, int64_t columns) const {
-  return torch::stable::from_blob(scratch.mutable_data_ptr(), {rows_, columns}, {columns, 1}, x_.device(), type_of<C>());
+  return torch::stable::from_blob(scratch.mutable_data_ptr(), {rows_, columns}, {columns, 1}, x_.device(),
+                                  scratch.scalar_type());
+}
+
+template <typename T> Tensor Pursuit<T>::gram() const {
+  Tensor out = allocate(x_, {work_.latents, work_.latents}, type_of<C>());
+  product(split_ ? left_directions_ : directions_, directions_, out);
+  return out;
 }
 
 template <typename T> void Pursuit<T>::load(int64_t begin, int64_t rows) {
@@ -108,7 +147,15 @@ template <typename T> void Pursuit<T>::load(int64_t begin, int64_t rows) {
 }
 
 template <typename T> void Pursuit<T>::score() {
-  product(block_of(residuals_, work_.depth), directions_, block_of(scores_, work_.latents));
+  Tensor residuals = block_of(residuals_, work_.depth);
+  if constexpr (std::is_same_v<C, float>)
+    if (split_) {
+      residuals = block_of(left_residuals_, left_residuals_.size(1));
+      Split left{mutable_data<bf16>(left_residuals_), left_residuals_.size(1) / 3};
+      call_.launch("matching_pursuit_split", matching_pursuit_split<C>, ceil_div(rows_ * left.depth, kAtomThreads),
+                   kAtomThreads, 0, work_.residuals, int64_t{work_.depth}, rows_, D_, left);
+    }
+  product(residuals, directions_, block_of(scores_, work_.latents));
 }
 
 template <typename T> void Pursuit<T>::take(int64_t t) {
@@ -129,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> matching_pursuit_step(const Tensor& residual,
                                                          bool nonnegative, bool normalized) {
   return with_type(dtype_of(residual), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Pursuit<T> pursuit(residual, dictionary, std::nullopt, 0, nonnegative, normalized, kStepScoreBytes);
+    Pursuit<T> pursuit(residual, dictionary, std::nullopt, 0, nonnegative, normalized, false);
     for (int64_t n = 0, N = residual.size(0); n < N; n += pursuit.rows_at_a_time()) {
       pursuit.load(n, std::min(pursuit.rows_at_a_time(), N - n));
       pursuit.score();

@@ -16,7 +16,10 @@
 //   A fresh score s = fl(v.r):      |s - w^.r| <= W |r| (gamma + e)                                             = B
 //   An exact one, fl(w.r) / |w|, by `dot`:       W |r| h, h = (D / 32 + 16) u
 //   After a step, see matching_pursuit.cuh:      B' of B
-// plus what gets lost where numbers are subnormal. Two scores' order is certain where they lie 2 (B + W |r| h) apart.
+// plus what gets lost where numbers are subnormal. Where the product runs on tensor cores (`Split`), gamma is
+//   3.1 2^-16 for the products of low parts that are left out, and of what both parts leave,
+//   1.02 (9 D + 8) 2^-24 for sums of 3 D products, as screen.cuh says for D of them.
+// Two scores' order is certain where they lie 2 (B + W |r| h) apart.
 #pragma once
 
 #include <cfloat>
@@ -40,6 +43,22 @@ template <typename T> struct Atoms {
   bool packets;           // all rows are whole packets on 16 bytes
   const double* squares;  // |w|^2; null: all are promised to be 1
   const double* longest;  // W above
+};
+
+// fp32 operands of a product as three parts in bf16, x = high + low + at most 2^-16 |x|, so that one product of depth
+// 3 D on tensor cores has high.high + low.high + high.low: a product of three times the operations at 16 times the
+// speed. Rows of `depth` each: high, low, high to the left, high, high, low to the right.
+struct Split {
+  bf16* rows;
+  int64_t depth;  // of one part, a multiple of 8
+
+  __device__ __forceinline__ void write(int64_t row, int64_t d, float value, bool left) const {
+    bf16 high = narrow<bf16>(value), low = narrow<bf16>(value - widen(high));
+    bf16* to = rows + row * 3 * depth + d;
+    to[0] = high;
+    to[depth] = left ? low : high;
+    to[2 * depth] = left ? high : low;
+  }
 };
 
 // How far results may be off, in units of the numbers' magnitude; `lost` absolutely.
@@ -72,25 +91,49 @@ template <typename T> struct Goal {
 
 // ---- what comes before the first step ----
 
-// The atoms' directions (latents, depth), w / |w| or w itself, zeros around them; where none are asked for, the largest
-// norm alone. `longest` begins at 0. A warp an atom.
+// Where atoms' directions go, those that there is room for.
+template <typename C> struct Directions {
+  C* whole;           // (latents, depth)
+  Split left, right;  // of fp32
+  int64_t latents, depth;
+};
+
+// The atoms' directions, w / |w| or w itself, zeros around them, and their largest norm; `longest` begins at 0. A warp
+// an atom.
 template <typename T>
 __global__ void __launch_bounds__(kAtomThreads)
     matching_pursuit_prepare(const T* rows, int64_t stride, int64_t M, int64_t D, bool normalized, const double* squares,
-                             double* longest, Accumulator<T>* directions, int64_t latents, int64_t depth) {
+                             double* longest, Directions<Accumulator<T>> directions) {
   using C = Accumulator<T>;
   int64_t m = int64_t(blockIdx.x) * (kAtomThreads / kWarp) + warp_index();
-  if (m >= latents) return;
+  if (m >= directions.latents) return;
   double norm = m < M ? sqrt(squares[m]) : 0, factor = normalized ? 1 : norm == 0 ? 0 : 1 / norm;
   if (lane_index() == 0) {
     // The bits of numbers that aren't negative have their order. NaN and infinities are found by what they do to scores.
     double length = normalized && norm > 1 && norm <= DBL_MAX ? norm : 1;
     atomicMax(reinterpret_cast<unsigned long long*>(longest), (unsigned long long)(__double_as_longlong(length)));
   }
-  if (!directions) return;
+  auto direction = [&](int64_t d) { return m < M && d < D ? C(widen(rows[m * stride + d]) * factor) : C(0); };
+  if (directions.whole) {
 #pragma unroll 4
-  for (int64_t d = lane_index(); d < depth; d += kWarp)
-    directions[m * depth + d] = m < M && d < D ? C(widen(rows[m * stride + d]) * factor) : C(0);
+    for (int64_t d = lane_index(); d < directions.depth; d += kWarp)
+      directions.whole[m * directions.depth + d] = direction(d);
+  }
+  if constexpr (sizeof(C) == 4) {
+    if (!directions.right.rows) return;
+#pragma unroll 4
+    for (int64_t d = lane_index(); d < directions.right.depth; d += kWarp) {
+      directions.right.write(m, d, direction(d), false);
+      if (directions.left.rows) directions.left.write(m, d, direction(d), true);
+    }
+  }
+}
+
+template <typename C>
+__global__ void __launch_bounds__(kAtomThreads)
+    matching_pursuit_split(const C* residuals, int64_t depth, int64_t rows, int64_t D, Split left) {
+  int64_t i = int64_t(blockIdx.x) * kAtomThreads + threadIdx.x, row = quotient(i, left.depth), d = i - row * left.depth;
+  if (row < rows) left.write(row, d, d < D ? residuals[row * depth + d] : 0.0f, true);
 }
 
 template <typename T>

@@ -14,10 +14,13 @@ template <typename T> class Pursuit {
   using C = Accumulator<T>;
 
  public:
-  // Values and indices, (N, k) or (N) for k = 1, and residuals are allocated here. `score_bytes`: of a block, about.
+  // Values and indices, (N, k) or, without k, of one step (N), and residuals are allocated here. `by_gram`: for the Gram
+  // matrix and first scores, not for fresh scores in every step.
   Pursuit(const Tensor& x, const Tensor& dictionary, std::optional<int64_t> k, double tol, bool nonnegative,
-          bool normalized, int64_t score_bytes);
+          bool normalized, bool by_gram);
 
+  // The Gram matrix (latents, latents) of the atoms' directions.
+  Tensor gram() const;
   int64_t rows_at_a_time() const { return block_; }
   // Makes [begin, begin + rows) the block: its residuals are the tokens.
   void load(int64_t begin, int64_t rows);
@@ -29,7 +32,6 @@ template <typename T> class Pursuit {
   void store();
 
   const Call& call() const { return call_; }
-  const Tensor& directions() const { return directions_; }
   const Atoms<T>& atoms() const { return atoms_; }
   const Work<C>& work() const { return work_; }
   const Goal<T>& goal() const { return goal_; }
@@ -38,10 +40,13 @@ template <typename T> class Pursuit {
   std::tuple<Tensor, Tensor, Tensor> result() const { return {values_, indices_, residual_}; }
 
  private:
+  bool splits(bool by_gram) const;
   Tensor block_of(const Tensor& scratch, int64_t columns) const;
 
   Call call_;
-  Tensor x_, dictionary_, values_, indices_, residual_, directions_, squares_, longest_, residuals_, scores_, steps_;
+  Tensor x_, dictionary_, values_, indices_, residual_, squares_, longest_, residuals_, scores_, steps_;
+  Tensor directions_, left_directions_, left_residuals_;  // of products; the left ones where operands are split
+  bool split_ = false;
   int64_t N_, D_, M_, k_, block_ = 0, begin_ = 0, rows_ = 0;
   Atoms<T> atoms_{};
   Work<C> work_{};
@@ -54,8 +59,5 @@ struct PursuitPlan {
   int64_t threads = 0, rows = 0, shared_bytes = 0;
 };
 PursuitPlan pursuit_plan();
-
-// Scores of a block of rows that a step chooses by: they stay in the L2 cache.
-inline constexpr int64_t kStepScoreBytes = int64_t{32} << 20;
 
 }  // namespace fastsparse::cuda

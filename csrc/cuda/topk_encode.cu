@@ -11,6 +11,7 @@
 #include "cuda/edge.h"
 #include "cuda/rows.h"
 #include "cuda/screen.cuh"
+#include "cuda/screening.h"
 
 namespace fastsparse::cuda {
 
@@ -98,7 +99,7 @@ template <typename T> class Encoder {
 
   bool screens() const {
     bool possible = std::is_same_v<T, float> && D_ > 0 && D_ <= kMostRefined && k_ <= kMostSorted;
-    int forced = screening.load(std::memory_order_relaxed);
+    int forced = screening_choice();
     if (forced >= 0 || !possible) return possible && forced == 1;
     // A product of fp32 must cost more than rounding the weight does (that is memory-bound: a few tokens are not worth
     // it), than the exact scores of the survivors, and than a handful of launches.
@@ -277,6 +278,8 @@ template <typename T> class Encoder {
 };
 
 }  // namespace
+
+int screening_choice() { return screening.load(std::memory_order_relaxed); }
 
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        int64_t k, const std::string& activation,
