@@ -2,7 +2,9 @@
 
 from fastsparse.nn.fvu import fvu
 from fastsparse.nn.matching_pursuit_sae import MatchingPursuitSAE
+from fastsparse.nn.para_gru import ParaGRU
+from fastsparse.nn.para_lstm import ParaLSTM
 from fastsparse.nn.sparse_autoencoder import SAELoss, SparseAutoencoder
 from fastsparse.nn.topk_sae import TopKSAE
 
-__all__ = ["MatchingPursuitSAE", "SAELoss", "SparseAutoencoder", "TopKSAE", "fvu"]
+__all__ = ["MatchingPursuitSAE", "ParaGRU", "ParaLSTM", "SAELoss", "SparseAutoencoder", "TopKSAE", "fvu"]

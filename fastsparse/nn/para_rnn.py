@@ -1,0 +1,237 @@
+"""What ParaGRU and ParaLSTM share: layers of an input product and a recurrence that doesn't mix channels."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsparse._validation import check_count, check_float
+from fastsparse.functional.recurrences import SOLVERS
+
+
+class ParaRNN(nn.Module):
+    """Layers, each a product of its inputs with three gates' weights, and a recurrence along time.
+
+    A layer's states are (B, H) tensors, as many as ``states`` says; a subclass runs their recurrence. The
+    gates of one another's channels meet in the products alone.
+    """
+
+    states: int
+    recurrent: ClassVar[dict[str, int]]  # names of the recurrent weights, and how many rows they have
+    gates: tuple[str, str, str]  # what the rows of u are, by pararnn-torch's letters, and in its own order
+    order: tuple[str, str, str]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        num_heads: int = 1,
+        solver: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for argument, size in (sizes | {"num_heads": num_heads}).items():
+            check_count(name, argument, size, 1)
+        if input_size % num_heads or hidden_size % num_heads:
+            raise ValueError(
+                f"{name}: num_heads must divide input_size and hidden_size ({input_size} and {hidden_size}), "
+                f"got num_heads={num_heads}"
+            )
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"{name}: dropout must be in [0, 1], got {dropout}")
+        if solver not in SOLVERS:
+            raise ValueError(f"{name}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
+        self.num_heads, self.solver = num_heads, solver
+        for layer in range(num_layers):
+            inputs = hidden_size if layer else input_size
+            shapes = {"weight_ih": (3, hidden_size, inputs // num_heads)}
+            shapes |= {part: (rows, hidden_size) for part, rows in self.recurrent.items()}
+            shapes |= {"bias": (3, hidden_size)} if bias else {}
+            for part, shape in shapes.items():
+                self.register_parameter(
+                    f"{part}_l{layer}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                )
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew: recurrent ones of deviation 1 / sqrt(H), as ParaRNN's appendix C.1 has it.
+
+        Input weights are uniform within 1 / sqrt(inputs of a channel), as in ``nn.Linear``, and biases 0.
+        """
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                parameter.zero_()
+            elif name.startswith("weight_ih"):
+                bound = parameter.shape[-1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+            else:
+                parameter.normal_(0, self.hidden_size**-0.5, generator=generator)
+
+    def forward(self, x, state=None, *, cu_seqlens: Tensor | None = None):
+        """Run all layers over whole sequences.
+
+        Args:
+            x: (B, T, D), or (T, B, D) with ``batch_first=False``.
+            state: of each layer before the first step, (num_layers, B, H); zeros if None. An LSTM's is a pair
+                of these, (h, c).
+            cu_seqlens: (S + 1,), for S sequences of different lengths one after the other in B = 1; see
+                :func:`fastsparse.linear_recurrence`. States are then (num_layers, S, H).
+
+        Returns:
+            ``(output, state)``: the last layer's h, (B, T, H), laid out as x is, and of each layer the state
+            after the last step, in the form of ``state``.
+
+        Raises:
+            TypeError, ValueError: x or state have another shape or dtype than they should.
+        """
+        name = type(self).__name__
+        check_float(name, "x", x)
+        if x.dim() != 3 or x.shape[-1] != self.input_size:
+            form = "(B, T, D)" if self.batch_first else "(T, B, D)"
+            raise ValueError(
+                f"{name}: x must have shape {form} with D = {self.input_size}, got shape {tuple(x.shape)}"
+            )
+        h = x if self.batch_first else x.transpose(0, 1)
+        S = h.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        starts = self._unpacked(state, S)
+        ends = []
+        for layer in range(self.num_layers):
+            if layer and self.dropout and self.training:
+                h = F.dropout(h, self.dropout)
+            start = None if starts is None else tuple(part[layer] for part in starts)
+            found = self._recur(self._gates(h, layer), layer, start, cu_seqlens)
+            ends.append([_last(part, i, start, S, cu_seqlens) for i, part in enumerate(found)])
+            h = found[0]
+        final = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+        return h if self.batch_first else h.transpose(0, 1), final if self.states > 1 else final[0]
+
+    def step(self, x, state=None):
+        """Take one step, for decoding.
+
+        Args:
+            x: (B, D).
+            state: as :meth:`forward` takes and returns it.
+
+        Returns:
+            ``(output, state)``: (B, H), and the state after it.
+        """
+        check_float(type(self).__name__, "x", x)
+        time = 1 if self.batch_first else 0
+        output, state = self(x.unsqueeze(time), state)
+        return output.squeeze(time), state
+
+    def _gates(self, x: Tensor, layer: int) -> Tensor:
+        """u (B, T, 3, H): the inputs' share of the gates, each channel's of its own head's inputs."""
+        weight = getattr(self, f"weight_ih_l{layer}")
+        bias = getattr(self, f"bias_l{layer}") if self.bias else None
+        if self.num_heads == 1:
+            flat = None if bias is None else bias.flatten()
+            return F.linear(x, weight.flatten(0, 1), flat).unflatten(-1, (3, self.hidden_size))
+        heads = x.unflatten(-1, (self.num_heads, -1))
+        blocks = weight.unflatten(1, (self.num_heads, -1))  # (3, heads, H / heads, D / heads)
+        u = torch.einsum("btnd,gnhd->btgnh", heads, blocks).flatten(-2)
+        return u if bias is None else u + bias
+
+    def _weights(self, layer: int) -> list[Tensor]:
+        return [getattr(self, f"{name}_l{layer}") for name in self.recurrent]
+
+    def _recur(self, u: Tensor, layer: int, start: tuple[Tensor, ...] | None, cu_seqlens: Tensor | None):
+        """The states along time, h first, each (B, T, H)."""
+        raise NotImplementedError
+
+    def _unpacked(self, state, S: int) -> tuple[Tensor, ...] | None:
+        """The parts of a state, each (num_layers, S, H)."""
+        if state is None:
+            return None
+        name, shape = type(self).__name__, (self.num_layers, S, self.hidden_size)
+        if self.states > 1 and (not isinstance(state, (tuple, list)) or len(state) != self.states):
+            raise TypeError(f"{name}: state must be a pair (h, c), got {type(state).__name__}")
+        parts = tuple(state) if self.states > 1 else (state,)
+        for part in parts:
+            check_float(name, "state", part)
+            if part.shape != shape:
+                raise ValueError(
+                    f"{name}: state must have shape (num_layers, B, H) = {shape}, "
+                    f"got shape {tuple(part.shape)}"
+                )
+        return parts
+
+    @classmethod
+    def from_pararnn_torch(
+        cls, state_dict: Mapping[str, Tensor], *, max_recurrent_norm: float | None = 0.5, **options
+    ):
+        """A module with the weights of one that the package pararnn-torch has trained.
+
+        Args:
+            state_dict: of its cell of the same name, or of a ``ParaRNN`` of such cells; ``mix='head'``, which
+                mixes channels in time, has no counterpart here.
+            max_recurrent_norm: that of the cell, which clamps its recurrent weights to within it as it runs;
+                here they are clamped once, now. None for a cell that doesn't.
+            options: ``batch_first``, ``dropout``, ``solver``, ``device``, ``dtype``.
+
+        Returns:
+            The module, which computes the same.
+
+        Raises:
+            ValueError: the names are not those of such cells.
+        """
+        prefixes = [""] if "W_x.weight" in state_dict else []
+        while f"layers.{len(prefixes)}.W_x.weight" in state_dict:
+            prefixes.append(f"layers.{len(prefixes)}.")
+        letters = [f"a_{letter}" for letter in cls.gates], [f"c_{letter}" for letter in cls.gates[:2]]
+        sources = dict(zip(cls.recurrent, letters, strict=False))
+        wanted = {"W_x.weight", "W_x.bias"}.union(*sources.values())
+        known = {prefix + name for prefix in prefixes for name in wanted}
+        if not known or known != set(state_dict):
+            raise ValueError(
+                f"{cls.__name__}.from_pararnn_torch: state_dict must hold {', '.join(sorted(wanted))}, or "
+                f"these of layers.0, layers.1, ..., got {', '.join(sorted(state_dict)) or 'nothing'}"
+            )
+        width, inputs = state_dict[f"{prefixes[0]}W_x.weight"].shape
+        module = cls(inputs, width // 3, len(prefixes), **options)
+        rows = [cls.order.index(letter) for letter in cls.gates]
+        loaded = {}
+        for layer, prefix in enumerate(prefixes):
+            weight, bias = (state_dict[f"{prefix}W_x.{part}"] for part in ("weight", "bias"))
+            loaded[f"weight_ih_l{layer}"] = weight.unflatten(0, (3, -1))[rows]
+            loaded[f"bias_l{layer}"] = bias.unflatten(0, (3, -1))[rows]
+            for name, parts in sources.items():
+                values = torch.stack([state_dict[prefix + part] for part in parts])
+                cap = max_recurrent_norm
+                loaded[f"{name}_l{layer}"] = values if cap is None else values.clamp(-cap, cap)
+        module.load_state_dict(loaded)
+        return module
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bias={self.bias}, "
+            f"batch_first={self.batch_first}, dropout={self.dropout}, num_heads={self.num_heads}, "
+            f"solver={self.solver!r}"
+        )
+
+
+def _last(
+    states: Tensor, i: int, start: tuple[Tensor, ...] | None, S: int, cu_seqlens: Tensor | None
+) -> Tensor:
+    """(S, H), the state after each sequence's last step; the one it started from if it has none."""
+    before = states.new_zeros(S, states.shape[-1]) if start is None else start[i]
+    if states.shape[1] == 0:
+        return before
+    if cu_seqlens is None:
+        return states[:, -1]
+    some = (cu_seqlens.diff() > 0).unsqueeze(-1)
+    return torch.where(some, states[0, (cu_seqlens[1:] - 1).clamp_min(0)], before)

@@ -1,0 +1,224 @@
+"""ParaGRU and ParaLSTM: torch.nn.GRU's interface around the recurrences, and weights from elsewhere."""
+
+import re
+
+import pytest
+import torch
+from oracle import random
+
+import fastsparse
+from fastsparse.nn import ParaGRU, ParaLSTM
+
+kinds = pytest.mark.parametrize("kind", [ParaGRU, ParaLSTM])
+
+
+def build(kind, *sizes, seed=0, **options):
+    return kind(*sizes, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def parts(state) -> tuple[torch.Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def joined(states):
+    """Parts of a state as a module takes them."""
+    return states if len(states) > 1 else states[0]
+
+
+@kinds
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_a_product_and_a_recurrence(kind, bias):
+    module = build(kind, 6, 8, bias=bias)
+    if bias:
+        torch.nn.init.normal_(module.bias_l0)
+    x, start = random(3, 20, 6, seed=1), tuple(random(1, 3, 8, seed=2 + i) for i in range(kind.states))
+    u = torch.einsum("btd,ghd->btgh", x, module.weight_ih_l0) + (module.bias_l0 if bias else 0)
+    if kind is ParaGRU:
+        right = (fastsparse.gru_recurrence(u, module.weight_hh_l0, start[0][0]),)
+    else:
+        state0 = start[0][0], start[1][0]
+        right = fastsparse.lstm_recurrence(u, module.weight_hh_l0, module.peephole_l0, state0)
+    output, state = module(x, joined(start))
+    torch.testing.assert_close(output, right[0])
+    for part, states in zip(parts(state), right, strict=True):
+        assert part.shape == (1, 3, 8)
+        torch.testing.assert_close(part[0], states[:, -1])
+
+
+@kinds
+def test_layers_heads_and_layout(kind):
+    """Two layers are one after the other; heads are modules of their own; time may come first."""
+    deep = build(kind, 6, 8, 2, num_heads=2)
+    x = random(3, 20, 6, seed=1)
+    output, state = deep(x)
+    h = x
+    for layer in range(2):
+        shape = deep.get_parameter(f"weight_ih_l{layer}").shape
+        assert shape == (3, 8, (8 if layer else 6) // 2)
+        heads = []
+        for head in range(2):
+            one = build(kind, shape[-1], 4)
+            channels = slice(4 * head, 4 * head + 4)
+            one.load_state_dict(
+                {
+                    name.replace(f"_l{layer}", "_l0"): value[:, channels]
+                    for name, value in deep.state_dict().items()
+                    if name.endswith(f"_l{layer}")
+                }
+            )
+            heads.append(one(h.chunk(2, dim=-1)[head]))
+        h = torch.cat([out for out, _ in heads], dim=-1)
+        for part, *found in zip(parts(state), *(parts(last) for _, last in heads), strict=True):
+            torch.testing.assert_close(part[layer], torch.cat(found, dim=-1)[0])
+    torch.testing.assert_close(output, h)
+
+    late = build(kind, 6, 8, 2, num_heads=2, batch_first=False)
+    late.load_state_dict(deep.state_dict())
+    other, _ = late(x.transpose(0, 1))
+    torch.testing.assert_close(other.transpose(0, 1), output)
+
+
+@kinds
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_decoding_step_by_step(kind, batch_first):
+    module = build(kind, 6, 8, 2, batch_first=batch_first)
+    x = random(3, 9, 6, seed=1)
+    output, state = module(x if batch_first else x.transpose(0, 1))
+    output = output if batch_first else output.transpose(0, 1)
+    now = None
+    for t in range(9):
+        h, now = module.step(x[:, t], now)
+        torch.testing.assert_close(h, output[:, t])
+    for part, other in zip(parts(now), parts(state), strict=True):
+        torch.testing.assert_close(part, other)
+    nothing, same = module(x[:, :0] if batch_first else x.transpose(0, 1)[:0], now)
+    assert 0 in nothing.shape
+    assert all(torch.equal(*pair) for pair in zip(parts(same), parts(now), strict=True))
+
+
+@kinds
+def test_sequences_of_many_lengths(kind):
+    module = build(kind, 6, 8, 2)
+    x, spans = random(1, 12, 6, seed=1), torch.tensor([0, 5, 5, 12])
+    start = tuple(random(2, 3, 8, seed=2 + i) for i in range(kind.states))
+    output, state = module(x, joined(start), cu_seqlens=spans)
+    for s, (first, last) in enumerate([(0, 5), (5, 5), (5, 12)]):
+        alone = joined(tuple(part[:, s : s + 1] for part in start))
+        right, end = module(x[:, first:last], alone)
+        torch.testing.assert_close(output[:, first:last], right)
+        for part, other in zip(parts(state), parts(end), strict=True):
+            torch.testing.assert_close(part[:, s : s + 1], other)
+
+
+@kinds
+def test_gradients_reach_everything(kind):
+    module = build(kind, 4, 6, 2, dtype=torch.float64)
+    x = random(2, 5, 4, seed=1, dtype=torch.float64).requires_grad_()
+    start = tuple(
+        random(2, 2, 6, seed=2 + i, dtype=torch.float64).requires_grad_() for i in range(kind.states)
+    )
+
+    def through(*_):
+        output, state = module(x, joined(start))
+        return output.sin(), *(part.cos() for part in parts(state))
+
+    assert torch.autograd.gradcheck(through, (x, *start, *module.parameters()), fast_mode=True)
+
+
+@kinds
+def test_initial_weights(kind):
+    module = build(kind, 64, 400)
+    assert not module.bias_l0.any()
+    assert 0.9 / 8 < module.weight_ih_l0.abs().max() <= 1 / 8
+    assert module.weight_hh_l0.std().item() == pytest.approx(400**-0.5, rel=0.1)
+    again, other = build(kind, 64, 400), build(kind, 64, 400, seed=1)
+    assert all(torch.equal(*pair) for pair in zip(module.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(module.weight_hh_l0, other.weight_hh_l0)
+
+
+@kinds
+def test_dropout_is_between_layers_and_in_training(kind):
+    x = random(2, 5, 4, seed=1)
+    module = build(kind, 4, 6, 2, dropout=1.0)
+    plain = build(kind, 4, 6, 2)
+    assert not torch.equal(module(x)[0], plain(x)[0])
+    torch.testing.assert_close(module(x)[0], module(torch.zeros_like(x))[0])
+    assert torch.equal(module.eval()(x)[0], plain(x)[0])
+    one = build(kind, 4, 6, dropout=1.0)
+    assert torch.equal(one(x)[0], build(kind, 4, 6)(x)[0])
+
+
+def foreign(kind, inputs, H, prefix="") -> dict[str, torch.Tensor]:
+    """Weights as pararnn-torch 0.17 names and orders them."""
+    names = ["a_z", "a_r", "a_n"] if kind is ParaGRU else ["a_f", "a_z", "a_o", "c_f", "c_o"]
+    weights = {prefix + name: random(H, seed=i, scale=0.5) for i, name in enumerate(names)}
+    weights[f"{prefix}W_x.weight"] = random(3 * H, inputs, seed=8)
+    weights[f"{prefix}W_x.bias"] = random(3 * H, seed=9)
+    return weights
+
+
+@kinds
+@pytest.mark.parametrize("cap", [0.5, None])
+def test_weights_of_pararnn_torch(kind, cap):
+    """Held against its equations, written out: clamped recurrent weights; an LSTM's gates are f, z, o."""
+    weights, x = foreign(kind, 5, 7), random(2, 15, 5, seed=20)
+    module = kind.from_pararnn_torch(weights, max_recurrent_norm=cap)
+    w = {n: v if cap is None or "W" in n else v.clamp(-cap, cap) for n, v in weights.items()}
+    c = h = torch.zeros(2, 7)
+    output, _ = module(x)
+    for t in range(15):
+        first, second, third = (w["W_x.weight"] @ x[:, t].T).T.add(w["W_x.bias"]).chunk(3, dim=-1)
+        if kind is ParaGRU:
+            z, r = torch.sigmoid(w["a_z"] * h + first), torch.sigmoid(w["a_r"] * h + second)
+            h = torch.lerp(h, torch.tanh(w["a_n"] * (h * r) + third), z)
+        else:
+            f = torch.sigmoid(w["a_f"] * h + w["c_f"] * c + first)
+            c = f * c + (1 - f) * torch.tanh(w["a_z"] * h + second)
+            h = torch.sigmoid(w["a_o"] * h + w["c_o"] * c + third) * torch.tanh(c)
+        torch.testing.assert_close(output[:, t], h)
+
+
+@kinds
+def test_layers_of_pararnn_torch(kind):
+    first, second = foreign(kind, 5, 7), foreign(kind, 7, 7)
+    both = foreign(kind, 5, 7, "layers.0.") | foreign(kind, 7, 7, "layers.1.")
+    x = random(2, 15, 5, seed=20)
+    output, _ = kind.from_pararnn_torch(both, batch_first=False)(x.transpose(0, 1))
+    right = kind.from_pararnn_torch(second)(kind.from_pararnn_torch(first)(x)[0])[0]
+    torch.testing.assert_close(output.transpose(0, 1), right)
+    other = foreign(ParaLSTM if kind is ParaGRU else ParaGRU, 5, 7)
+    for bad in ({}, other, first | {"A_z": first["a_z"]}, {"W_x.weight": first["W_x.weight"]}):
+        with pytest.raises(
+            ValueError, match=rf"^{kind.__name__}.from_pararnn_torch: state_dict must hold W_x"
+        ):
+            kind.from_pararnn_torch(bad)
+
+
+@kinds
+def test_bad_arguments(kind):
+    for sizes, options, error, message in [
+        ((0, 8), {}, ValueError, "input_size must be at least 1, got input_size=0"),
+        ((6, 8.0), {}, TypeError, "hidden_size must be an int, got 8.0"),
+        ((6, 8), {"num_heads": 4}, ValueError, "num_heads must divide input_size and hidden_size (6 and 8)"),
+        ((6, 8), {"dropout": 1.5}, ValueError, "dropout must be in [0, 1], got 1.5"),
+        ((6, 8), {"solver": "fast"}, ValueError, "solver must be one of auto, sequential, newton, shooting"),
+    ]:
+        with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
+            kind(*sizes, **options)
+    module, x = build(kind, 6, 8), torch.zeros(2, 5, 6)
+    state = [torch.zeros(1, 2, 8)] * kind.states
+    for call, error, message in [
+        (lambda: module(x[0]), ValueError, "x must have shape (B, T, D) with D = 6, got shape (5, 6)"),
+        (
+            lambda: module(x[..., :4]),
+            ValueError,
+            "x must have shape (B, T, D) with D = 6, got shape (2, 5, 4)",
+        ),
+        (lambda: module(x.int()), TypeError, "x must be float32"),
+        (lambda: module(x, joined([part[:, :1] for part in state])), ValueError, "state must have shape"),
+    ]:
+        with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
+            call()
+    if kind is ParaLSTM:
+        with pytest.raises(TypeError, match=re.escape("ParaLSTM: state must be a pair (h, c), got Tensor")):
+            module(x, state[0])
