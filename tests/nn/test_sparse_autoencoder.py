@@ -1,0 +1,220 @@
+"""What every kind of sparse autoencoder does alike."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from autoencoders import D, K, M, make, scrambled, tokens
+
+from fastsparse.nn import MatchingPursuitSAE, TopKSAE, fvu
+
+pytestmark = pytest.mark.parametrize("kind", [TopKSAE, MatchingPursuitSAE])
+
+
+def test_initial_state(kind: type) -> None:
+    sae = make(kind)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(M))
+    assert not sae.b_dec.any()
+    assert not sae.tokens_since_fired.any()
+    assert torch.equal(make(kind).W_dec, sae.W_dec)
+    assert not torch.equal(make(kind, 1).W_dec, sae.W_dec)
+
+
+def test_encode_decode_forward_agree_with_leading_dimensions(kind: type) -> None:
+    sae = scrambled(kind)
+    x = tokens(3, 4, D, dtype=torch.float64)
+    code = sae.encode(x)
+    assert code.values.shape == code.indices.shape == (3, 4, K)
+    assert code.values.min() >= 0
+    torch.testing.assert_close(sae.decode(code), sae(x))
+    torch.testing.assert_close(sae.decode(code.values, code.indices), sae(x))
+    torch.testing.assert_close(sae.loss(x).fvu, fvu(sae(x), x))
+
+
+def test_evaluation_neither_counts_nor_revives(kind: type) -> None:
+    sae = make(kind, dead_after=1).eval()
+    sae.tokens_since_fired.fill_(5)
+    out = sae.loss(tokens(7, D))
+    assert out.aux == 0
+    assert out.loss == out.fvu
+    assert (sae.tokens_since_fired == 5).all()
+
+
+def test_unit_norm_handling(kind: type) -> None:
+    sae = scrambled(kind)
+    sae.loss(tokens(20, D, dtype=torch.float64)).loss.backward()
+    before = sae.W_dec.grad.clone()
+    sae.remove_parallel_gradient_()
+    along = (before * sae.W_dec).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(sae.W_dec.grad, before - along * sae.W_dec)
+    assert along.abs().max() > 1e-3
+    left = (sae.W_dec.grad * sae.W_dec).sum(1)
+    torch.testing.assert_close(left, torch.zeros(M).double(), atol=1e-12, rtol=0)
+    with torch.no_grad():
+        sae.W_dec.mul_(3)
+        sae.W_dec[1] = 0
+    sae.normalize_decoder_()
+    norms = sae.W_dec.norm(dim=1)
+    assert norms[1] == 0
+    torch.testing.assert_close(norms[2:], torch.ones(M - 2).double())
+
+
+def test_row_blocks_cover_wide_matrices(kind: type) -> None:
+    sae = make(kind, d_model=300_000, num_latents=3, k=1)  # one row exceeds a block
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(3))
+
+
+def test_decoder_bias_from_a_sample(kind: type) -> None:
+    x = tokens(200, D) + 3
+    x[:20] += 1000  # outliers
+    sae = make(kind)
+    sae.init_decoder_bias_(x, method="mean")
+    torch.testing.assert_close(sae.b_dec.data, x.mean(dim=0))
+    sae.init_decoder_bias_(x)
+    # The defining property of the geometric median: unit vectors to all points sum to 0.
+    pull = F.normalize(x - sae.b_dec, dim=1).sum(dim=0)
+    assert pull.norm() < 0.05
+    assert (sae.b_dec - 3).abs().max() < 1
+    sae.init_decoder_bias_(torch.full((5, D), 2.0))
+    torch.testing.assert_close(sae.b_dec.data, torch.full((D,), 2.0))
+    sae.init_decoder_bias_(torch.zeros(1, D))
+    assert not sae.b_dec.any()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.full((1, D), 3.0), torch.full((50, D), 1e4 / 3), torch.zeros(4, D), tokens(1, D)],
+    ids=["one token", "constant", "zeros", "one random token"],
+)
+def test_degenerate_batches_train_without_nan(kind: type, x: torch.Tensor) -> None:
+    sae = make(kind, dead_after=10, aux_k=4)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+    sae.tokens_since_fired[:9] = 10
+    for _ in range(3):
+        out = sae.loss(x)
+        assert out.num_dead > 0
+        out.loss.backward()
+        sae.remove_parallel_gradient_()
+        optimizer.step()
+        sae.normalize_decoder_()
+        assert 0 <= out.loss < 100
+    assert all(parameter.isfinite().all() for parameter in sae.parameters())
+
+
+def test_nan_inputs_surface(kind: type) -> None:
+    x = tokens(4, D)
+    x[1, 2] = torch.nan
+    assert make(kind).loss(x).loss.isnan()
+
+
+def test_state_dict_round_trip(kind: type) -> None:
+    sae = make(kind, 0)
+    sae.loss(tokens(8, D))
+    other = make(kind, 1)
+    assert other.load_state_dict(sae.state_dict(), strict=True)
+    x = tokens(20, D)
+    assert torch.equal(other(x), sae(x))
+    assert torch.equal(other.tokens_since_fired, sae.tokens_since_fired)
+    assert sae.tokens_since_fired.any()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make(kind, num_latents=M + 1).load_state_dict(sae.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtype_moves(kind: type, dtype: torch.dtype) -> None:
+    sae = make(kind).to(dtype)
+    assert sae.tokens_since_fired.dtype == torch.int64
+    x = tokens(30, D, dtype=dtype)
+    out = sae.loss(x)
+    out.loss.backward()
+    assert all(parameter.grad.dtype == dtype for parameter in sae.parameters())
+    assert sae(x).dtype == dtype
+    torch.testing.assert_close(out.fvu.float(), make(kind).loss(x.float()).fvu, atol=0.03, rtol=0)
+
+
+def test_narrow_activations_are_taken_in_the_parameters_dtype(kind: type) -> None:
+    sae, x = make(kind), tokens(30, D).bfloat16()
+    assert torch.equal(sae(x), sae(x.float()))
+
+
+def test_autocast(kind: type) -> None:
+    sae, x = make(kind), tokens(64, D)
+    exact = sae.loss(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sae(x).dtype == torch.bfloat16
+        out = sae.loss(x)
+    assert out.loss.dtype == torch.float32
+    torch.testing.assert_close(out.fvu, exact.fvu, atol=0.02, rtol=0)
+    out.loss.backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in sae.parameters())
+
+
+def test_compiled_forward_equals_eager(kind: type) -> None:
+    sae = make(kind)
+    compiled = torch.compile(sae, fullgraph=True, dynamic=True, backend="aot_eager")
+    for N in (5, 9):
+        x = tokens(N, D)
+        torch.testing.assert_close(compiled(x), sae(x))
+        sae.zero_grad()
+        sae(x).sum().backward()
+        eager = {name: parameter.grad for name, parameter in sae.named_parameters()}
+        sae.zero_grad()
+        compiled(x).sum().backward()
+        torch.testing.assert_close({n: p.grad for n, p in sae.named_parameters()}, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda(kind: type) -> None:
+    sae, x = make(kind, dead_after=10), tokens(40, D)
+    expected = sae.loss(x).loss
+    moved = make(kind, dead_after=10).cuda()
+    torch.testing.assert_close(moved.loss(x.cuda()).loss.cpu(), expected)
+    assert torch.equal(moved.tokens_since_fired.cpu(), sae.tokens_since_fired)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((0, 8, 2), {}, ValueError, "d_model must be at least 1, got 0"),
+        ((4, 8, 0), {}, ValueError, "k must be at least 1, got 0"),
+        ((4, 8, 2.0), {}, TypeError, "k must be an int, got 2.0 of type float"),
+        ((4, True, 1), {}, TypeError, "num_latents must be an int, got True"),
+        ((4, 8, 2), {"aux_k": -1}, ValueError, "aux_k must be at least 0, got -1"),
+        ((4, 8, 2), {"dead_after": 0}, ValueError, "dead_after must be at least 1, got 0"),
+        ((4, 8, 2), {"aux_weight": float("nan")}, ValueError, "aux_weight must be finite.*got nan"),
+    ],
+)
+def test_bad_sizes(kind: type, arguments: tuple, options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^{kind.__name__}: {message}"):
+        kind(*arguments, **options)
+
+
+@pytest.mark.parametrize("method", ["encode", "forward", "loss", "init_decoder_bias_"])
+def test_bad_inputs(kind: type, method: str) -> None:
+    call = getattr(make(kind), method)
+    with pytest.raises(
+        ValueError, match=rf"^{kind.__name__}.*x must have shape \(..., D\) with D = 12, got shape \(7, 1\)"
+    ):
+        call(torch.ones(7, 1))  # would broadcast against b_dec
+    with pytest.raises(TypeError, match=r"x must be float32, .*got int64"):
+        call(torch.ones(7, D, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
+        call([[0.0] * D])
+
+
+def test_values_without_indices(kind: type) -> None:
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__}\.decode: indices must be given with values, got None"
+    ):
+        make(kind).decode(torch.ones(2, K))
+
+
+def test_empty_batches(kind: type) -> None:
+    sae = make(kind)
+    assert sae(torch.ones(0, D)).shape == (0, D)
+    with pytest.raises(ValueError, match="at least one token"):
+        sae.loss(torch.ones(0, D))
+    with pytest.raises(ValueError, match="at least one token"):
+        sae.init_decoder_bias_(torch.ones(0, D))
+    with pytest.raises(ValueError, match=r"method must be .*got 'median'"):
+        sae.init_decoder_bias_(torch.ones(2, D), method="median")
