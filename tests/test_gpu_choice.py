@@ -9,7 +9,7 @@ import fastsparse
 from fastsparse import backend
 from fastsparse.ops import _gpu
 
-OPS = ("topk_encode", "spmm", "sddmm", "spmm_t")
+OPS = tuple(_gpu.ORDER)
 
 
 def failing(**failures: str):

@@ -40,12 +40,16 @@ template <typename T> void gram(Pursuit<T>& pursuit, int64_t N) {
   }
 }
 
-// Whether the Gram matrix pays, by shapes alone: M more products of M and D pay for k - 1 of N.
-bool takes_gram(const std::string& method, int64_t N, int64_t M, int64_t k, int64_t element_bytes) {
-  if (method == "gram") return true;
-  if (method != "auto" && method != "direct")
+// Whether to use the Gram matrix; under "auto" where it pays, by shapes alone: one product for M rows for k - 1 for N.
+// A single step has no use for it.
+template <typename T>
+bool takes_gram(const std::string& method, int64_t N, int64_t M, int64_t D, int64_t k) {
+  using C = Accumulator<T>;
+  if (method != "gram" && method != "auto" && method != "direct")
     throw std::invalid_argument("matching_pursuit: method must be one of auto, direct, gram, got '" + method + "'");
-  return method == "auto" && M < N * (k - 1) && gram_fits(M, element_bytes);
+  if (N == 0 || k == 1 || method == "direct") return false;
+  int64_t price = sizeof(C) == 4 && D > kDeepestGram ? 5 : 1;
+  return method == "gram" || (price * M < N * (k - 1) && gram_fits(M, sizeof(C)));
 }
 
 }  // namespace
@@ -55,9 +59,9 @@ std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tenso
   return with_type(dtype_of(x), [&](auto tag) {
     using T = typename decltype(tag)::type;
     int64_t N = x.size(0), M = dictionary.size(0);
-    bool by_gram = takes_gram(method, N, M, k, sizeof(Accumulator<T>));
-    Pursuit<T> pursuit(x, dictionary, k, tol, nonnegative, normalized, by_gram && N > 0);
-    if (N > 0 && by_gram) gram(pursuit, N);
+    bool by_gram = takes_gram<T>(method, N, M, x.size(1), k);
+    Pursuit<T> pursuit(x, dictionary, k, tol, nonnegative, normalized, by_gram);
+    if (by_gram) gram(pursuit, N);
     else direct(pursuit, N, k);
     return pursuit.result();
   });

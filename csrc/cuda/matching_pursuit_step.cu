@@ -16,7 +16,8 @@ namespace fastsparse::cuda {
 
 namespace {
 
-constexpr int64_t kFewRows = 128;                       // with fewer a product wastes its tiles
+constexpr int64_t kDeepestStep = 8192;  // as kDeepestGram, for scores that are fresh in every step
+constexpr int64_t kFewRows = 128;       // with fewer a product wastes its tiles
 constexpr int64_t kMostScoreBytes = int64_t{256} << 20;
 // Of a block of rows: scores that a step chooses by stay in the L2 cache; first scores are read once, and more rows keep
 // the machine busy to the end.
@@ -108,11 +109,9 @@ Pursuit<T>::Pursuit(const Tensor& x, const Tensor& dictionary, std::optional<int
   goal_ = {nullptr, nullptr, k_, tol, nonnegative, rounding_of<C>(D_, normalized, split_)};
 }
 
-// Whether products run on tensor cores: there must be enough to multiply, and their errors, which the depth adds up, and
-// the Gram matrix over all steps, must leave few candidates.
+// Whether products run on tensor cores: there must be enough to multiply, and their errors must leave few candidates.
 template <typename T> bool Pursuit<T>::splits(bool by_gram) const {
-  int64_t deepest = by_gram ? 1024 : 8192;
-  bool possible = std::is_same_v<C, float> && D_ > 0 && D_ <= deepest;
+  bool possible = std::is_same_v<C, float> && D_ > 0 && D_ <= (by_gram ? kDeepestGram : kDeepestStep);
   int forced = screening_choice();
   return possible && (forced >= 0 ? forced == 1 : N_ >= kFewRows && D_ >= 64 && M_ >= 1024);
 }
