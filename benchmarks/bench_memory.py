@@ -31,7 +31,7 @@ from fastsparse import reference
 
 ALLOWED = 5.0  # percent of the N x M matrix in fp32
 MORE_STEPS = 4  # times k, at which matching pursuit may take no more than at k
-CHECKED = 256  # rows of an answer
+CHECKED = {"encode": 256, "matching_pursuit": 64}  # rows of an answer
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600
 PAGE = resource.getpagesize()  # what a growth is known to
@@ -133,7 +133,7 @@ Probe = tuple[Callable[[], Any], Callable[[], Any], Callable[[Any], str]]  # a s
 def _encode(who: str, shape: Shape) -> Probe:
     x, weight, bias = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian"), data.bias(shape)
     encode = torch.no_grad()(fastsparse.topk_encode if who == OURS else torch_encode)
-    rows = _some(shape)
+    rows = _some(shape, CHECKED["encode"])
 
     def check(answer: tuple[Tensor, Tensor]) -> str:
         return TopKOracle.of(x[rows], weight, bias, shape.k).check((answer[0][rows], answer[1][rows]))
@@ -154,7 +154,7 @@ def _matching_pursuit(who: str, shape: Shape) -> Probe:
 
     def check(answer: tuple[Tensor, ...]) -> str:
         values, indices, residual, *gradients = answer
-        rows = _some(shape)
+        rows = _some(shape, CHECKED["matching_pursuit"])
         oracle = PursuitOracle.of(x.detach()[rows], dictionary.detach(), shape.k, nonnegative=True)
         steps = values.double(), indices, residual.double()
         expected = reference.matching_pursuit_backward(
@@ -172,8 +172,8 @@ def _matching_pursuit(who: str, shape: Shape) -> Probe:
 WORKS: dict[str, Callable[[str, Shape], Probe]] = {"encode": _encode, "matching_pursuit": _matching_pursuit}
 
 
-def _some(shape: Shape) -> Tensor:
-    return torch.linspace(0, shape.N - 1, min(shape.N, CHECKED)).long()
+def _some(shape: Shape, rows: int) -> Tensor:
+    return torch.linspace(0, shape.N - 1, min(shape.N, rows)).long()
 
 
 def _give_back_free_memory() -> None:
