@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from backends import backend_names, running
-from oracle import DTYPES, LAYOUTS, assert_pursuit, laid_out, random
+from backends import backend_names, host_backend_names, running
+from oracle import DTYPES, LAYOUTS, assert_pursuit, integers, laid_out, random
 
 import fastsparse
 from fastsparse import reference
@@ -60,6 +60,17 @@ def test_layouts(backend, dtype, of_residual, of_dictionary, nonnegative, normal
     residual, dictionary = problem(19, 37, 211, dtype=dtype, normalized=normalized)
     residual, dictionary = laid_out(residual, of_residual), laid_out(dictionary, of_dictionary)
     step(residual, dictionary, nonnegative=nonnegative, normalized=normalized)
+
+
+@pytest.mark.parametrize("name", host_backend_names(screened=True))
+def test_blocks_of_rows_and_stripes_of_atoms(name):
+    """More than one of each. Atoms of norm 4 and integer rows: all sums are exact."""
+    residual, dictionary = integers(70, 16, seed=1), 2.0 * (random(2200, 16, seed=2) > 0) - 1
+    right = reference.matching_pursuit_step(residual, dictionary)
+    with running(name):
+        found = fastsparse.matching_pursuit_step(residual.repeat(30, 1), dictionary)
+    for mine, theirs in zip(found, right, strict=True):
+        assert torch.equal(mine, theirs.repeat(30, *[1] * (theirs.dim() - 1)))
 
 
 def test_leading_dimensions(backend):
