@@ -149,7 +149,9 @@ def encoders(
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """R^2 of each encoder at each k over the same dictionary, all signed; and why others are left out.
 
-    Orthogonal matching pursuit fits all coefficients anew after every step; the others don't.
+    Orthogonal matching pursuit fits all coefficients anew after every step; the others don't. SPAMS's also
+    chooses the atom that leaves the smallest error after fitting anew (order-recursive matching pursuit),
+    where scikit-learn's chooses by the residual alone, as matching pursuit does.
     """
     peers = {"OMP, scikit-learn": ("sklearn", _sklearn_omp), "OMP, SPAMS": ("spams", _spams_omp)}
     contenders = {
@@ -219,14 +221,12 @@ def draw(result: dict[str, Any], pyplot: Any) -> dict[str, Any]:
     counts = result["sizes"]["counts"]
     for each, (part, title) in zip(axes, titles.items(), strict=True):
         for name, curve in result[part].items():
-            dashes = (0, (2, 2)) if name == "OMP, SPAMS" else "-"  # it lies on scikit-learn's
+            dashes = (0, (2, 2)) if name == "OMP, SPAMS" else "-"  # beside scikit-learn's
             each.plot(counts, curve, ls=dashes, marker="o", ms=3, color=STYLES[name], label=name)
         each.set_xscale("log")
         each.set_xticks(counts, counts)
         each.minorticks_off()
-        each.set_ylim(
-            min(0, *(min(curve) for curve in result["autoencoders"].values() if min(curve) > -0.2)), 1
-        )
+        each.set_ylim(0, 1)
         each.set_title(title)
         each.set_xlabel("latents a patch")
         each.grid(linewidth=0.3)
@@ -238,7 +238,7 @@ def draw(result: dict[str, Any], pyplot: Any) -> dict[str, Any]:
 
 def _picture(atoms: dict[str, list[str]], pyplot: Any) -> Any:
     """Grids of atoms side by side, white lines between them."""
-    figure, axes = pyplot.subplots(1, len(atoms), figsize=(7.5, 7.5), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(atoms), figsize=(7.5, 7.9), layout="constrained")
     for each, (name, rows) in zip(axes, atoms.items(), strict=True):
         columns = 8
         grid = np.full(
