@@ -35,7 +35,7 @@ from fastsparse.kernels._pursuit import (
     orders_of,
     step,
 )
-from fastsparse.kernels._topk_product import tiles
+from fastsparse.kernels._topk_product import Tile, tiles
 from torch import Tensor
 
 SCORES = 2**28  # bytes of scratch memory for scores
@@ -107,7 +107,7 @@ def _rescore(
     top = tl.full((rows,), UNSET, tl.int32)
     index = tl.zeros((rows,), tl.int32)
     lane = tl.arange(0, BLOCK_M)
-    for first in range(0, M, BLOCK_M):
+    for first in range(0, M * tl.max(unsure.to(tl.int32), axis=0), BLOCK_M):
         m = tl.broadcast_to((first + lane)[None, :], (rows, BLOCK_M))
         inside = unsure[:, None] & (m < M)
         s = tl.load(scores[:, None] + m, mask=inside, other=0.0)
@@ -139,7 +139,7 @@ def _refresh(
     rows: tl.constexpr = stale.shape[0]
     best = tl.full((rows, BLOCK), UNSET, tl.int32)
     whose = tl.zeros((rows, BLOCK), tl.int32)
-    for first in range(0, M, BLOCK):
+    for first in range(0, M * tl.max(stale.to(tl.int32), axis=0), BLOCK):
         m = first + tl.arange(0, BLOCK)
         cells = matrix + (m.to(tl.int64) * matrix_row)[:, None] + columns[None, :]
         atoms = tl.load(cells, mask=(m < M)[:, None] & (columns < D)[None, :], other=0.0)
@@ -203,24 +203,20 @@ def _pursue(
             reaching = tl.sum((best >= threshold[:, None]).to(tl.int32), axis=1)
             reaching += tl.sum((second >= threshold[:, None]).to(tl.int32), axis=1)
             unsure = going & (top < _INFINITE) & (reaching > 1)
-            if tl.max(unsure.to(tl.int32), axis=0) > 0:
-                tl.debug_barrier()  # the program's own stores
-                stale = unsure & ((8 * slack > key) | (reaching > MOST))
-                unsure = unsure & (stale == 0)
-                if tl.max(unsure.to(tl.int32), axis=0) > 0:
-                    again = _rescore(
-                        r, scores, inverses, matrix, matrix_row, threshold, unsure, columns, M, D,
-                        NONNEGATIVE, BLOCK_M,
-                    )  # fmt: skip
-                    index = tl.where(unsure, again, index)
-                if tl.max(stale.to(tl.int32), axis=0) > 0:
-                    again = _refresh(
-                        r, scores, inverses, matrix, matrix_row, stale, columns, M, D,
-                        NONNEGATIVE, REFRESHED,
-                    )  # fmt: skip
-                    index = tl.where(stale, again, index)
-                    error = tl.where(stale, 1.12 * g * length + vanished, error)
-                tl.debug_barrier()
+            stale = unsure & ((8 * slack > key) | (reaching > MOST))
+            unsure = unsure & (stale == 0)
+            tl.debug_barrier()  # the program's own stores
+            again = _rescore(
+                r, scores, inverses, matrix, matrix_row, threshold, unsure, columns, M, D,
+                NONNEGATIVE, BLOCK_M,
+            )  # fmt: skip
+            index = tl.where(unsure, again, index)
+            again = _refresh(
+                r, scores, inverses, matrix, matrix_row, stale, columns, M, D, NONNEGATIVE, REFRESHED
+            )
+            index = tl.where(stale, again, index)
+            error = tl.where(stale, 1.12 * g * length + vanished, error)
+            tl.debug_barrier()
             value, own, r, takes = step(
                 r, index, going, matrix, matrix_row, reciprocals, factors, columns, D, NONNEGATIVE
             )
@@ -274,7 +270,8 @@ def pursue(
 def _blocks(D: int) -> dict:
     rows, columns, warps = layout(D)
     warps = max(8, warps)
-    refreshed = min(64, max(1, 32 * 256 // columns))
+    # Atoms scored again at a time: 32 columns a thread, or 16 where each takes an address.
+    refreshed = min(64, max(1, (32 if D % 4 == 0 else 16) * 256 // columns))
     return {
         "ROWS": rows,
         "BLOCK_M": BLOCK,
@@ -302,9 +299,14 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
         BLOCK_M=tile.latents,
         BLOCK_D=tile.depth,
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=_stages(D, tile),
         **OPTIONS,
     )
+
+
+def _stages(D: int, tile: Tile) -> int:
+    """Rows that aren't aligned come element by element: there are no registers to have more on their way."""
+    return tile.stages if D % 4 == 0 else 1
 
 
 def specimens() -> list[tuple]:
@@ -315,7 +317,7 @@ def specimens() -> list[tuple]:
         signature = dict.fromkeys(("a", "b", "out"), "*fp32:16") | {"N": "i32", "M": "i32"}
         signature |= dict.fromkeys(("D", "a_row", "b_row"), kind)
         constants = {"BLOCK_N": tile.tokens, "BLOCK_M": tile.latents, "BLOCK_D": tile.depth}
-        constants |= {"num_warps": tile.warps, "num_stages": tile.stages}
+        constants |= {"num_warps": tile.warps, "num_stages": _stages(D, tile)}
         found.append(specimen(f"gram, product, D = {D}", _product, constants, **signature))
     pointers = dict.fromkeys(("residual", "scores", "gram", "matrix", "values"), "*fp32:16")
     pointers |= {

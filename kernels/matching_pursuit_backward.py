@@ -139,8 +139,6 @@ def _reduce(
     before = tl.load(keys + place - 1, mask=real & (place > 0), other=-1)
     goes_on = real & (before == key)
     begins = real & (key < base + M) & ((goes_on == 0) | (place % TILE == 0))
-    if tl.max(begins.to(tl.int32), axis=0) == 0:
-        return
     ahead = place[:, None] + tl.arange(0, TILE)[None, :]
     end = tl.minimum(place // TILE * TILE + TILE, steps)
     following = tl.load(keys + ahead, mask=begins[:, None] & (ahead < end[:, None]), other=-1)
@@ -255,6 +253,12 @@ def _layout(D: int) -> tuple[int, int, int]:
     return 128 if INTERPRETED else max(1, min(32, 256 // columns)), columns, warps
 
 
+def _jobs(D: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Places and columns of a program of `_reduce`: where there is work lies anywhere, so one place."""
+    rows, columns = block_of_rows(D, dtype, 1)
+    return rows if INTERPRETED else 1, columns
+
+
 class _Reduction:
     """Adds the contributions of one chunk of tokens after the other to ``sums`` (M, D)."""
 
@@ -276,7 +280,7 @@ class _Reduction:
         steps, begin = tokens * self.k, first * self.k
         base = first // self.tokens * (self.M + 1)
         keys = self.keys[begin : begin + steps]
-        jobs, columns = block_of_rows(self.D, self.sums.dtype, 1)
+        jobs, columns = _jobs(self.D, self.sums.dtype)
         _reduce[(triton.cdiv(steps, jobs) * triton.cdiv(self.D, columns),)](
             keys,
             self.places[begin : begin + steps],
@@ -331,7 +335,7 @@ def specimens() -> list[tuple]:
         options = {"num_warps": warps, **OPTIONS}
         found.append((f"back, {kind}", _back, signature, constants, options))
     for kind, D, dtype in (("fp32", 768, torch.float32), ("fp32, D = 1", 1, torch.float32)):
-        jobs, columns = block_of_rows(D, dtype, 1)
+        jobs, columns = _jobs(D, dtype)
         lists = {"keys": "*i32:16", "steps": "i32:16", "base": "i32", "M": "i32:16", "D": width(D)}
         sums = dict.fromkeys(("partials", "out"), pointer(dtype))
         signature = lists | sums | {"places": "*i32:16", "ones": pointer(dtype)}
