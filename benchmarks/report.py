@@ -13,6 +13,7 @@ from benchmarks.cases import OURS, quantity
 from benchmarks.results import ORDER, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+PART = "\\*"  # marks a figure that was scaled
 README = Path(__file__).parents[1] / "README.md"
 NO_GPU = (
     "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
@@ -61,6 +62,10 @@ def machine(folder: Path, readme: Path) -> str:
         if path.with_suffix(".svg").exists()
     ]
     parts = [heading, *tables(list(files.values()))]
+    if any(PART in part for part in parts):
+        parts.append(
+            f"{PART} That library was timed on part of the tokens; its time is scaled to all of them."
+        )
     if plots:
         parts.append(f"All cases, as pictures: {', '.join(plots)}.")
     parts.append(verdict(list(files.values())))
@@ -94,14 +99,15 @@ def table(bench: str, files: list[dict[str, Any]]) -> str | None:
                 continue
             row = rows.setdefault(case["name"], {"case": case, "ours": ours, "ratios": {}})
             for other, ratio in case["ratios"].get(OURS, {}).items():
-                row["ratios"].setdefault(other, ratio["of_medians"])
+                part = PART if "share" in case["contenders"].get(other, {}) else ""
+                row["ratios"].setdefault(other, f"{ratio['of_medians']:.2f}x{part}")
                 columns += [] if other in columns else [other]
     if not rows:
         return None
     lines = [[bench, "shape", OURS, *columns], ["---"] * 2 + ["---:"] * (1 + len(columns))]
     for name, row in rows.items():
         shape = " ".join(f"{key}={value}" for key, value in row["case"]["shape"].items())
-        cells = [f"{row['ratios'][other]:.2f}x" if other in row["ratios"] else "" for other in columns]
+        cells = [row["ratios"].get(other, "") for other in columns]
         lines.append([name, shape, quantity(row["ours"]["median"], row["ours"]["unit"]), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

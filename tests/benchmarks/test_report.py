@@ -64,9 +64,9 @@ def test_every_bench_has_a_table_with_its_own_columns(place):
     folder = place[1] / "cpu-kind-2core"
     pursuit = {"bench": "matching_pursuit"}
     results.write(folder / "matching_pursuit.json", result([case("kept", 0.1, {"torch": 0.4})], **pursuit))
-    peers = result(
-        [case("kept", 0.1, {"SAELens": 0.5}), case("signed", 0.1, {"OMP": 3.0})], **pursuit, peers=True
-    )
+    signed = case("signed", 0.1, {"OMP": 3.0})
+    signed["contenders"]["OMP"] = {"median": 3.0, "share": 0.25}
+    peers = result([case("kept", 0.1, {"SAELens": 0.5}), signed], **pursuit, peers=True)
     results.write(folder / "matching_pursuit-peers.json", peers)
     results.write(folder / "dispatch.json", result([case("hidden", 1, {}, headline=False)], bench="dispatch"))
     assert run(place) == 0
@@ -74,7 +74,8 @@ def test_every_bench_has_a_table_with_its_own_columns(place):
     assert "| topk_encode | shape | fastsparse | torch | faiss |" in text
     assert "| matching_pursuit | shape | fastsparse | torch | SAELens | OMP |" in text
     assert "| kept | N=4 D=8 M=16 k=2 | 100 ms | 4.00x | 5.00x |  |" in text
-    assert "| signed | N=4 D=8 M=16 k=2 | 100 ms |  |  | 30.00x |" in text
+    assert "| signed | N=4 D=8 M=16 k=2 | 100 ms |  |  | 30.00x\\* |" in text
+    assert "\\* That library was timed on part of the tokens" in text
     assert "| dispatch |" not in text  # of which nothing is shown
 
 
