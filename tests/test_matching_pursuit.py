@@ -1,6 +1,8 @@
 """matching_pursuit on every backend: greedy steps, exact coefficients, early stops, reversible gradients."""
 
+import ctypes
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from strategies import tensors
 
 import fastsparse
 from fastsparse import reference
+from fastsparse.backend import _cpu
 
 METHODS = ("direct", "gram")
 forms = pytest.mark.parametrize(
@@ -726,3 +729,69 @@ def test_a_gram_matrix_that_does_not_fit(backend):
         fastsparse.matching_pursuit(x, dictionary, k=2, method="gram")
     found = fastsparse.matching_pursuit(x, dictionary, k=2)  # falls to direct
     assert found.values.tolist() == [[1, 0]]
+
+
+# What the CPU keeps between calls.
+
+
+@pytest.fixture
+def kept_atoms(monkeypatch):
+    """How many atoms the kept Gram matrix has; none at first."""
+    if not fastsparse.backends()["cpu"].available:
+        pytest.skip("no compiled kernels")
+    monkeypatch.setenv("FASTSPARSE_GRAM_BYTES", "0")
+    pursue(*problem(3, 4, 5), k=2)  # drops what other tests left
+    monkeypatch.delenv("FASTSPARSE_GRAM_BYTES")
+    kept = _cpu._library.fastsparse_cpu_kept_atoms
+    kept.restype = ctypes.c_int64
+    assert kept() == 0
+    return kept
+
+
+def test_a_gram_matrix_is_kept_within_its_limit(kept_atoms, monkeypatch):
+    x, dictionary = problem(20, 16, 90)
+    first = pursue(x, dictionary, k=5, method="gram")
+    assert kept_atoms() == 90
+    again = fastsparse.matching_pursuit(x, dictionary.clone(), k=5, method="gram")
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, first, strict=True))
+    pursue(x, dictionary[:50], k=5, method="direct")
+    assert kept_atoms() == 90
+    pursue(x, dictionary[:50], k=5, method="gram")
+    assert kept_atoms() == 50
+    monkeypatch.setenv("FASTSPARSE_GRAM_BYTES", str(4 * 50 * 50 - 1))
+    for method in ("gram", "auto"):
+        pursue(x, dictionary[:50], k=5, method=method)
+        assert kept_atoms() == 0
+    for wrong in ("1 GiB", "-1"):
+        monkeypatch.setenv("FASTSPARSE_GRAM_BYTES", wrong)
+        with pytest.raises(ValueError, match=f"^FASTSPARSE_GRAM_BYTES: must be a number .* got '{wrong}'"):
+            fastsparse.matching_pursuit(x, dictionary, k=5)
+
+
+def test_auto_makes_a_gram_matrix_of_a_dictionary_that_stays(kept_atoms):
+    """A few tokens at a time don't pay for one, but many such calls do; not if the dictionary changes."""
+    x, dictionary = problem(16, 16, 200)
+    for seed in range(12):
+        fastsparse.matching_pursuit(x, problem(1, 16, 200, seed=seed)[1], k=4)
+    assert kept_atoms() == 0
+    fastsparse.matching_pursuit(x, dictionary, k=4)
+    assert kept_atoms() == 0
+    for _ in range(12):
+        fastsparse.matching_pursuit(x, dictionary, k=4)
+    assert kept_atoms() == 200
+    pursue(x, dictionary, k=4)
+    pursue(*problem(500, 16, 150), k=4)  # pays at once
+    assert kept_atoms() == 150
+
+
+def test_threads_share_what_is_kept(kept_atoms):
+    """Each gets its own dictionary's answer, whichever is kept at the moment."""
+    problems = [problem(30, 16, 200, seed=seed) for seed in range(3)]
+    right = [fastsparse.matching_pursuit(*p, k=6, method="gram") for p in problems]
+
+    def pursue_one(i: int) -> bool:
+        found = fastsparse.matching_pursuit(*problems[i % 3], k=6, method="gram")
+        return all(torch.equal(mine, theirs) for mine, theirs in zip(found, right[i % 3], strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(pursue_one, range(60)))

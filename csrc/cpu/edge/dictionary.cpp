@@ -14,12 +14,16 @@ namespace fastsparse::edge {
 
 namespace {
 
-constexpr int64_t kLine = 64;            // bytes: rows of the Gram matrix begin cache lines
-constexpr int64_t kStripeAtoms = 384;    // multiplied at a time: fewer pack the dictionary more often, more waste more
-                                         // of the square on the diagonal, of which half is needed
+constexpr int64_t kLine = 64;          // bytes: rows of the Gram matrix begin cache lines
+constexpr int64_t kStripeAtoms = 512;  // multiplied at a time: fewer pack the dictionary more often, more waste more of
+                                       // the square on the diagonal, of which half is needed
 
-std::mutex mutex;
-std::shared_ptr<PreparedDictionary> kept;  // under the mutex; what others hold too isn't written to
+std::mutex mutex;                          // of both:
+std::shared_ptr<PreparedDictionary> kept;  // what others hold too isn't written to
+struct {
+  uint64_t fingerprint = 0;
+  double forgone = 0;
+} last_direct;
 
 int64_t element_bytes(ScalarType accumulator) { return accumulator == ScalarType::Double ? 8 : 4; }
 
@@ -46,6 +50,8 @@ bool PreparedDictionary::holds(const Tensor& dictionary, bool normalized) const 
   });
   return same;
 }
+
+bool PreparedDictionary::fits() const { return gram_fits(M_, element_bytes(accumulator_of(dtype_))); }
 
 void PreparedDictionary::prepare(const Tensor& dictionary, bool normalized) {
   M_ = -1;  // nothing, should memory run out on the way
@@ -110,10 +116,52 @@ void PreparedDictionary::multiply() {
   }
 }
 
+namespace {
+
+// A number that is another one for another dictionary, almost always.
+uint64_t fingerprint(const Tensor& dictionary, bool normalized) {
+  int64_t M = dictionary.size(0), D = dictionary.size(1);
+  size_t bytes = size_t(D) * dictionary.element_size();
+  auto mix = [](uint64_t value) {
+    value *= 0x9e3779b97f4a7c15;
+    return value ^ value >> 32;
+  };
+  std::atomic<uint64_t> total{mix(uint64_t(M) << 3 | uint64_t(dictionary.scalar_type()) << 1 | uint64_t(normalized))};
+  parallel(M, rows_a_task(int64_t(bytes)), [&](int64_t begin, int64_t end) {
+    uint64_t sum = 0;
+    for (int64_t m = begin; m < end; ++m) {
+      const char* from = row(dictionary, m);
+      uint64_t lanes[4] = {uint64_t(m), 1, 2, 3}, words[4];
+      for (size_t left = bytes; left > 0;) {
+        size_t part = std::min(left, sizeof words);
+        if (part < sizeof words) std::memset(words, 0, sizeof words);
+        std::memcpy(words, from, part);
+        for (int i = 0; i < 4; ++i) lanes[i] = mix(lanes[i] ^ words[i]);
+        from += part;
+        left -= part;
+      }
+      sum += mix(lanes[0] + mix(lanes[1] + mix(lanes[2] + mix(lanes[3]))));
+    }
+    total.fetch_add(sum, std::memory_order_relaxed);
+  });
+  return total;
+}
+
+}  // namespace
+
+bool gram_is_due(const Tensor& dictionary, bool normalized, double gain, double price) {
+  uint64_t seen = fingerprint(dictionary, normalized);
+  std::lock_guard<std::mutex> lock(mutex);
+  if (last_direct.fingerprint != seen) last_direct = {seen, 0};
+  last_direct.forgone += gain;
+  return last_direct.forgone >= price;
+}
+
 std::shared_ptr<const PreparedDictionary> kept_dictionary(const Tensor& dictionary, bool normalized) {
   std::shared_ptr<PreparedDictionary> candidate;
   {
     std::lock_guard<std::mutex> lock(mutex);
+    if (kept && !kept->fits()) kept.reset();  // the limit is a lower one by now
     candidate = kept;
   }
   return candidate && candidate->holds(dictionary, normalized) ? candidate : nullptr;
@@ -124,7 +172,10 @@ std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor& dict
   std::shared_ptr<PreparedDictionary> mine;
   if (keeps) {
     std::lock_guard<std::mutex> lock(mutex);
-    if (kept.use_count() == 1) mine = std::move(kept);  // nobody else reads it: its memory serves again
+    if (kept.use_count() == 1) {  // nobody else reads it any more: its memory serves again
+      std::atomic_thread_fence(std::memory_order_acquire);
+      mine = std::move(kept);
+    }
   }
   if (!mine) mine = std::make_shared<PreparedDictionary>();
   mine->prepare(dictionary, normalized);
@@ -136,3 +187,9 @@ std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor& dict
 }
 
 }  // namespace fastsparse::edge
+
+// For tests: the number of atoms whose Gram matrix is kept.
+extern "C" __attribute__((visibility("default"))) int64_t fastsparse_cpu_kept_atoms() {
+  std::lock_guard<std::mutex> lock(fastsparse::edge::mutex);
+  return fastsparse::edge::kept ? fastsparse::edge::kept->count() : 0;
+}

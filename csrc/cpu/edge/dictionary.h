@@ -23,6 +23,9 @@ class PreparedDictionary {
   int64_t gram_stride() const { return stride_; }
   Tensor scored() const;  // (M, D) of the accumulation type: what a product with rows scores
 
+  int64_t count() const { return M_; }
+  bool fits() const;  // its Gram matrix is within gram_limit()
+
  private:
   friend std::shared_ptr<const PreparedDictionary> kept_dictionary(const Tensor&, bool);
   friend std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor&, bool);
@@ -47,5 +50,10 @@ std::shared_ptr<const PreparedDictionary> kept_dictionary(const Tensor& dictiona
 // The dictionary prepared anew, and kept in the place of what was, in the same memory, if its Gram matrix is within
 // gram_limit(). A dictionary that changes with every call pays for that with its copy alone.
 std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor& dictionary, bool normalized);
+
+// Whether it is time to make a Gram matrix that a single call doesn't pay for: calls in a row with one dictionary, each of
+// which it would have made cheaper by `gain`, have come to its `price`. So a dictionary that changes pays for none, and
+// one that doesn't for its own, having lost no more than that before.
+bool gram_is_due(const Tensor& dictionary, bool normalized, double gain, double price);
 
 }  // namespace fastsparse::edge

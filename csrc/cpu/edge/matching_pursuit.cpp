@@ -21,16 +21,21 @@ namespace {
 constexpr int64_t kScoreBytes = int64_t{16} << 20;  // scores of a block of rows
 constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
 
-// Whether the Gram matrix is the faster way, where none is kept. In units of a multiplication in fp32 by the library's
-// product, of which two cores do about 85 a nanosecond; memory gives them about 25 bytes in that time.
-bool gram_pays(double N, double D, double M, double k, bool screened, double element_bytes) {
-  constexpr double byte = 3.5, scan = 4;  // a byte from memory; a score's part in an argmax
-  double product = screened ? 0.55 : 1;   // by bf16
-  double direct = k * M * (std::max(N * D * product, D * element_bytes * byte) + N * scan);
-  double scores = std::max(N * M * D, M * D * element_bytes * byte), steps = k * N * M * element_bytes * byte;
-  double gram = M * M * (D / 2 + 2 * element_bytes * byte);
-  return gram + scores + steps < direct;
-}
+// What the ways cost, in multiplications in fp32 by the library's product. Measured on two Zen 4 cores, which do 100 of
+// them a nanosecond; their memory gives 22 bytes in that time.
+struct Costs {
+  double direct;   // a call
+  double tracked;  // a call with the Gram matrix there
+  double gram;     // making that
+
+  Costs(double N, double D, double M, double k, bool screened, double element_bytes) {
+    constexpr double byte = 4.5, scan = 40;  // a byte from memory; choosing among scores, for each
+    double dictionary = M * D * element_bytes * byte;
+    direct = k * (std::max(N * M * D * (screened ? 0.5 : 1), dictionary) + N * M * scan);
+    tracked = std::max(N * M * D, dictionary) + k * N * M * element_bytes * byte;
+    gram = M * M * (0.6 * D + 3 * element_bytes * byte);  // half of the products, and some; read once and written twice
+  }
+};
 
 class Pursuit {
  public:
@@ -52,10 +57,13 @@ class Pursuit {
   int64_t accumulator_bytes() const { return accumulator_ == ScalarType::Double ? 8 : 4; }
   DType accumulator() const { return accumulator_ == ScalarType::Double ? DType::f64 : DType::f32; }
 
+  // Which way is faster. The choice doesn't change the answer, but for scores that only rounding tells apart.
   bool gram_wanted() const {
-    return gram_fits(M_, accumulator_bytes()) &&
-           gram_pays(double(N_), double(D_), double(M_), double(k_), screens(dtype_of(x_), N_, D_, M_, 1),
-                     double(accumulator_bytes()));
+    if (k_ < 2 || !gram_fits(M_, accumulator_bytes())) return false;
+    Costs costs(double(N_), double(D_), double(M_), double(k_), screens(dtype_of(x_), N_, D_, M_, 1),
+                double(accumulator_bytes()));
+    double gain = costs.direct - costs.tracked;
+    return gain >= costs.gram || (gain > costs.direct / 4 && gram_is_due(dictionary_, normalized_, gain, costs.gram));
   }
 
   const void* row(int64_t n) const {
