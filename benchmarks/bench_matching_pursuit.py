@@ -58,6 +58,12 @@ def _renewed(encode: Callable[..., Any], x: Tensor, dictionary: Tensor, *rest: A
     return encode(x, dictionary, *rest, **options)
 
 
+def _settle(x: Tensor, dictionary: Tensor, k: int) -> None:
+    """Have the Gram matrix made, which method auto does by itself after some calls with one dictionary."""
+    with torch.no_grad():
+        encode(x, dictionary, k, method="gram")
+
+
 def _small(shape: Shape, kind: str, kept: bool, options: Options) -> tuple[dict[str, Any], list[Bar]]:
     x, dictionary = data.tokens(shape, kind), data.dictionary(shape, kind)
     oracle = PursuitOracle.of(x, dictionary, shape.k, nonnegative=True)
@@ -86,6 +92,8 @@ def _small(shape: Shape, kind: str, kept: bool, options: Options) -> tuple[dict[
         contenders.append(Contender(name, partial(call, x, dictionary, shape.k), check))
     what = KEPT if kept else NEW
     name = f"{shape.name}, {kind}, {what}"
+    if kept:
+        _settle(x, dictionary, shape.k)
     with torch.no_grad():
         case = run_case(name, shape, contenders, options, work=_work(shape, kept), data=kind, **FP32)
     bars = []
@@ -118,6 +126,7 @@ def _orthogonal(shape: Shape, options: Options) -> dict[str, Any]:
         ),
     ]
     name = f"{shape.name}, gaussian, {KEPT}, signed"
+    _settle(x, dictionary, shape.k)
     with torch.no_grad():
         return run_case(name, shape, contenders, options, data="gaussian", **FP32)
 
