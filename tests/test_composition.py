@@ -7,7 +7,7 @@ from oracle import random, random_indices
 
 import fastsparse
 
-N, k, M, D, T = 5, 3, 11, 4, 3
+N, k, M, D, T = 5, 3, 11, 4, 2
 INDICES = random_indices(N, k, M, seed=9)
 
 
