@@ -270,13 +270,13 @@ def pursue(
 def _blocks(D: int) -> dict:
     rows, columns, warps = layout(D)
     warps = max(8, warps)
-    # Atoms scored again at a time: 32 columns a thread, or 16 where each takes an address.
-    refreshed = min(64, max(1, (32 if D % 4 == 0 else 16) * 256 // columns))
+    # Columns a thread of atoms that are scored again at a time; fewer where each takes an address, or r many.
+    refreshed = 32 if D % 4 == 0 and columns <= 1024 else 16
     return {
         "ROWS": rows,
         "BLOCK_M": BLOCK,
         "BLOCK_D": columns,
-        "REFRESHED": refreshed,
+        "REFRESHED": min(64, max(1, refreshed * 256 // columns)),
         "MOST": MOST,
         "num_warps": warps,
     }
