@@ -134,7 +134,7 @@ def tiles(dtype: torch.dtype, tokens: int, even: bool = True, screened: bool = F
     if dtype == torch.float32:  # FMAs out of registers
         return [Tile(64, 64, 16, 4, 2)]
     if tokens <= 64:  # a stream of the weight
-        return [Tile(max(16, triton.next_power_of_2(tokens)), 64, 128, 4, 3)]
+        return [Tile(max(16, triton.next_power_of_2(tokens)), 64, 64, 4 if tokens <= 32 else 8, 4)]
     if not even:  # masks and addresses take registers
         return [Tile(64, 128, 64, 8, 2)]
     narrow = Tile(128, 64, 64, 8, 3)
@@ -173,7 +173,9 @@ def specimens() -> list[tuple]:
         *(of("bf16", half, tile) for tile in tiles(half, 2048)),
         *(of("bf16, options", half, tile, **everything) for tile in tiles(half, 2048)),
         *(of("bf16 screen, options", half, tile, **screened) for tile in tiles(half, 2048, True, True)),
-        *(of("bf16 screen, any D", half, tile, False, **screened) for tile in tiles(half, 2048, False)),
+        *(of("bf16, any D", half, tile, False, **everything) for tile in tiles(half, 2048, False)),
         *(of("bf16, few tokens", half, tile) for tile in tiles(half, 16)),
+        *(of("bf16 screen, few tokens", half, tile, **screened) for tile in tiles(half, 64, True, True)),
+        *(of("bf16, few tokens, any D", half, tile, False, **everything) for tile in tiles(half, 64, False)),
         *(of("fp32, any D", single, tile, False, **everything) for tile in tiles(single, 2048)),
     ]

@@ -196,8 +196,8 @@ class _Encoder:
     # What follows launches one kernel each.
 
     def _round(self, matrix: Tensor, count: int, stripe: _Atoms | None = None) -> tuple[Tensor, Tensor]:
-        """Rows of tokens, or of a stripe, in bf16 and padded to 16-byte packets; the bracket's terms."""
-        padded = triton.cdiv(self.D, 8) * 8
+        """Rows of tokens, or of a stripe, in bf16 and padded to whole tiles; the bracket's terms."""
+        padded = triton.cdiv(self.D, 64) * 64
         rounded = self.x.new_empty(count, padded, dtype=torch.bfloat16)
         terms = self.x.new_empty(3, count)
         begin = stripe.begin if stripe else 0

@@ -74,6 +74,13 @@ def test_too_few_eligible_leave_zeros_on_other_latents(library, k, monkeypatch):
     assert (values[:, 3:] == 0).all()
 
 
+@pytest.mark.parametrize("D", [16384, 16388])
+def test_widest_rows(library, D):
+    # A screen's refinement keeps a token in shared memory, of which the smallest GPU has enough for 16384.
+    x, weight = integers(2, D, seed=1, limit=2), integers(40, D, seed=2, limit=2)
+    assert_same_as_reference(x, weight, None, 3)
+
+
 @pytest.mark.parametrize("of", ["x", "weight"])
 def test_bracket_holds_where_rounding_errors_add_up(library, of):
     # One latent's score is 0 in bf16 and .225 exactly, all of it lost to rounding; another's is .2.

@@ -69,7 +69,7 @@ namespace fastsparse::emulator {
 using Place = std::source_location;
 
 inline constexpr size_t kStaticSharedBytes = 48 << 10;   // of a block, as ptxas allows
-inline constexpr size_t kSharedBytes = 227 << 10;        // of a block in all, on sm_90 and sm_100
+inline constexpr size_t kSharedBytes = 99 << 10;         // of a block in all, on sm_86, 89 and 120: others have more
 
 struct Builtins {
   uint3 thread, block;

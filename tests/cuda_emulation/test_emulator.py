@@ -506,7 +506,7 @@ LAUNCHES = [
     ({"grid": (1, 65536)}, r"a grid of \(1, 65536, 1\): at most \(2147483647, 65535, 65535\)"),
     ({"grid": (1, 1, 65536)}, "a grid of"),
     ({"grid": 2**31}, "a grid of"),
-    ({"shared": 227 * 1024 + 1}, "232449 bytes of dynamic shared memory: a block may have 232448"),
+    ({"shared": 99 * 1024 + 1}, "101377 bytes of dynamic shared memory: a block may have 101376"),
 ]
 
 
@@ -517,16 +517,16 @@ def test_launches_beyond_the_limits(machine, options, says):
 
 
 def test_launches_at_the_limits(machine):
-    for options in ({"block": 1024}, {"block": (16, 1, 64)}, {"grid": (1, 4, 5)}, {"shared": 227 * 1024}):
+    for options in ({"block": 1024}, {"block": (16, 1, 64)}, {"grid": (1, 4, 5)}, {"shared": 99 * 1024}):
         machine.run("static_memory", **options)
-    machine.run("static_memory", a=1, shared=187 << 10)
+    machine.run("static_memory", a=1, shared=59 << 10)
 
 
 def test_static_shared_memory_beyond_the_limits(machine):
     with pytest.raises(RuntimeError, match="static shared memory of 51200 bytes: a block may have 49152"):
         machine.run("static_memory", a=2)
-    with pytest.raises(RuntimeError, match="191489 bytes of dynamic and 40960 of static shared memory"):
-        machine.run("static_memory", a=1, shared=(187 << 10) + 1)
+    with pytest.raises(RuntimeError, match="60417 bytes of dynamic and 40960 of static shared memory"):
+        machine.run("static_memory", a=1, shared=(59 << 10) + 1)
 
 
 def test_launch_bounds(machine):
