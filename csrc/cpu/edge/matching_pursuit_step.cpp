@@ -29,8 +29,8 @@ class PursuitSteps::Impl {
       : dictionary_(with_unit_stride(dictionary)), M_(dictionary.size(0)), D_(dictionary.size(1)),
         accumulator_(accumulator_of(dictionary.scalar_type())), nonnegative_(nonnegative),
         atoms_{dictionary_.const_data_ptr(), dictionary_.stride(0), D_, dtype_of(dictionary), nullptr, nullptr} {
-    if (M_ >= std::numeric_limits<int32_t>::max())
-      throw std::invalid_argument("matching_pursuit: dictionary must have fewer than 2^31 atoms, got " +
+    if (M_ < 1 || M_ >= std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("matching_pursuit: dictionary must have at least one atom and fewer than 2^31, got " +
                                   std::to_string(M_));
     bias_ = zeros(bias_zeros_);
     if (normalized) return;
@@ -53,8 +53,6 @@ class PursuitSteps::Impl {
       take_block(args, std::min(kMaxRows, count - done), value, indices + done);
     }
   }
-
-  const double* squares() const { return atoms_.squares; }
 
  private:
   bool fp64() const { return atoms_.dtype == DType::f64; }
@@ -277,8 +275,6 @@ PursuitSteps::~PursuitSteps() = default;
 void PursuitSteps::take(void* residual, const int64_t* rows, int64_t count, void* values, int64_t* indices) {
   impl_->take(residual, rows, count, values, indices);
 }
-
-const double* PursuitSteps::squares() const { return impl_->squares(); }
 
 std::tuple<Tensor, Tensor, Tensor> matching_pursuit_step(const Tensor& residual, const Tensor& dictionary,
                                                          bool nonnegative, bool normalized) {

@@ -18,9 +18,6 @@ class PursuitSteps {
   // accumulation type, and indices[i]; both are 0 where none was to be taken.
   void take(void* residual, const int64_t* rows, int64_t count, void* values, int64_t* indices);
 
-  // (M) |atom|^2 in fp64; null where all are promised to be 1.
-  const double* squares() const;
-
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;
