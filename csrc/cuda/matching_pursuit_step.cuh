@@ -14,7 +14,7 @@
 // w^ = w / |w|, stored as v = w^ + dv, |dv| <= e; with W = 1, e = 2 u (in fp64 the norm's own rounding, gamma, comes
 // on top). Where all atoms are promised to be of norm 1, w^ = v = w, e = 0, and W >= 1 is the largest norm there is.
 //   A fresh score s = fl(v.r):      |s - w^.r| <= W |r| (gamma + e)                                             = B
-//   An exact one, fl(w.r) / |w|, by `dot`:       W |r| h, h = (D / 32 + 16) u
+//   An exact one, fl(w.r) / |w|, is off by         W |r| h, h = (D / 32 + 16) u
 //   After a step, see matching_pursuit.cuh:      B' of B
 // plus what gets lost where numbers are subnormal. Where the product runs on tensor cores (`Split`), gamma is
 //   3.1 2^-16 for the products of low parts that are left out, and of what both parts leave,
