@@ -48,7 +48,11 @@ class Atoms:
 def layout(D: int) -> tuple[int, int, int]:
     """Tokens, columns and warps of a program that carries residuals: about 16 columns a thread."""
     columns = triton.next_power_of_2(max(1, D))
-    return 32 if INTERPRETED else 1, columns, min(max(4, columns // (16 * WARP)), 1024 // WARP)
+    return (
+        max(1, min(32, 2**16 // columns)) if INTERPRETED else 1,
+        columns,
+        min(max(4, columns // (16 * WARP)), 1024 // WARP),
+    )
 
 
 @triton.jit

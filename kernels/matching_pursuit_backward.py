@@ -250,7 +250,8 @@ def _layout(D: int) -> tuple[int, int, int]:
     """Tokens, columns and warps of a program of `_back`: all columns, about 16 a lane."""
     columns = triton.next_power_of_2(D)
     warps = min(max(1, columns // (16 * WARP)), 1024 // WARP)
-    return 128 if INTERPRETED else max(1, min(32, 256 // columns)), columns, warps
+    rows = max(1, min(32, 256 // columns))
+    return max(1, min(128, 2**16 // columns)) if INTERPRETED else rows, columns, warps
 
 
 def _jobs(D: int, dtype: torch.dtype) -> tuple[int, int]:
