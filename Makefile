@@ -14,6 +14,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
 AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
+KERNEL_TESTS := topk_encode sparse_decode spmm sddmm spmm_t \
+  matching_pursuit matching_pursuit_step matching_pursuit_backward
 # As many processes as there are processors; who ends first takes over tests of the others.
 SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
@@ -67,7 +69,7 @@ wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it 
 
 # With TORCH=... under another PyTorch: what is in dist/ must serve every one from 2.10 on.
 WHEEL_TEST := build/wheel-test-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
-WHEEL_TESTS := build backend info composition reference validation sparse_decode spmm sddmm spmm_t topk_encode
+WHEEL_TESTS := build backend info composition reference validation $(KERNEL_TESTS)
 wheel-test:  ## test dist/'s wheel on CPU tensors, outside this folder's sources, under TORCH
 	rm -rf $(WHEEL_TEST)
 	$(PYTHON) -m venv $(WHEEL_TEST)/env
@@ -84,7 +86,7 @@ SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan and UBSan
 	FASTSPARSE_CUDA=0 FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
-	  $(SHARED) --capture=sys -k cpu- $(addprefix ../../tests/test_,$(addsuffix .py,topk_encode spmm sddmm spmm_t sparse_decode matching_pursuit matching_pursuit_step))
+	  $(SHARED) --capture=sys -k cpu- $(patsubst %,../../tests/test_%.py,$(KERNEL_TESTS))
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
