@@ -8,16 +8,17 @@
 
 namespace fastsparse {
 
-// FASTSPARSE_GRAM_BYTES, 1 GiB unless told otherwise: "auto" makes no larger Gram matrix, and none larger is kept between
-// calls. By the sizes alone, not by what happens to be free: the method mustn't differ between runs, ranks or replays.
+// FASTSPARSE_GRAM_BYTES, 1 GiB unless told otherwise: "auto" makes no larger Gram matrix, and none larger is kept
+// between calls. By the sizes alone, not by what happens to be free: the method mustn't differ between runs, ranks or
+// replays.
 inline int64_t gram_limit() {
   const char* told = std::getenv("FASTSPARSE_GRAM_BYTES");
   if (!told || !*told) return int64_t{1} << 30;
   char* end = nullptr;
   long long bytes = std::strtoll(told, &end, 10);
   if (*end || bytes < 0)
-    throw std::invalid_argument("FASTSPARSE_GRAM_BYTES: must be a number of bytes, at least 0, got '" + std::string(told) +
-                                "'");
+    throw std::invalid_argument("FASTSPARSE_GRAM_BYTES: must be a number of bytes, at least 0, got '" +
+                                std::string(told) + "'");
   return int64_t(bytes);
 }
 

@@ -76,9 +76,9 @@ void matching_pursuit_lengths(const LengthArgs& args, int64_t begin, int64_t end
 
 // ---- rows, by the Gram matrix ----
 //
-// Error bound. What decides is the exact score of an atom: its product with r in one fixed order, over its norm. What is
-// tracked, s, stays within `bound` of a.r, a being what is scored, of norm <= A, R >= |r|, u the unit roundoff and
-// g = D u / (1 - D u) (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1; products of any order):
+// Error bound. What decides is the exact score of an atom: its product with r in one fixed order, over its norm. What
+// is tracked, s, stays within `bound` of a.r, a being what is scored, of norm <= A, R >= |r|, u the unit roundoff and g
+// = D u / (1 - D u) (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1; products of any order):
 //   the exact score itself, its division, and a's own rounding      (g + 16 u) A R  = exactness(R)
 //   s at first: a product                                           g A R
 //   a step: the product c G[j] of step c (c = |w| times the coefficient, w = a |w|), G[j] rounded in g A^2,
@@ -87,9 +87,9 @@ void matching_pursuit_lengths(const LengthArgs& args, int64_t begin, int64_t end
 // A step is a projection (of atoms whose norm is off 1 by so little that |w|^2 < 2): |r| grows by rounding alone,
 // g + 32 u. Below u times the least normal number all this is in absolute terms, which `floor` covers.
 //
-// So an atom can be the best only if its s is within 2 (bound + exactness) of the largest s. There is seldom another: it
-// is scored exactly anyway, since that is its coefficient. If there are some, all of them are; if there are many, or there
-// have been, every atom is, which makes s and the bound as good as new: relative to r as it is now.
+// So an atom can be the best only if its s is within 2 (bound + exactness) of the largest s. There is seldom another:
+// it is scored exactly anyway, since that is its coefficient. If there are some, all of them are; if there are many, or
+// there have been, every atom is, which makes s and the bound as good as new: relative to r as it is now.
 
 namespace {
 

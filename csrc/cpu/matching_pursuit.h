@@ -1,6 +1,6 @@
-// Matching pursuit by the Gram matrix G of the atoms: the scores s = a.r of a row once, then s -= c G[j] for every atom j
-// that is taken. What is scored are the atoms over their norms, so that |s| alone decides; or the atoms as they are, where
-// norm 1 was promised. Scores only choose: see `error bound` in matching_pursuit.cpp.
+// Matching pursuit by the Gram matrix G of the atoms: the scores s = a.r of a row once, then s -= c G[j] for every atom
+// j that is taken. What is scored are the atoms over their norms, so that |s| alone decides; or the atoms as they are,
+// where norm 1 was promised. Scores only choose: see `error bound` in matching_pursuit.cpp.
 #pragma once
 
 #include <cstdint>

@@ -15,8 +15,8 @@ class PreparedDictionary {
   const void* atoms() const { return copy_.data(); }                           // (M, D) of its dtype
   const void* norms() const { return normalized_ ? nullptr : norms_.data(); }  // (M) of the accumulation type
   const double* squares() const { return normalized_ ? nullptr : static_cast<const double*>(squares_.data()); }
-  // Whether its Gram matrix was made: scores can be tracked where all atoms are finite and, if they are promised to be of
-  // norm 1, at least so near to it that a step is no larger than the row.
+  // Whether its Gram matrix was made: scores can be tracked where all atoms are finite and, if they are promised to be
+  // of norm 1, at least so near to it that a step is no larger than the row.
   bool bounded() const { return bounded_; }
   const AtomSizes& sizes() const { return sizes_; }
   const void* gram() const { return gram_.data(); }  // (M, M) of the accumulation type
@@ -43,17 +43,17 @@ class PreparedDictionary {
 
 // Both take a dictionary with unit stride along its rows.
 
-// What was prepared of this very dictionary, if it is kept; else null. All of it is compared with the copy: that takes as
-// long as reading both, and can't mistake one for another, as a hash or a version counter can.
+// What was prepared of this very dictionary, if it is kept; else null. All of it is compared with the copy: that takes
+// as long as reading both, and can't mistake one for another, as a hash or a version counter can.
 std::shared_ptr<const PreparedDictionary> kept_dictionary(const Tensor& dictionary, bool normalized);
 
 // The dictionary prepared anew, and kept in the place of what was, in the same memory, if its Gram matrix is within
 // gram_limit(). A dictionary that changes with every call pays for that with its copy alone.
 std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor& dictionary, bool normalized);
 
-// Whether it is time to make a Gram matrix that a single call doesn't pay for: calls in a row with one dictionary, each of
-// which it would have made cheaper by `gain`, have come to its `price`. So a dictionary that changes pays for none, and
-// one that doesn't for its own, having lost no more than that before.
+// Whether it is time to make a Gram matrix that a single call doesn't pay for: calls in a row with one dictionary, each
+// of which it would have made cheaper by `gain`, have come to its `price`. So a dictionary that changes pays for none,
+// and one that doesn't for its own, having lost no more than that before.
 bool gram_is_due(const Tensor& dictionary, bool normalized, double gain, double price);
 
 }  // namespace fastsparse::edge

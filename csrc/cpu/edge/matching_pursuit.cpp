@@ -95,7 +95,8 @@ class Pursuit {
         widen(begin, count, wide);
         tokens = over(wide, count, D_, D_, accumulator_);
       }
-      Tensor scores = product(tokens, atoms, over(kept_scores.get<char>(count * M_ * bytes), count, M_, M_, accumulator_));
+      void* out = kept_scores.get<char>(count * M_ * bytes);
+      Tensor scores = product(tokens, atoms, over(out, count, M_, M_, accumulator_));
       GramPursuitArgs args{.M = M_, .D = D_, .k = k_, .tol = tol_, .nonnegative = nonnegative_,
                        .atoms = dictionary.atoms(), .squares = dictionary.squares(), .norms = dictionary.norms(),
                        .sizes = dictionary.sizes(), .gram = dictionary.gram(),
