@@ -111,11 +111,12 @@ def table(result: dict[str, Any]) -> str:
             f"{sum(curve[k] for curve in curves) / len(curves):.4f}" if k in curves[0] else "" for k in counts
         ]
         lines.append(f"| {model} | {' | '.join(cells)} |")
+    lines.append("")
     for curve in result["curves"]:
         if curve["model"] == "MP-SAE, by tolerance":
             pairs = zip(curve["k"], curve["fvu"], strict=True)
             lines.append(
-                f"by tolerance, seed {curve['seed']}: {', '.join(f'{k:.2f}: {e:.4f}' for k, e in pairs)}"
+                f"- by tolerance, seed {curve['seed']}: {', '.join(f'{k:.2f}: {e:.4f}' for k, e in pairs)}"
             )
     return "\n".join(lines)
 
