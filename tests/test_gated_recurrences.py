@@ -176,19 +176,20 @@ def test_slow_gates(backend, cell, solver):
 
 @cells
 @solvers
-def test_a_switch_remembers_its_first_input(backend, cell, solver):
+@pytest.mark.parametrize(("gate", "weight"), [(2.0, 8), (20.0, 16)])
+def test_a_switch_remembers_its_first_input(backend, cell, solver, gate, weight):
     """Two stable states: which one depends on the first input, through all steps that follow.
 
     These pull the other way, too weakly to turn a state that is there, but not one that is guessed: chunks
-    end far from where the next one starts, which forgets it.
+    end far from where the next one starts, which forgets it, in the second case at once: no derivative tells.
     """
     T = 300
     u, weights = torch.zeros(2, T, 3, 1), tuple(torch.zeros(rows, 1) for rows in cell.weights)
     u[0, :, 2], u[1, :, 2] = -0.02, 0.02
     u[0, 0, 2], u[1, 0, 2] = 0.5, -0.5
-    u[:, :, 0] = u[:, :, 1] = 2.0
+    u[:, :, 0] = u[:, :, 1] = gate
     u[:, :, 0] *= 1 if cell is GRU else -1
-    weights[0][2] = 8
+    weights[0][2] = weight
     (h, *_), info = (out := cell.run(u, weights, solver=solver, return_info=True))[:-1], out[-1]
     assert_states(cell, out[:-1], u, weights)
     assert h[0, -1] > 0.5
