@@ -83,10 +83,12 @@ wheel-test:  ## test dist/'s wheel on CPU tensors, outside this folder's sources
 # libstdc++ with it, which must be there when the sanitizer looks for what it has to intercept.
 SANITIZED := ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)"
-sanitize: $(VENV)/.extra-test  ## run the op tests on kernels built with ASan and UBSan
+sanitize: $(VENV)/.extra-test  ## run op tests on kernels built with ASan and UBSan, CUDA's under the emulator
 	FASTSPARSE_CUDA=0 FASTSPARSE_SANITIZE=1 $(PY) setup.py --quiet build --build-lib build/sanitize --build-temp build/sanitize-temp
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
 	  $(SHARED) --capture=sys -k cpu- $(patsubst %,../../tests/test_%.py,$(KERNEL_TESTS))
+	cd build/sanitize && FASTSPARSE_EMULATOR=address $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml \
+	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda spmm sddmm spmm_t)
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
