@@ -39,7 +39,7 @@ from fastsparse.kernels._topk_product import Tile, tiles
 from torch import Tensor
 
 SCORES = 2**28  # bytes of scratch memory for scores
-BLOCK = 256 if INTERPRETED else 1024  # scores that a program sweeps through at a time
+BLOCK = 1024  # scores that a program sweeps through at a time
 MOST = 32  # atoms that are scored again one by one
 
 _INFINITE = tl.constexpr(0x7F800000)  # the order of infinity
@@ -285,7 +285,7 @@ def _blocks(D: int) -> dict:
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """a @ b.T, of (N, D) and (M, D) in fp32, into the first rows of out (N, M)."""
     (N, D), M = a.shape, b.shape[0]
-    tile = tiles(torch.float32, N)[0]
+    tile = Tile(256, 512, 64, 1, 1) if INTERPRETED else tiles(torch.float32, N)[0]
     _product[(triton.cdiv(N, tile.tokens) * triton.cdiv(M, tile.latents),)](
         a,
         b,
