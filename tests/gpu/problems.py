@@ -70,6 +70,12 @@ PROBLEMS = {
         ("x", "weight"),
     ),
     "matching_pursuit_step": Problem(fastsparse.matching_pursuit_step, ("x", "weight")),
+    "matching_pursuit_backward": Problem(
+        lambda values, indices, x, weight: torch.ops.fastsparse.matching_pursuit_backward.default(
+            values, indices, x, weight, values, x, False, True, True
+        ),
+        ("values", "hot", "x", "weight"),
+    ),
     "spmm": Problem(fastsparse.spmm, ("values", "indices", "weight")),
     "sddmm": Problem(fastsparse.sddmm, ("x", "weight", "indices")),
     "spmm_t": Problem(
