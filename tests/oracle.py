@@ -259,15 +259,19 @@ def assert_pursuit(
         best_low = (key - slack).max(dim=1).values
         greedy = (key + slack).gather(1, index)[:, 0] >= best_low
         allowed = (length + unsure > tol) if tol > 0 else torch.ones_like(wild)
-        # No step is taken only where there is none to take; halves may have rounded its value to 0.
+        # No step is taken only where there is none to take.
         over = (best_low <= 0) | ((length - unsure <= tol) if tol > 0 else torch.zeros_like(wild))
         squares = norms.square().clamp_min(torch.finfo(torch.float64).tiny)
-        exact = (scores / squares).gather(1, index)[:, 0]
+        coefficients = scores / squares
+        exact = coefficients.gather(1, index)[:, 0]
+        # Or where the coefficient of what may be the best is rounded to 0.
+        smallest = 1e-7 if half else info.tiny
+        over |= (((key + slack) >= best_low[:, None]) & (coefficients.abs() < smallest)).any(dim=1)
         around = (
             (error / squares).gather(1, index)[:, 0] + (relative + 4 * info.eps) * exact.abs() + info.tiny
         )
         around = around.masked_fill(lost[index[:, 0]], torch.inf)
-        fine = torch.where(took, greedy & allowed, over | (half & (exact.abs() < 1e-7)) | lost.any())
+        fine = torch.where(took, greedy & allowed, over | lost.any())
         assert (fine | wild).all(), f"step {t}: rows {(~(fine | wild)).nonzero().flatten().tolist()[:10]}"
         checked = took & ~wild
         assert_within(value[checked], exact[checked], around[checked])

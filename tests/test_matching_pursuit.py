@@ -274,6 +274,14 @@ def test_zero_atoms_are_never_taken(backend, method, nonnegative, normalized):
 
 
 @methods
+def test_a_coefficient_that_rounds_to_zero_is_no_step(backend, method):
+    x = torch.tensor([[1.0, 0.0]])
+    values, _, residual = pursue(x, torch.tensor([[1.0, 1e30]]), k=2, method=method)
+    assert not values.any()
+    assert torch.equal(residual, x)
+
+
+@methods
 def test_a_row_stops_where_no_atom_helps(backend, method):
     eye = torch.eye(4)[:3]
     x = torch.tensor(
