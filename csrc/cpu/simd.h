@@ -220,7 +220,9 @@ inline void compress_consecutive(int32_t first, uint32_t mask, int32_t* to) {
 #endif
 }
 
-// Into the second level of the cache.
-template <typename T> inline void prefetch(const T* address) { __builtin_prefetch(address, 0, 2); }
+// Into the second level of the cache, or the first.
+template <bool First = false, typename T> inline void prefetch(const T* address) {
+  __builtin_prefetch(address, 0, First ? 3 : 2);
+}
 
 }  // namespace fastsparse::FASTSPARSE_ISA

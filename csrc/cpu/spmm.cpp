@@ -12,7 +12,7 @@ void spmm(const SpmmArgs& args, Range rows, Range columns) {
     auto* out = static_cast<T*>(args.out);
     for (int64_t n = rows.begin; n < rows.end; ++n) {
       Gather<T> sum{values + n * args.k, args.indices + n * args.k, args.k, (rows.end - n - 1) * args.k,
-                    weight + columns.begin, args.weight_stride};
+                    weight + columns.begin, args.weight_stride, args.cached};
       gather_sum(sum, columns.end - columns.begin, out + n * args.D + columns.begin);
     }
   });

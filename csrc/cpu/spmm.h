@@ -15,6 +15,7 @@ struct SpmmArgs {
   void* out;               // (N, D)
   int64_t k, D, weight_stride;
   DType dtype;             // of weight and out
+  bool cached;             // whether the rows that are used fit into the cache together
 };
 
 FASTSPARSE_DECLARE_KERNEL(void spmm(const SpmmArgs& args, Range rows, Range columns))

@@ -11,7 +11,8 @@ namespace {
 // The sum over some entries; those up to `last` come after them.
 template <typename T> Gather<T> gather(const SpmmTArgs& args, Range entries, int64_t last) {
   return {static_cast<const Accumulator<T>*>(args.values) + entries.begin, args.rows + entries.begin,
-          entries.end - entries.begin, last - entries.end, static_cast<const T*>(args.x), args.x_stride};
+          entries.end - entries.begin, last - entries.end, static_cast<const T*>(args.x), args.x_stride,
+          args.cached};
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct SpmmTArgs {
   void* out;              // (M, D)
   int64_t D, x_stride;
   DType dtype;            // of x and out
+  bool cached;            // whether x fits into the cache
 };
 
 // Latents with at most one segment, straight into out; zero where a latent has no entry.

@@ -10,6 +10,9 @@
 
 namespace fastsparse::edge {
 
+// Of the last level of the cache, what a call may count on.
+inline constexpr int64_t kCache = int64_t{16} << 20;
+
 // A new, uninitialised, contiguous tensor on the CPU.
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype);
 

@@ -11,8 +11,6 @@ namespace fastsparse::edge {
 
 namespace {
 
-constexpr int64_t kCache = int64_t{16} << 20;  // of the last level, what a call may count on
-
 // The share of all uses that falls on the `count` atoms used most, from a sample of some eight uses an atom.
 double share_of_most_used(const Tensor& codes, int64_t M, int64_t count) {
   std::vector<int32_t> uses(M);
@@ -45,7 +43,8 @@ Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
   Tensor coefficients = as_contiguous(values, accumulator_of(weight.scalar_type()));
   Tensor out = allocate({N, D}, weight.scalar_type());
   SpmmArgs args{coefficients.const_data_ptr(), codes.const_data_ptr<int64_t>(), atoms.const_data_ptr(),
-                out.mutable_data_ptr(), k, D, atoms.stride(0), dtype_of(weight)};
+                out.mutable_data_ptr(), k, D, atoms.stride(0), dtype_of(weight),
+                std::min(codes.numel(), M) * D * int64_t(weight.element_size()) <= kCache};
   int64_t columns = panel_columns(codes, M, D, int64_t(weight.element_size()));
   int64_t grain = rows_a_task(k * columns * int64_t(weight.element_size()));
   for (int64_t d = 0; d < D; d += columns)

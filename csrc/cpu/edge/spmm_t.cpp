@@ -49,7 +49,8 @@ Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int6
   Tensor out = allocate({M, D}, x.scalar_type());
   prefer_huge_pages(out.mutable_data_ptr(), size_t(out.numel()) * out.element_size());
   SpmmTArgs args{sorted.values.const_data_ptr(), sorted.rows.const_data_ptr<int64_t>(), sorted.offsets.data(),
-                 rows.const_data_ptr(), out.mutable_data_ptr(), D, rows.stride(0), dtype_of(x)};
+                 rows.const_data_ptr(), out.mutable_data_ptr(), D, rows.stride(0), dtype_of(x),
+                 x.numel() * int64_t(x.element_size()) <= kCache};
   parallel(M, 64, [&, run = FASTSPARSE_KERNEL(spmm_t)](int64_t begin, int64_t end) { run(args, begin, end); });
 
   std::vector<Range> segments;
