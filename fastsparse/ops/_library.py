@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastsparse.backend import wants_reference
+from fastsparse.backend import requested, wants_reference
 from fastsparse.ops import _gpu
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
@@ -28,7 +28,7 @@ def register(
     qualified = f"fastsparse::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _CUDA_LIBRARY.define(schema)
-    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _without_kernel(name, reference), "CompositeExplicitAutograd")
     _LIBRARY.impl(name, _gpu.implementation(name, reference), "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
@@ -47,6 +47,19 @@ def register(
         # Without a gradient the registered autograd kernel, which is Python, would only cost its time.
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
+
+    return run
+
+
+def _without_kernel(op: str, reference: Callable) -> Callable:
+    """What runs where no library has added a kernel: the reference, unless the kernel was asked for."""
+
+    def run(*arguments):
+        if requested() == "cpu":
+            raise RuntimeError(
+                f"{op}: backend 'cpu' was asked for and can't run here: it has no kernel for this op"
+            )
+        return reference(*arguments)
 
     return run
 
