@@ -1,0 +1,30 @@
+// What the solvers of the gated recurrences have in common on every backend (fastsparse/reference/_solvers.py says what
+// they do): when a channel of a sequence is solved, and what is said of it.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace fastsparse {
+
+enum class Solver : int { automatic, sequential, newton, shooting };
+
+inline Solver solver_of(const std::string& op, const std::string& name) {
+  if (name == "auto") return Solver::automatic;
+  if (name == "sequential") return Solver::sequential;
+  if (name == "newton") return Solver::newton;
+  if (name == "shooting") return Solver::shooting;
+  throw std::invalid_argument(op + ": solver must be one of auto, sequential, newton, shooting, got '" + name + "'");
+}
+
+inline constexpr int kNewtonPasses = 12, kShootingPasses = 8;  // at most
+
+// A state is certified where what it may be off by is at most this, beside the state or 1: 32 eps.
+template <typename C> inline constexpr C kSmall = C(0x1p-18);
+template <> inline constexpr double kSmall<double> = 0x1p-47;
+
+// What `passes` says of a channel of a sequence, where it isn't the pass that certified it.
+inline constexpr int kNoPasses = 0;  // step by step, as asked
+inline constexpr int kGivenUp = -1;  // not certified, hence step by step
+
+}  // namespace fastsparse
