@@ -5,6 +5,7 @@ All atoms have norm 1, and the largest positive ``w @ r`` is taken, as in the tr
 never happens here: with thousands of atoms some atom always points the residual's way.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -89,9 +90,9 @@ class PursuitStep(Step):
     def loss(self, x: Tensor) -> Tensor:
         return self.residual(x - self.leaves["b_dec"], self.leaves["dictionary"]).square().mean()
 
+    @abstractmethod
     def residual(self, x: Tensor, dictionary: Tensor) -> Tensor:
         """What is left of x - b_dec."""
-        raise NotImplementedError
 
 
 class FastsparsePursuitStep(PursuitStep):

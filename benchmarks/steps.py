@@ -5,6 +5,7 @@ The step is ``mean((x - decode(encode(x - b_dec)))^2)`` and the gradients of all
 2024, arXiv 2406.04093, section 2). Optimisers are left out: they are the same for everyone.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Parameters:
     b_dec: Tensor
 
 
-class Step:
+class Step(ABC):
     """A contender: own copies of the parameters, a loss, and gradients in the common layout.
 
     Attributes:
@@ -45,8 +46,9 @@ class Step:
         self.k = k
         self.leaves = {name: getattr(parameters, name).clone().requires_grad_() for name in NAMES}
 
+    @abstractmethod
     def loss(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Forward, up to the number whose gradients are taken."""
 
     def run(self, x: Tensor) -> "Step":
         """Forward and backward, as after ``optimizer.step()`` and ``zero_grad(set_to_none=True)``.

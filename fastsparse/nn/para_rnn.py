@@ -1,5 +1,6 @@
 """What ParaGRU and ParaLSTM share: layers of an input product and a recurrence that doesn't mix channels."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from fastsparse._validation import check_count, check_float
 from fastsparse.functional.recurrences import SOLVERS
 
 
-class ParaRNN(nn.Module):
+class ParaRNN(nn.Module, ABC):
     """Layers, each a product of its inputs with three gates' weights, and a recurrence along time.
 
     A layer's states are (B, H) tensors, as many as ``states`` says; a subclass runs their recurrence. The
@@ -149,9 +150,9 @@ class ParaRNN(nn.Module):
     def _weights(self, layer: int) -> list[Tensor]:
         return [getattr(self, f"{name}_l{layer}") for name in self.recurrent]
 
+    @abstractmethod
     def _recur(self, u: Tensor, layer: int, start: tuple[Tensor, ...] | None, cu_seqlens: Tensor | None):
         """The states along time, h first, each (B, T, H)."""
-        raise NotImplementedError
 
     def _unpacked(self, state, S: int) -> tuple[Tensor, ...] | None:
         """The parts of a state, each (num_layers, S, H)."""

@@ -1,6 +1,7 @@
 """What every sparse autoencoder here has: unit-norm atoms, a centre, and dead latents to be revived."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class SAELoss(NamedTuple):
     code: TopK | Pursuit
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(nn.Module, ABC):
     """The part of an autoencoder that doesn't depend on how it encodes.
 
     A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``, which start with norm 1. Subclasses
@@ -121,9 +122,9 @@ class SparseAutoencoder(nn.Module):
         tokens = x.reshape(-1, self.d_model).to(torch.promote_types(self.b_dec.dtype, torch.float32))
         self.b_dec.copy_(tokens.mean(dim=0) if method == "mean" else _geometric_median(tokens))
 
+    @abstractmethod
     def encode(self, x: Tensor) -> TopK | Pursuit:
         """Describe tokens (..., D) by a few latents each."""
-        raise NotImplementedError
 
     def decode(self, code: TopK | Pursuit | Tensor, indices: Tensor | None = None) -> Tensor:
         """Reconstruct tokens from codes.
@@ -181,13 +182,13 @@ class SparseAutoencoder(nn.Module):
         l0 = self._active(code).sum(dim=-1).float().mean()
         return SAELoss(total, main.detach(), aux.detach(), l0, num_dead, code)
 
+    @abstractmethod
     def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[TopK | Pursuit, Tensor]:
         """The code of a batch, and what it stands for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """The residual (fixed) of a batch as ``aux_k`` dead latents a token reconstruct it, without b_dec."""
-        raise NotImplementedError
 
     @property
     def dead(self) -> Tensor:
