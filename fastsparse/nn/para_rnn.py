@@ -21,6 +21,7 @@ class ParaRNN(nn.Module, ABC):
 
     states: int
     recurrent: ClassVar[dict[str, int]]  # names of the recurrent weights, and how many rows they have
+    recurrent_of_ml_pararnn: ClassVar[dict[str, str]] = {"weight_hh": "A", "peephole": "C"}
     gates: tuple[str, str, str]  # what the rows of u are, by pararnn-torch's letters, and in its own order
     order: tuple[str, str, str]
 
@@ -69,18 +70,21 @@ class ParaRNN(nn.Module, ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew: recurrent ones of deviation 1 / sqrt(H), as ParaRNN's appendix C.1 has it.
+        """Draw all weights anew, as ml-pararnn does unless told otherwise.
 
-        Input weights are uniform within 1 / sqrt(inputs of a channel), as in ``nn.Linear``, and biases 0.
+        Recurrent ones are normal of deviation 2 / sqrt(5 H); input weights uniform within
+        sqrt(6 / (fan_in + fan_out)), of one head (Glorot & Bengio 2010); biases 0, but for the first gate's,
+        which go from 0 to -1 along the channels, so that they forget at different rates.
         """
         for name, parameter in self.named_parameters():
             if name.startswith("bias"):
                 parameter.zero_()
+                parameter[0] = torch.linspace(0, -1, self.hidden_size, device=parameter.device)
             elif name.startswith("weight_ih"):
-                bound = parameter.shape[-1] ** -0.5
+                bound = (6 / (parameter.shape[-1] + self.hidden_size // self.num_heads)) ** 0.5
                 parameter.uniform_(-bound, bound, generator=generator)
             else:
-                parameter.normal_(0, self.hidden_size**-0.5, generator=generator)
+                parameter.normal_(0, 2 / (5 * self.hidden_size) ** 0.5, generator=generator)
 
     def forward(self, x, state=None, *, cu_seqlens: Tensor | None = None):
         """Run all layers over whole sequences.
@@ -170,6 +174,48 @@ class ParaRNN(nn.Module, ABC):
                     f"got shape {tuple(part.shape)}"
                 )
         return parts
+
+    @classmethod
+    def from_ml_pararnn(cls, *state_dicts: Mapping[str, Tensor], **options):
+        """A module with the weights of cells that ml-pararnn has trained.
+
+        Args:
+            state_dicts: one for each layer, of a ``GRUDiagMH`` for a ParaGRU, of an ``LSTMCIFGDiagMH`` for a
+                ParaLSTM, with the nonlinearities that they have by default.
+            options: ``batch_first``, ``dropout``, ``solver``, ``device``, ``dtype``.
+
+        Returns:
+            The module, which computes the same.
+
+        Raises:
+            ValueError: there is no cell, names are not those of such cells, or cells don't fit together.
+
+        Source: https://github.com/apple/ml-pararnn
+        """
+        wanted = {"B", "b"} | {cls.recurrent_of_ml_pararnn[name] for name in cls.recurrent}
+        for state_dict in state_dicts or ({},):
+            if set(state_dict) != wanted:
+                raise ValueError(
+                    f"{cls.__name__}.from_ml_pararnn: each state_dict must hold {', '.join(sorted(wanted))}, "
+                    f"got {', '.join(sorted(state_dict)) or 'nothing'}"
+                )
+        blocks = [state_dict["B"] for state_dict in state_dicts]  # (heads, D / heads, 3, H / heads)
+        heads, inputs, _, outputs = blocks[0].shape
+        for block in blocks[1:]:
+            if block.shape != (heads, outputs, 3, outputs):
+                raise ValueError(
+                    f"{cls.__name__}.from_ml_pararnn: B of a layer after the first must have shape "
+                    f"{(heads, outputs, 3, outputs)}, got {tuple(block.shape)}"
+                )
+        module = cls(heads * inputs, heads * outputs, len(blocks), num_heads=heads, **options)
+        loaded = {}
+        for layer, state_dict in enumerate(state_dicts):
+            loaded[f"weight_ih_l{layer}"] = state_dict["B"].permute(2, 0, 3, 1).flatten(1, 2)
+            loaded[f"bias_l{layer}"] = state_dict["b"]
+            for name in cls.recurrent:
+                loaded[f"{name}_l{layer}"] = state_dict[cls.recurrent_of_ml_pararnn[name]]
+        module.load_state_dict(loaded)
+        return module
 
     @classmethod
     def from_pararnn_torch(

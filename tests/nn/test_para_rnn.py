@@ -127,11 +127,15 @@ def test_gradients_reach_everything(kind):
 
 @kinds
 def test_initial_weights(kind):
-    module = build(kind, 64, 400)
-    assert not module.bias_l0.any()
-    assert 0.9 / 8 < module.weight_ih_l0.abs().max() <= 1 / 8
-    assert module.weight_hh_l0.std().item() == pytest.approx(400**-0.5, rel=0.1)
-    again, other = build(kind, 64, 400), build(kind, 64, 400, seed=1)
+    module = build(kind, 64, 400, num_heads=4)
+    assert module.bias_l0[0].tolist() == sorted(module.bias_l0[0].tolist(), reverse=True)
+    assert module.bias_l0[0, [0, -1]].tolist() == [0, -1]
+    assert not module.bias_l0[1:].any()
+    bound = (6 / (16 + 100)) ** 0.5
+    assert 0.99 * bound < module.weight_ih_l0.abs().max() <= bound
+    for name in kind.recurrent:
+        assert getattr(module, f"{name}_l0").std().item() == pytest.approx(2 / 2000**0.5, rel=0.1)
+    again, other = (build(kind, 64, 400, num_heads=4, seed=seed) for seed in (0, 1))
     assert all(torch.equal(*pair) for pair in zip(module.parameters(), again.parameters(), strict=True))
     assert not torch.equal(module.weight_hh_l0, other.weight_hh_l0)
 
@@ -146,6 +150,56 @@ def test_dropout_is_between_layers_and_in_training(kind):
     assert torch.equal(module.eval()(x)[0], plain(x)[0])
     one = build(kind, 4, 6, dropout=1.0)
     assert torch.equal(one(x)[0], build(kind, 4, 6)(x)[0])
+
+
+def of_ml_pararnn(kind, heads, inputs, H) -> dict[str, torch.Tensor]:
+    """Weights as ml-pararnn names and lays them out."""
+    weights = {
+        "A": random(3, H, seed=1, scale=0.5),
+        "B": random(heads, inputs // heads, 3, H // heads, seed=2),
+        "b": random(3, H, seed=3),
+    }
+    return weights | ({"C": random(2, H, seed=4, scale=0.5)} if kind is ParaLSTM else {})
+
+
+@kinds
+@pytest.mark.parametrize("heads", [1, 2])
+def test_weights_of_ml_pararnn(kind, heads):
+    """Held against its equations, written out; both order their gates as we do."""
+    w, x = of_ml_pararnn(kind, heads, 6, 8), random(2, 15, 6, seed=20)
+    output, _ = kind.from_ml_pararnn(w)(x)
+    c = h = torch.zeros(2, 8)
+    for t in range(15):
+        of_head = x[:, t].unflatten(-1, (heads, -1))
+        first, second, third = (
+            torch.einsum("bni,nigj->bgnj", of_head, w["B"]).flatten(-2).add(w["b"]).unbind(1)
+        )
+        if kind is ParaGRU:
+            z, r = torch.sigmoid(w["A"][0] * h + first), torch.sigmoid(w["A"][1] * h + second)
+            h = z * torch.tanh(w["A"][2] * h * r + third) + (1 - z) * h
+        else:
+            f = torch.sigmoid(w["A"][0] * h + first + w["C"][0] * c)
+            c = f * c + (1 - f) * torch.tanh(w["A"][2] * h + third)
+            h = torch.sigmoid(w["A"][1] * h + second + w["C"][1] * c) * torch.tanh(c)
+        torch.testing.assert_close(output[:, t], h)
+
+
+@kinds
+def test_layers_of_ml_pararnn(kind):
+    first, second, x = of_ml_pararnn(kind, 2, 6, 8), of_ml_pararnn(kind, 2, 8, 8), random(2, 15, 6, seed=20)
+    output, _ = kind.from_ml_pararnn(first, second, solver="shooting")(x)
+    torch.testing.assert_close(output, kind.from_ml_pararnn(second)(kind.from_ml_pararnn(first)(x)[0])[0])
+    other = of_ml_pararnn(ParaLSTM if kind is ParaGRU else ParaGRU, 2, 6, 8)
+    names = "A, B, C, b" if kind is ParaLSTM else "A, B, b"
+    for bad in ((), (other,), (first, other), (first | {"D": first["A"]},)):
+        with pytest.raises(
+            ValueError, match=f"^{kind.__name__}.from_ml_pararnn: each state_dict must hold {names}, got "
+        ):
+            kind.from_ml_pararnn(*bad)
+    with pytest.raises(
+        ValueError, match=re.escape("after the first must have shape (2, 4, 3, 4), got (2, 3, 3, 4)")
+    ):
+        kind.from_ml_pararnn(first, first)
 
 
 def foreign(kind, inputs, H, prefix="") -> dict[str, torch.Tensor]:
