@@ -73,13 +73,40 @@ def test_bf16_is_cast_as_gpus_do():
     assert torch.equal(back.view(torch.int32), halves.float().view(torch.int32))
 
 
+@triton.jit
+def _affine(a, b, a_later, b_later):
+    return a_later * a, a_later * b + b_later
+
+
+@triton.jit
+def _recurrence(a, b, h, AXIS: tl.constexpr, T: tl.constexpr):
+    at = tl.arange(0, T)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    if AXIS == 1:
+        at = tl.trans(at)
+    _, states = tl.associative_scan((tl.load(a + at), tl.load(b + at)), AXIS, _affine)
+    tl.store(h + at, states)
+
+
+@pytest.mark.parametrize("T", [1, 2, 8, 32])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scans_are_of_slices(T, axis):
+    a, b, h = torch.rand(T, 4), torch.randn(T, 4), torch.zeros(T, 4)
+    with interpreting():
+        _recurrence[(1,)](a, b, h, axis, T)
+    state = torch.zeros(4)
+    for t in range(T):
+        state = a[t] * state + b[t]
+        torch.testing.assert_close(h[t], state)
+
+
 def test_triton_is_left_as_it_was():
     from triton.runtime import interpreter
 
     def state() -> list:
         builder = vars(interpreter.InterpreterBuilder)
         names = "cast_impl", "create_masked_load", "create_masked_store"
-        return [tl.load, tl.sum, tl.core.load, interpreter._patch_lang, *(builder[name] for name in names)]
+        scan = interpreter.ScanOps.generic_scan
+        return [tl.load, tl.sum, tl.core.load, interpreter._patch_lang, scan, *(builder[n] for n in names)]
 
     before = state()
     with interpreting():
