@@ -122,6 +122,7 @@ class GpuBackend:
 
     missing: Callable[[], str | None]
     run: Callable  # of an op's name and its arguments
+    kernels: str | None = None  # whose they are, triton's or cuda's, which not every op has; None: it has all
     work: float = math.inf  # the largest call that ends in the time that a test may take
     library: Callable[[], ctypes.CDLL] | None = None  # which has a screen that can be forced
 
@@ -166,6 +167,8 @@ def registered_ops() -> list[str]:
 def _run(backend: GpuBackend, op: str, *arguments):
     if op not in OPS:
         pytest.skip(f"{op} has no GPU kernels")
+    if backend.kernels not in (None, *_gpu.ORDER.get(op, ())):
+        leave_out(f"{op} has no {backend.kernels} kernel")
     if OPS[op].work(*arguments) > backend.work:
         leave_out("the shape is too large for GPU kernels without a GPU")
     if op == "topk_encode":  # as fastsparse.ops._gpu does, before it chooses a kernel
@@ -236,10 +239,10 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 GPU_BACKENDS = {
-    "triton-interpreted": GpuBackend(triton_interpreter.unavailable, _interpreted, work=7e6),
-    "cuda-emulated": GpuBackend(emulator.unavailable, _emulated, work=2e7, library=emulator.load),
-    "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton")),
+    "triton-interpreted": GpuBackend(triton_interpreter.unavailable, _interpreted, "triton", work=7e6),
+    "cuda-emulated": GpuBackend(emulator.unavailable, _emulated, "cuda", work=2e7, library=emulator.load),
+    "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton"), "triton"),
     "cuda-gpu": GpuBackend(
-        partial(_absent, "cuda"), partial(_on_gpu, "cuda"), library=lambda: _cuda._library
+        partial(_absent, "cuda"), partial(_on_gpu, "cuda"), "cuda", library=lambda: _cuda._library
     ),
 }

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsparse
+from fastsparse.ops import _gpu
 
 CODE = torch.tensor([[2.0]]), torch.tensor([[1]])
 
@@ -68,6 +69,19 @@ def test_an_op_without_gpu_kernels_is_left_out(recorded, monkeypatch):
     monkeypatch.delitem(OPS, "spmm")
     with running("recorded"), pytest.raises(pytest.skip.Exception, match="spmm has no GPU kernels"):
         fastsparse.spmm(*CODE, torch.ones(2, 1))
+
+
+def test_an_op_with_kernels_of_another_kind_is_left_out(monkeypatch):
+    monkeypatch.setitem(_gpu.ORDER, "spmm", ("cuda",))
+    for kernels in ("cuda", "triton"):
+        backend = GpuBackend(lambda: None, lambda op, *_: torch.ones(1, 1), kernels)
+        monkeypatch.setitem(GPU_BACKENDS, "recorded", backend)
+        with running("recorded"):
+            if kernels == "cuda":
+                assert fastsparse.spmm(*CODE, torch.ones(2, 1)).item() == 1
+            else:
+                with pytest.raises(pytest.skip.Exception, match="spmm has no triton kernel"):
+                    fastsparse.spmm(*CODE, torch.ones(2, 1))
 
 
 def test_indices_out_of_range_are_run_under_the_check(monkeypatch):
