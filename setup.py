@@ -49,6 +49,7 @@ KERNELS = [
     "matching_pursuit",
     "matching_pursuit_step",
     "matching_pursuit_backward",
+    "linear_recurrence",
 ]
 
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on

@@ -1,0 +1,39 @@
+#include "cpu/edge/sequences.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace fastsparse::edge {
+
+Sequences sequences_of(const char* op, const std::optional<Tensor>& cu_seqlens, int64_t B, int64_t T, Tensor& keep) {
+  if (!cu_seqlens) return {nullptr, B, T};
+  keep = as_contiguous(*cu_seqlens, ScalarType::Long);
+  const int64_t* bounds = keep.const_data_ptr<int64_t>();
+  int64_t count = keep.numel() - 1;
+  bool rising = count >= 0 && B == 1 && (count == 0 || (bounds[0] == 0 && bounds[count] == T));
+  for (int64_t s = 0; s < count; ++s) rising &= bounds[s] <= bounds[s + 1];
+  if (!rising)
+    throw std::invalid_argument(std::string(op) + ": cu_seqlens must go from 0 to T = " + std::to_string(T) +
+                                " and not decrease, for B = 1");
+  return {bounds, count, T};
+}
+
+Tensor with_unit_channels(const Tensor& tensor) {
+  int64_t last = tensor.dim() - 1;
+  if (tensor.stride(last) == 1 || tensor.size(last) <= 1) return tensor;
+  return torch::stable::contiguous(tensor);
+}
+
+Series series_of(const Tensor& tensor) {
+  int64_t dims = tensor.dim();
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), dims > 3 ? tensor.stride(2) : 0,
+          dims > 4 ? tensor.stride(3) : 0};
+}
+
+int64_t channels_a_task(int64_t sequences, int64_t H) {
+  int64_t width = 128, wanted = 4 * int64_t(torch::stable::get_num_threads());
+  while (width > 16 && sequences * ((H + width - 1) / width) < wanted) width /= 2;
+  return width;
+}
+
+}  // namespace fastsparse::edge

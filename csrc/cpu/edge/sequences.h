@@ -1,0 +1,38 @@
+// Sequences and what lies along them, from tensors.
+#pragma once
+
+#include <optional>
+
+#include "cpu/edge/edge.h"
+#include "cpu/sequences.h"
+
+namespace fastsparse::edge {
+
+// The sequences of B rows of T steps; throws unless cu_seqlens, where given, go from 0 to T and never down.
+// `keep` holds what they point to.
+Sequences sequences_of(const char* op, const std::optional<Tensor>& cu_seqlens, int64_t B, int64_t T, Tensor& keep);
+
+// A tensor (..., H) with unit stride along its channels, copied only where it hasn't; what it repeats along other
+// dimensions is copied once.
+Tensor with_unit_channels(const Tensor& tensor);
+
+// Of a tensor (B, T, ..., H) with unit stride along its channels.
+Series series_of(const Tensor& tensor);
+
+// How many channels to give to a task: 128, or as few as 16, whole cache lines, where it
+// takes that to give every thread some tasks.
+int64_t channels_a_task(int64_t sequences, int64_t H);
+
+// Calls task(s, channels) for all sequences and blocks of channels, a channel of one being so many bytes of work.
+template <typename Task>
+void parallel_channels(int64_t sequences, int64_t H, int64_t bytes, const Task& task) {
+  int64_t width = channels_a_task(sequences, H), blocks = (H + width - 1) / width;
+  parallel(sequences * blocks, rows_a_task(width * bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t first = i % blocks * width;
+      task(i / blocks, Range{first, first + width < H ? first + width : H});
+    }
+  });
+}
+
+}  // namespace fastsparse::edge
