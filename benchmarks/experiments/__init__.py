@@ -1,1 +1,1 @@
-"""What matching pursuit does that Top-k doesn't, and where it fails; docs/matching_pursuit.md tells."""
+"""What the methods do, not how fast; docs/matching_pursuit.md and docs/recurrences.md tell."""

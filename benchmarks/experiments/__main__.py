@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = ("levels", "inference_k", "patches")
+EXPERIMENTS = ("levels", "inference_k", "patches", "state_tracking", "characters")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments", description="Compare matching pursuit with Top-k encoders."
+        prog="python -m benchmarks.experiments", description="Compare encoders, and recurrences."
     )
     parser.add_argument(
         "names", nargs="*", metavar="experiment", help=f"which of {', '.join(EXPERIMENTS)} (default: all)"

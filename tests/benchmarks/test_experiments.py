@@ -1,4 +1,4 @@
-"""The experiments with matching pursuit: what is known of them beforehand, and that they run and draw."""
+"""The experiments: what is known of them beforehand, and that they run and draw."""
 
 import doctest
 import itertools
@@ -10,12 +10,29 @@ import torch
 
 from benchmarks import plots, results
 from benchmarks.experiments import __main__ as command
-from benchmarks.experiments import inference_k, levels, patches, training
+from benchmarks.experiments import (
+    characters,
+    inference_k,
+    levels,
+    patches,
+    recurrent,
+    state_tracking,
+    training,
+)
 from fastsparse.nn import MatchingPursuitSAE
 
 COMMITTED = results.RESULTS / "experiments"
-PAGE = Path(__file__).parents[2] / "docs" / "matching_pursuit.md"
-MODULES = {"levels": levels, "inference_k": inference_k, "patches": patches}
+DOCS = Path(__file__).parents[2] / "docs"
+MODULES = {
+    "levels": levels,
+    "inference_k": inference_k,
+    "patches": patches,
+    "state_tracking": state_tracking,
+    "characters": characters,
+}
+PAGES = dict.fromkeys(MODULES, "matching_pursuit.md") | dict.fromkeys(
+    ("state_tracking", "characters"), "recurrences.md"
+)
 
 
 def falling(errors) -> bool:
@@ -118,6 +135,97 @@ def test_patches_are_whitened_without_their_means():
     assert 0.9 < variances[-1] < 1.01
 
 
+# ---- recurrences ----
+
+
+def test_states_are_what_the_symbols_say():
+    for task, step in {
+        "parity": lambda state, symbol: state ^ symbol,
+        "count modulo 5": lambda state, symbol: [1, 2, 3, 4, 0][state] if symbol else state,
+        "cycle of 5": lambda state, symbol: (state + (-1, 0, 1)[symbol]) % 5,
+    }.items():
+        symbols, states = state_tracking.sequences(task, 20, 50, training.seeded(1))
+        kinds, places = state_tracking.TASKS[task]
+        assert set(symbols.flatten().tolist()) == set(range(kinds))
+        assert set(states.flatten().tolist()) == set(range(places))
+        for row, found in zip(symbols.tolist(), states.tolist(), strict=True):
+            assert list(itertools.accumulate(row, step, initial=0))[1:] == found
+
+
+@pytest.mark.parametrize("recurrence", recurrent.RECURRENCES)
+def test_a_network_sees_the_past_alone_and_is_its_seeds(recurrence):
+    symbols = torch.randint(4, (2, 12), generator=training.seeded(0))
+    network, again, other = (recurrent.Network(recurrence, 4, 3, 8, 2, seed=seed) for seed in (0, 0, 1))
+    logits = network(symbols)
+    assert logits.shape == (2, 12, 3)
+    assert torch.equal(again(symbols), logits)
+    assert not torch.equal(other(symbols), logits)
+    changed = symbols.clone()
+    changed[:, 6] = 3 - changed[:, 6]
+    difference = (network(changed) - logits).abs().amax(dim=(0, 2))
+    torch.testing.assert_close(difference[:6], torch.zeros(6))
+    assert difference[6:].min() > 0
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_linear_recurrence_is_as_said(signed):
+    layer = recurrent.DiagonalLinear(3, 4, signed=signed)
+    x = torch.randn(2, 10, 3, generator=training.seeded(0))
+    h, found = torch.zeros(2, 4), layer(x)[0]
+    for t in range(10):
+        gate, v = layer.product(x[:, t]).chunk(2, dim=-1)
+        a = gate.sigmoid()
+        h = (2 * a - 1 if signed else a) * h + (1 - a) * v
+        torch.testing.assert_close(found[:, t], h)
+
+
+def test_networks_learn_parity_where_a_linear_recurrence_stays_behind():
+    """A miniature of the experiment, on sequences twice as long as in training."""
+
+    def batch():
+        return state_tracking.sequences("parity", 32, 24, stream)
+
+    found = {}
+    for recurrence in ("ParaGRU", "linear, a in (0, 1)"):
+        network, stream = recurrent.Network(recurrence, 2, 2, 32, 1, seed=0), training.seeded(1)
+        assert list(recurrent.train(network, batch, steps=200, lr=1e-2, watch=100)) == [100, 200]
+        held_out = state_tracking.sequences("parity", 64, 48, training.seeded(2))
+        found[recurrence] = state_tracking.accuracy(network, *held_out)[24:].mean().item()
+    assert found["ParaGRU"] > 0.99
+    assert abs(found["linear, a in (0, 1)"] - 0.5) < 0.1
+
+
+def test_characters_are_cut_into_windows_and_read_in_order():
+    training_half, held_out, symbols = characters.windows(128)
+    assert training_half.shape[1] == held_out.shape[1] == 129
+    assert len(training_half) + len(held_out) > 2000
+    assert len(held_out) * 8 < len(training_half) < len(held_out) * 10
+    assert set(training_half.unique().tolist()) == set(range(1, symbols))
+    assert held_out.min() >= 0
+    assert held_out.max() < symbols
+    symbols_in, targets = characters.batch(training_half, 5, training.seeded(0))
+    assert torch.equal(symbols_in[:, 1:], targets[:, :-1])
+
+
+def test_bits_of_a_network_that_knows_nothing():
+    network = recurrent.Network("ParaGRU", 8, 8, 4, 1, seed=0)
+    torch.nn.init.zeros_(network.read_out[-1].weight)
+    torch.nn.init.zeros_(network.read_out[-1].bias)
+    windows = torch.randint(8, (3, 9), generator=training.seeded(0))
+    assert characters.bits(network, windows) == pytest.approx(3)
+
+
+def test_widths_make_parameters_alike():
+    widths = characters.equal_widths(100, characters.FULL)
+    counts = {
+        name: recurrent.parameters(recurrent.Network(name, 100, 100, width, characters.FULL.layers, seed=0))
+        for name, width in widths.items()
+    }
+    assert widths["ParaGRU"] == characters.FULL.width
+    for name, count in counts.items():
+        assert count == pytest.approx(counts["ParaGRU"], rel=0.02), name
+
+
 # ---- the command ----
 
 
@@ -165,7 +273,7 @@ def test_the_page_shows_what_was_committed(path):
     pytest.importorskip("matplotlib")
     found = results.read(path)
     assert not found["quick"]
-    page, module = PAGE.read_text(), MODULES[path.stem]
+    page, module = (DOCS / PAGES[path.stem]).read_text(), MODULES[path.stem]
     assert module.table(found) in page
     with plots.style(path.stem) as pyplot:
         stems = module.draw(found, pyplot)
