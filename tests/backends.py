@@ -66,6 +66,7 @@ OPS = {
         lambda values, indices, residual, *_: indices.numel() * max(32, residual.shape[1]),
         lambda values, indices, residual, dictionary, *_: (indices, len(dictionary)),
     ),
+    "linear_recurrence": Op(lambda a, b, *_: 32 * len(b) * max(32, b.shape[1]) * max(32, b.shape[-1])),
 }
 
 

@@ -22,6 +22,7 @@ ORDER = {
     "matching_pursuit": ("cuda", "triton"),
     "matching_pursuit_step": ("cuda", "triton"),
     "matching_pursuit_backward": ("cuda", "triton"),
+    "linear_recurrence": ("triton",),
 }
 
 

@@ -1,0 +1,60 @@
+"""How kernels of recurrences are laid over sequences: a program has one, and a block of channels.
+
+It goes through time tile by tile, all steps of a tile at once, the next tile on its way.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs; states are fp32
+
+
+@triton.jit
+def sequence_of(cu_seqlens, T, H, BLOCK_H: tl.constexpr):
+    """The program's sequence s, the row it lies in, its first step there, its length, and channels (1, .)."""
+    blocks = tl.cdiv(H, BLOCK_H)
+    s = (tl.program_id(0) // blocks).to(tl.int64)
+    channel = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
+    if cu_seqlens is None:
+        row, begin, end = s, s * 0, s * 0 + T
+    else:
+        row, begin, end = s * 0, tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
+    return s, row, begin, end - begin, channel
+
+
+@triton.jit
+def steps_of(start, begin, length, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr):
+    """A tile's steps as (BLOCK_T, 1): where they lie in time, and their numbers in the recurrence's order."""
+    step = (start + tl.arange(0, BLOCK_T).to(tl.int64))[:, None]
+    return begin + (length - 1 - step if REVERSE else step), step
+
+
+@triton.jit
+def load_state(state, s, channel, sequence_stride, channel_stride, H):
+    """A state (S, H), or zeros where there is none, in fp32."""
+    loaded = tl.zeros(channel.shape, tl.float32)
+    if state is not None:
+        at = state + s * sequence_stride + channel * channel_stride
+        loaded = tl.load(at, mask=channel < H, other=0.0).to(tl.float32)
+    return loaded
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Steps and channels of a tile, and the warps of a program, which has one after the other."""
+
+    steps: int
+    channels: int
+    warps: int
+
+    def programs(self, S: int, H: int) -> int:
+        return S * triton.cdiv(H, self.channels)
+
+
+def sequences(batch: Tensor, cu_seqlens: Tensor | None) -> int:
+    """How many there are in a batch (B, T, ...)."""
+    return batch.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
