@@ -23,6 +23,8 @@ ORDER = {
     "matching_pursuit_step": ("cuda", "triton"),
     "matching_pursuit_backward": ("cuda", "triton"),
     "linear_recurrence": ("triton",),
+    "gru_recurrence": ("cuda",),
+    "lstm_recurrence": ("cuda",),
 }
 
 

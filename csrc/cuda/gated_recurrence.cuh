@@ -1,0 +1,486 @@
+// Gated recurrences h_t = f(h_{t-1}, u_t), whose channels don't mix, by three solvers: device code.
+// fastsparse/reference/_solvers.py says what the solvers do, csrc/cells.h what a step is.
+//
+// Bytes an element-step, at least: 16 in fp32 (three inputs, one state; 20 for pairs of states), 8 in halves (10). The
+// chain from state to state is some 125 cycles, 70 ns: a machine with less than some 20000 threads waits for it, not for
+// memory. The parallel solvers cut time into chunks, a thread each, and read the inputs once more in every pass.
+#pragma once
+
+#include "cells.h"
+#include "cuda/activations.cuh"
+#include "solvers.h"
+
+namespace fastsparse::cuda {
+
+// What a kernel is given. States are in the order in which a cell has them, of an LSTM c and h.
+template <typename T, int States> struct Recurrence {
+  const T* u;  // (B, T, 3, H), of any strides
+  int64_t row_stride, step_stride, gate_stride, channel_stride;
+  const T *weight, *peephole;  // (3, H) and (2, H), if the cell has that
+  const T* start[States];      // (S, H), or null for zeros
+  const int64_t* bounds;       // (S + 1,), or null for one sequence a row
+  int64_t steps, H;            // steps: of a row
+  T* states[States];           // (B, T, H)
+  Accumulator<T>* guesses[States];  // (B, T, H), the same memory where the types are; Newton's method alone has them
+  int32_t* passes;             // (S, H)
+};
+
+// x -> A x + b of a channel's states.
+template <typename C, int n> struct Affine {
+  C A[n * n], b[n];
+
+  __device__ __forceinline__ static Affine identity() {
+    Affine map;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      map.b[i] = 0;
+#pragma unroll
+      for (int j = 0; j < n; ++j) map.A[i * n + j] = i == j;
+    }
+    return map;
+  }
+
+  // Into out, which isn't x.
+  __device__ __forceinline__ void apply(const C (&x)[n], C (&out)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      out[i] = b[i];
+#pragma unroll
+      for (int j = 0; j < n; ++j) out[i] += A[i * n + j] * x[j];
+    }
+  }
+
+  // What first an earlier map and then this one make.
+  __device__ __forceinline__ Affine after(const Affine& earlier) const {
+    Affine both;
+    apply(earlier.b, both.b);
+    multiply(A, earlier.A, both.A);
+    return both;
+  }
+
+  __device__ __forceinline__ static void multiply(const C (&left)[n * n], const C (&right)[n * n], C (&out)[n * n]) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        out[i * n + j] = left[i * n] * right[j];
+#pragma unroll
+        for (int k = 1; k < n; ++k) out[i * n + j] += left[i * n + k] * right[k * n + j];
+      }
+  }
+};
+
+// One channel of one sequence.
+template <typename T, template <typename> typename Form> struct Line {
+  using C = Accumulator<T>;
+  using Cell = Form<Math<C>>;
+  static constexpr int n = Cell::kStates;
+  struct Input { T gate[3]; };
+
+  Cell cell;
+  const T* u;  // of the first step
+  int64_t step_stride, gate_stride;
+  int64_t place, H, length;  // place: of the first state, in states
+  C start[n];
+
+  __device__ __forceinline__ Line(const Recurrence<T, n>& problem, int64_t s, int64_t channel)
+      : step_stride(problem.step_stride), gate_stride(problem.gate_stride), H(problem.H) {
+    int64_t row = s, first = 0;
+    length = problem.steps;
+    if (problem.bounds) {  // which nobody has checked
+      row = 0;
+      first = min(max(problem.bounds[s], int64_t{0}), problem.steps);
+      length = min(max(problem.bounds[s + 1], first), problem.steps) - first;
+    }
+    u = problem.u + row * problem.row_stride + first * step_stride + channel * problem.channel_stride;
+    place = (row * problem.steps + first) * H + channel;
+#pragma unroll
+    for (int i = 0; i < Cell::kWeights; ++i)
+      cell.w[i] = widen(i < 3 ? problem.weight[i * H + channel] : problem.peephole[(i - 3) * H + channel]);
+#pragma unroll
+    for (int i = 0; i < n; ++i) start[i] = problem.start[i] ? widen(problem.start[i][s * H + channel]) : C(0);
+  }
+
+  __device__ __forceinline__ Input read(const T* at) const { return {at[0], at[gate_stride], at[2 * gate_stride]}; }
+  __device__ __forceinline__ Input input(int64_t t) const { return read(u + t * step_stride); }
+
+  __device__ __forceinline__ static void widened(const Input& input, C (&u)[3]) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) u[i] = widen(input.gate[i]);
+  }
+
+  // The state after a step from zeros: a guess at it.
+  __device__ __forceinline__ void guess(const Input& input, C (&state)[n]) const {
+    C u[3];
+    widened(input, u);
+#pragma unroll
+    for (int i = 0; i < n; ++i) state[i] = 0;
+    cell.step(u, state);
+  }
+
+  // Where the state after a step is, in states.
+  __device__ __forceinline__ int64_t at(int64_t t) const { return place + t * H; }
+
+  template <typename To>
+  __device__ __forceinline__ static void store(To* const (&states)[n], int64_t at, const C (&state)[n]) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) states[i][at] = narrow<To>(state[i]);
+  }
+
+  // Calls f(u, at(t)) for the steps t from `first` to before `last`. Their inputs are asked for Ahead steps early.
+  template <int Ahead, typename F> __device__ __forceinline__ void walk(int64_t first, int64_t last, F&& f) const {
+    const T* next = u + first * step_stride;  // addresses go from step to step: a sum each, and few registers
+    int64_t where = at(first), left = last - first;
+    Input ahead[Ahead] = {};
+    auto ask = [&](Input& input) {
+      input = read(next);
+      next += step_stride;
+    };
+    auto take = [&](Input& input, bool more) {
+      C u[3];
+      widened(input, u);
+      if (more) ask(input);
+      f(u, where);
+      where += H;
+    };
+#pragma unroll
+    for (int i = 0; i < Ahead; ++i)
+      if (i < left) ask(ahead[i]);
+    for (; left >= 2 * Ahead; left -= Ahead) {
+#pragma unroll
+      for (int i = 0; i < Ahead; ++i) take(ahead[i], true);
+    }
+    for (; left > 0; left -= Ahead) {
+#pragma unroll
+      for (int i = 0; i < Ahead; ++i)
+        if (i < left) take(ahead[i], i + Ahead < left);
+    }
+  }
+};
+
+// ---- sequential ----
+
+inline constexpr int kSequentialThreads = 128;
+
+// A thread a channel of a sequence. With `redo` only those that a parallel solver has given up. At 70 ns a step and some
+// 700 ns from memory 16 steps are on their way.
+template <typename T, template <typename> typename Form>
+__global__ void __launch_bounds__(kSequentialThreads)
+    gated_sequential(Recurrence<T, Line<T, Form>::n> problem, bool redo) {
+  using C = Accumulator<T>;
+  constexpr int n = Line<T, Form>::n;
+  unsigned groups = unsigned((problem.H + blockDim.x - 1) / blockDim.x);
+  int64_t s = blockIdx.x / groups, channel = int64_t{blockIdx.x % groups} * blockDim.x + threadIdx.x;
+  if (channel >= problem.H) return;
+  int32_t& passes = problem.passes[s * problem.H + channel];
+  if (redo && passes != kGivenUp) return;
+  if (!redo) passes = kNoPasses;
+  Line<T, Form> line(problem, s, channel);
+  C state[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) state[i] = line.start[i];
+  line.template walk<sizeof(C) == 8 ? 8 : 16>(0, line.length, [&](const C (&u)[3], int64_t at) {
+    line.cell.step(u, state);
+    line.store(problem.states, at, state);
+  });
+}
+
+// ---- what the parallel solvers share ----
+
+// A block has 2^group_bits channels of a sequence, neighbours in memory and in a warp, and as many chunks of time of each
+// as it has threads for.
+template <typename C> inline constexpr int kShootingThreads = sizeof(C) == 8 ? 256 : 512;
+inline constexpr int kNewtonThreads = 256;
+inline constexpr int kMostChannels = 16;
+
+// Shared memory: for every thread a map and a vector, for every channel a vector and a flag.
+__host__ __device__ constexpr int padded(int index) { return index + index / 32; }  // else lanes that are chunks apart meet in a bank
+template <typename C, int n> constexpr int64_t parallel_shared_bytes(int threads) {
+  return int64_t{padded(threads)} * (n * n + 2 * n) * int64_t(sizeof(C)) +
+         int64_t{3 * n} * kMostChannels * int64_t(sizeof(C)) + kMostChannels * int64_t(sizeof(int));
+}
+
+// What is said of a channel in a pass.
+inline constexpr int kOff = 1, kHopeless = 2;  // not certified; NaN, which no pass mends
+
+template <typename C, int n> struct Team {
+  int channels, chunks, mine, channel, chunk;  // mine: this thread's place
+  C *maps, *vectors, *totals, *ends;
+  int* said;
+
+  __device__ __forceinline__ explicit Team(int group_bits)
+      : channels(1 << group_bits), chunks(int(blockDim.x) >> group_bits), mine(padded(int(threadIdx.x))),
+        channel(int(threadIdx.x) & (channels - 1)), chunk(int(threadIdx.x) >> group_bits),
+        maps(dynamic_shared<C>()), vectors(maps + padded(int(blockDim.x)) * (n * n + n)),
+        totals(vectors + padded(int(blockDim.x)) * n), ends(totals + n * kMostChannels),
+        said(reinterpret_cast<int*>(ends + 2 * n * kMostChannels)) {}
+
+  // The parts of a map, or vector, lie as far apart as there are threads.
+  __device__ __forceinline__ int part(int i) const { return i * padded(int(blockDim.x)); }
+
+  __device__ __forceinline__ Affine<C, n> map(int place) const {
+    Affine<C, n> map;
+#pragma unroll
+    for (int i = 0; i < n * n; ++i) map.A[i] = maps[part(n + i) + place];
+#pragma unroll
+    for (int i = 0; i < n; ++i) map.b[i] = maps[part(i) + place];
+    return map;
+  }
+
+  __device__ __forceinline__ void put(const Affine<C, n>& map) const {
+#pragma unroll
+    for (int i = 0; i < n * n; ++i) maps[part(n + i) + mine] = map.A[i];
+    put_vector(maps, mine, map.b);
+  }
+
+  __device__ __forceinline__ void put_vector(C* vectors, int place, const C (&vector)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) vectors[part(i) + place] = vector[i];
+  }
+
+  __device__ __forceinline__ void vector(const C* vectors, int place, C (&vector)[n]) const {
+#pragma unroll
+    for (int i = 0; i < n; ++i) vector[i] = vectors[part(i) + place];
+  }
+
+  // From every chunk's map, x_{j+1} = A_j x_j + b_j with x_0 = 0, gives the thread its x_j; `totals` gets the one after
+  // the last chunk. All threads call; two barriers. A warp takes a channel, a lane some neighbouring chunks.
+  __device__ __forceinline__ void across(const Affine<C, n>& own, C (&x)[n]) const {
+    put(own);
+    __syncthreads();
+    int lane = int(threadIdx.x) % kWarp, warps = int(blockDim.x) / kWarp, each = (chunks + kWarp - 1) / kWarp;
+    int first = min(lane * each, chunks), last = min(first + each, chunks);
+    for (int c = int(threadIdx.x) / kWarp; c < channels; c += warps) {
+      auto all = Affine<C, n>::identity();
+      for (int j = first; j < last; ++j) all = map(padded(j * channels + c)).after(all);
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        Affine<C, n> earlier;
+#pragma unroll
+        for (int i = 0; i < n * n; ++i) earlier.A[i] = __shfl_up_sync(kAllLanes, all.A[i], offset);
+#pragma unroll
+        for (int i = 0; i < n; ++i) earlier.b[i] = __shfl_up_sync(kAllLanes, all.b[i], offset);
+        if (lane >= offset) all = all.after(earlier);
+      }
+      C now[n], next[n];
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        if (lane == kWarp - 1) totals[i * kMostChannels + c] = all.b[i];
+        now[i] = __shfl_up_sync(kAllLanes, all.b[i], 1);
+        if (lane == 0) now[i] = 0;
+      }
+      for (int j = first; j < last; ++j) {
+        int place = padded(j * channels + c);
+        map(place).apply(now, next);
+        put_vector(maps, place, now);
+#pragma unroll
+        for (int i = 0; i < n; ++i) now[i] = next[i];
+      }
+    }
+    __syncthreads();
+    vector(maps, mine, x);
+  }
+};
+
+// ---- shooting ----
+
+inline constexpr int kLeastChunk = 16;  // steps; shorter ones cost more to join than they save
+
+template <typename T, template <typename> typename Form>
+__global__ void __launch_bounds__(kShootingThreads<Accumulator<T>>, 1)
+    gated_shooting(Recurrence<T, Line<T, Form>::n> problem, int group_bits) {
+  using C = Accumulator<T>;
+  constexpr int n = Line<T, Form>::n;
+  Team<C, n> team(group_bits);
+  unsigned groups = unsigned((problem.H + team.channels - 1) >> group_bits);
+  int64_t s = blockIdx.x / groups, channel = int64_t{blockIdx.x % groups} * team.channels + team.channel;
+  bool inside = channel < problem.H;  // threads beyond the last channel have barriers to keep
+  Line<T, Form> line(problem, s, inside ? channel : problem.H - 1);
+
+  int64_t each = max((line.length + team.chunks - 1) / team.chunks, int64_t{kLeastChunk});
+  int64_t first = min(team.chunk * each, line.length), last = min(first + each, line.length);
+  bool active = inside && first < last, single = each >= line.length;
+  C start[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) start[i] = line.start[i];
+  if (active && team.chunk > 0) line.guess(line.input(first - 1), start);
+
+  int result = line.length > 0 ? kGivenUp : kNoPasses;
+  bool open = active;
+  for (int pass = 1; pass <= kShootingPasses; ++pass) {
+    // Ends and tangents, and how large any tangent was. States are kept from the second pass on: none of the first is
+    // right, but where there is one chunk alone.
+    bool kept = pass > 1 || single;
+    C state[n];
+    auto tangent = Affine<C, n>::identity();
+    C largest[n * n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) state[i] = start[i];
+#pragma unroll
+    for (int i = 0; i < n * n; ++i) largest[i] = tangent.A[i];
+    if (open)
+      line.template walk<sizeof(C) == 8 ? 4 : 8>(first, last, [&](const C (&u)[3], int64_t at) {
+        C J[n * n], product[n * n];
+        line.cell.step(u, state, J);
+        Affine<C, n>::multiply(J, tangent.A, product);
+#pragma unroll
+        for (int i = 0; i < n * n; ++i) {
+          tangent.A[i] = product[i];
+          C size = fabs(product[i]);
+          largest[i] = size <= largest[i] ? largest[i] : size;  // NaN, which then stays, comes through
+        }
+        if (kept) line.store(problem.states, at, state);
+      });
+
+    // What starts are off by, D_{j+1} = P_j D_j + what chunk j's end is from the start of the next.
+    team.put_vector(team.vectors, team.mine, start);
+    if (team.chunk == 0) team.said[team.channel] = 0;
+    __syncthreads();
+    if (open && last < line.length) {
+      C next[n];
+      team.vector(team.vectors, padded(int(threadIdx.x) + team.channels), next);
+#pragma unroll
+      for (int i = 0; i < n; ++i) tangent.b[i] = state[i] - next[i];
+    }
+    C D[n];
+    team.across(tangent, D);
+    // Every state of the chunk, and its start, are off by at most largest |D|: stricter than the reference where states
+    // exceed 1, which those of gates only do while they remember a start that did.
+    if (open) {
+      int off = kept ? 0 : kOff;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        C bound = 0;
+#pragma unroll
+        for (int j = 0; j < n; ++j) bound += largest[i * n + j] * fabs(D[j]);
+        if (!(bound < kSmall<C>)) off |= D[i] == D[i] ? kOff : kHopeless;
+      }
+      if (off) atomicOr(&team.said[team.channel], off);
+    }
+    __syncthreads();
+    if (open) {
+      int said = team.said[team.channel];
+      if (!said) result = pass;
+      open = said == kOff;
+#pragma unroll
+      for (int i = 0; i < n; ++i) start[i] += D[i];
+    }
+    if (!__syncthreads_or(open)) break;
+  }
+  if (inside && team.chunk == 0) problem.passes[s * problem.H + channel] = result;
+}
+
+// ---- Newton's method ----
+
+inline constexpr int kNewtonSteps = 4;  // of a thread, in registers, and side by side
+
+// Tile by tile: as many steps as the block's threads have between them. The guesses of all steps are in memory; a pass
+// reads inputs and guesses and writes guesses, 20 bytes an element-step in fp32.
+template <typename T, template <typename> typename Form>
+__global__ void __launch_bounds__(kNewtonThreads, 1)
+    gated_newton(Recurrence<T, Line<T, Form>::n> problem, int group_bits) {
+  using C = Accumulator<T>;
+  using Row = Line<T, Form>;
+  constexpr int n = Row::n, L = kNewtonSteps;
+  Team<C, n> team(group_bits);
+  unsigned groups = unsigned((problem.H + team.channels - 1) >> group_bits);
+  int64_t s = blockIdx.x / groups, channel = int64_t{blockIdx.x % groups} * team.channels + team.channel;
+  bool inside = channel < problem.H;
+  Row line(problem, s, inside ? channel : problem.H - 1);
+  auto guess = [&](int64_t t, C (&state)[n]) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) state[i] = problem.guesses[i][line.at(t)];
+  };
+
+  int result = line.length > 0 ? kGivenUp : kNoPasses;
+  bool open = inside && line.length > 0;
+  for (int pass = 1; pass <= kNewtonPasses; ++pass) {
+    int off = 0;
+    if (team.chunk == 0) team.said[team.channel] = 0;
+    int turn = 0;
+    for (int64_t tile = 0; tile < line.length; tile += int64_t{team.chunks} * L, turn ^= 1) {
+      int64_t first = tile + int64_t{team.chunk} * L;
+      int count = int(open ? min(max(line.length - first, int64_t{0}), int64_t{L}) : 0);
+      C before[n], carry[n] = {};
+#pragma unroll
+      for (int i = 0; i < n; ++i) before[i] = line.start[i];
+      if (team.chunk > 0) {
+        if (count > 0 && pass == 1) line.guess(line.input(first - 1), before);
+        else if (count > 0) guess(first - 1, before);
+      } else if (tile > 0) {  // where the last tile ended; its last guess isn't in memory any more
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          before[i] = team.ends[(turn * n + i) * kMostChannels + team.channel];
+          carry[i] = team.totals[i * kMostChannels + team.channel];
+        }
+      }
+
+      typename Row::Input inputs[L] = {};
+      C states[L][n] = {};
+#pragma unroll
+      for (int i = 0; i < L; ++i)
+        if (i < count) {
+          inputs[i] = line.input(first + i);
+          if (pass > 1) guess(first + i, states[i]);
+        }
+      Affine<C, n> steps[L];
+      auto all = Affine<C, n>::identity();
+#pragma unroll
+      for (int i = 0; i < L; ++i) {
+        steps[i] = Affine<C, n>::identity();
+        if (i < count) {
+          if (pass == 1) line.guess(inputs[i], states[i]);
+          C u[3];
+          Row::widened(inputs[i], u);
+          line.cell.step(u, before, steps[i].A);
+#pragma unroll
+          for (int j = 0; j < n; ++j) {
+            steps[i].b[j] = before[j] - states[i][j];
+            before[j] = states[i][j];
+          }
+        }
+        all = steps[i].after(all);
+      }
+      if (team.chunk == team.chunks - 1) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) team.ends[((turn ^ 1) * n + i) * kMostChannels + team.channel] = before[i];
+      }
+
+      C d[n], next[n];
+      if (team.chunk == 0) {
+        all.apply(carry, next);
+#pragma unroll
+        for (int i = 0; i < n; ++i) all.b[i] = next[i];
+      }
+      team.across(all, d);
+      if (team.chunk == 0) {
+#pragma unroll
+        for (int i = 0; i < n; ++i) d[i] = carry[i];
+      }
+#pragma unroll
+      for (int i = 0; i < L; ++i)
+        if (i < count) {
+          steps[i].apply(d, next);
+#pragma unroll
+          for (int j = 0; j < n; ++j) {
+            d[j] = next[j];
+            states[i][j] += d[j];
+            if (!(fabs(d[j]) < kSmall<C> * max(fabs(states[i][j]), C(1)))) off |= d[j] == d[j] ? kOff : kHopeless;
+          }
+          line.store(problem.guesses, line.at(first + i), states[i]);
+          if constexpr (sizeof(T) != sizeof(C)) line.store(problem.states, line.at(first + i), states[i]);
+        }
+    }
+    if (off) atomicOr(&team.said[team.channel], off);
+    __syncthreads();
+    if (open) {
+      int said = team.said[team.channel];
+      if (!said) result = pass;
+      open = said == kOff;
+    }
+    if (!__syncthreads_or(open)) break;
+  }
+  if (inside && team.chunk == 0) problem.passes[s * problem.H + channel] = result;
+}
+
+}  // namespace fastsparse::cuda

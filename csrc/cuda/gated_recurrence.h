@@ -1,0 +1,94 @@
+// How the kernels of a gated recurrence are launched.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+
+#include "cuda/edge.h"
+#include "cuda/gated_recurrence.cuh"
+#include "cuda/rows.h"
+
+namespace fastsparse::cuda {
+
+// What `auto` takes. A model, nothing measured: step by step is T steps of 70 ns, however few the channels, down to what
+// memory takes for 16 bytes an element-step (fp32). Shooting reads inputs twice or thrice, 28 bytes or more, but its
+// steps are side by side. At 4.3 TB/s and 132 multiprocessors it is ahead below some 6000 channels of sequences, 48 a
+// multiprocessor, and where the steps saved are worth its barriers and second launch, some 20 us. Newton's method reads
+// more and takes more passes than shooting, everywhere.
+inline Solver automatic_solver(const Call& call, int64_t S, int64_t steps, int64_t H) {
+  constexpr int64_t kFewChannels = 48, kManySteps = 512;
+  bool few = S * H < kFewChannels * call.multiprocessors();
+  return few && steps >= kManySteps * std::max<int64_t>(S, 1) ? Solver::shooting : Solver::sequential;
+}
+
+// u (B, T, 3, H); starts and states in the cell's order. Fills the states (B, T, H) and passes (S, H).
+template <template <typename> typename Form, size_t n>
+void solve_gated(const char* op, const Tensor& u, const Tensor& weight, const std::optional<Tensor>& peephole,
+                 const std::array<std::optional<Tensor>, n>& starts, const std::optional<Tensor>& cu_seqlens,
+                 const std::string& name, const std::array<Tensor, n>& states, const Tensor& passes) {
+  Call call(u);
+  int64_t S = passes.size(0), steps = u.size(1), H = u.size(3);
+  Solver solver = solver_of(op, name);
+  if (S == 0 || H == 0) return;
+  // Packed sequences are of T / S steps on average; no length is known here.
+  if (solver == Solver::automatic) solver = automatic_solver(call, S, cu_seqlens ? steps : steps * S, H);
+  if (steps == 0) solver = Solver::sequential;
+
+  auto contiguous = [](const std::optional<Tensor>& tensor) {
+    return tensor ? std::optional(as_contiguous(*tensor, tensor->scalar_type())) : std::nullopt;
+  };
+  Tensor weights = *contiguous(weight);
+  std::optional<Tensor> peepholes = contiguous(peephole), bounds = contiguous(cu_seqlens);
+  std::array<std::optional<Tensor>, n> first;
+  for (size_t i = 0; i < n; ++i) first[i] = contiguous(starts[i]);
+
+  with_type(dtype_of(u), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = Accumulator<T>;
+    Recurrence<T, int(n)> problem{};
+    problem.u = data<T>(u);
+    problem.row_stride = u.stride(0), problem.step_stride = u.stride(1);
+    problem.gate_stride = u.stride(2), problem.channel_stride = u.stride(3);
+    problem.weight = data<T>(weights);
+    problem.peephole = peepholes ? data<T>(*peepholes) : nullptr;
+    problem.bounds = bounds ? data<int64_t>(*bounds) : nullptr;
+    problem.steps = steps, problem.H = H;
+    problem.passes = mutable_data<int32_t>(passes);
+    std::array<std::optional<Tensor>, n> scratch;
+    for (size_t i = 0; i < n; ++i) {
+      problem.start[i] = first[i] ? data<T>(*first[i]) : nullptr;
+      problem.states[i] = mutable_data<T>(states[i]);
+      if (solver != Solver::newton) continue;
+      if (sizeof(T) != sizeof(C)) scratch[i] = allocate(u, {u.size(0), steps, H}, accumulator_of(u.scalar_type()));
+      problem.guesses[i] = mutable_data<C>(scratch[i] ? *scratch[i] : states[i]);
+    }
+
+    auto blocks = [&](int64_t channels) { return S * ((H + channels - 1) / channels); };
+    auto step_by_step = [&](bool redo) {
+      // Few warps are spread over all multiprocessors.
+      int64_t threads = blocks(kWarp) <= 16 * call.multiprocessors() ? kWarp : kSequentialThreads;
+      call.launch("gated_sequential", gated_sequential<T, Form>, blocks(threads), threads, 0, problem, redo);
+    };
+    if (solver == Solver::sequential) return step_by_step(false);
+
+    bool newton = solver == Solver::newton;
+    int64_t most = newton ? kNewtonThreads : kShootingThreads<C>, least = newton ? kNewtonSteps : kLeastChunk;
+    // As many channels a block as fill a sector of memory, 32 bytes; fewer, with more chunks each, where there are few
+    // blocks and chunks are long.
+    int group_bits = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;
+    while (group_bits > 0 && (int64_t{1} << (group_bits - 1)) >= H) --group_bits;
+    while (group_bits > 0 && blocks(int64_t{1} << group_bits) < call.multiprocessors() &&
+           steps > 4 * least * (most >> group_bits))
+      --group_bits;
+    int64_t wanted = ((steps + least - 1) / least) << group_bits;
+    int64_t threads = std::min(most, (wanted + kWarp - 1) / kWarp * kWarp);
+    call.launch(newton ? "gated_newton" : "gated_shooting",
+                newton ? gated_newton<T, Form> : gated_shooting<T, Form>, blocks(int64_t{1} << group_bits), threads,
+                size_t(parallel_shared_bytes<C, int(n)>(int(threads))), problem, group_bits);
+    step_by_step(true);
+  });
+}
+
+}  // namespace fastsparse::cuda
