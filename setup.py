@@ -50,6 +50,10 @@ KERNELS = [
     "matching_pursuit_step",
     "matching_pursuit_backward",
     "linear_recurrence",
+    "gru_recurrence",
+    "lstm_recurrence",
+    "gru_recurrence_backward",
+    "lstm_recurrence_backward",
 ]
 
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on

@@ -1,10 +1,10 @@
 // Several vectors as one number, and sigmoid and tanh of it: what csrc/cells.h computes with on a CPU.
 //
-// exp(y) = s (1 + f), where s = 2^n with n the integer nearest to y / ln 2, and f = exp(r) - 1 of the rest, a polynomial:
+// exp(y) = s (1 + f), where s = 2^n with n the integer nearest to y / ln 2, and f = exp(r) - 1 of the rest r:
 //   sigmoid(x) = 1 / (s f + (s + 1)) with y = -x,    tanh(x) = (s f + (s - 1)) / (s f + (s + 1)) with y = 2 x.
-// No branch, nothing that cancels, and where y is near 0, so that s is 1, relative precision. NaN stays NaN; sigmoid is 0
-// where it would be less than a normal number. Measured against twice the precision, over 2^26 fp32 and 2^21 fp64 numbers
-// of all sizes, sigmoid is off by at most 2.5 ulp and tanh by 2.9 (tests/test_gated_recurrences.py allows 4).
+// No branch, nothing that cancels, and where y is near 0, so that s is 1, relative precision. NaN stays NaN; sigmoid is
+// 0 where it would be less than a normal number. Measured against twice the precision, over 2^26 fp32 and 2^21 fp64
+// numbers of all sizes, sigmoid is off by at most 2.5 ulp and tanh by 2.9 (tests/test_gated_recurrences.py allows 4).
 #pragma once
 
 #include <type_traits>

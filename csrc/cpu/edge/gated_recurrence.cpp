@@ -1,0 +1,72 @@
+#include "cpu/edge/gated_recurrence.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fastsparse::edge {
+
+namespace {
+
+// All weights' rows one after the other, in the accumulation type.
+const void* rows_of(const std::vector<Tensor>& weights, ScalarType accumulator, Scratch& scratch) {
+  int64_t count = 0, bytes = accumulator == ScalarType::Double ? 8 : 4;
+  for (const Tensor& weight : weights) count += weight.numel();
+  char* rows = scratch.get<char>(count * bytes);
+  for (char* to = rows; const Tensor& weight : weights) {
+    Tensor wide = as_contiguous(weight, accumulator);
+    if (wide.numel()) std::memcpy(to, wide.const_data_ptr(), wide.numel() * bytes);
+    to += wide.numel() * bytes;
+  }
+  return rows;
+}
+
+void step_by_step(const GatedRecurrenceArgs& args, decltype(GatedKernels::sequential) run) {
+  int64_t S = args.sequences.count, H = args.H, bytes = args.dtype == DType::f64 ? 8 : 4;
+  int64_t steps = args.sequences.bounds ? args.sequences.T / std::max<int64_t>(S, 1) : args.sequences.T;
+  if (args.sequences.bounds || H * bytes > 64 * (kSequencesTogether / 2)) {
+    parallel_channels(S, H, steps * bytes * 4, [&](int64_t s, Range channels) { run(args, {s, s + 1}, channels); });
+    return;
+  }
+  int64_t groups = (S + kSequencesTogether - 1) / kSequencesTogether;
+  parallel(groups, rows_a_task(kSequencesTogether * H * steps * bytes * 4), [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin * kSequencesTogether; s < std::min(end * kSequencesTogether, S); s += kSequencesTogether)
+      run(args, {s, std::min(s + kSequencesTogether, S)}, {0, H});
+  });
+}
+
+}  // namespace
+
+std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& kernels, const Tensor& u,
+                                     const std::vector<Tensor>& weights,
+                                     const std::vector<std::optional<Tensor>>& start,
+                                     const std::optional<Tensor>& cu_seqlens, const std::string& solver) {
+  Solver chosen = solver_of(op, solver);
+  int64_t B = u.size(0), T = u.size(1), H = u.size(3);
+  Tensor bounds, inputs = with_unit_channels(u);
+  std::vector<Tensor> starts, out;
+  Scratch scratch;
+  GatedRecurrenceArgs args{.sequences = sequences_of(op.c_str(), cu_seqlens, B, T, bounds),
+                           .u = series_of(inputs),
+                           .weights = rows_of(weights, accumulator_of(u.scalar_type()), scratch),
+                           .start = {},
+                           .states = {},
+                           .H = H,
+                           .dtype = dtype_of(u)};
+  for (size_t i = 0; i < start.size(); ++i) {
+    Tensor states = allocate({B, T, H}, u.scalar_type());
+    prefer_huge_pages(states.mutable_data_ptr(), size_t(states.numel()) * states.element_size());
+    args.states[i] = series_of(states);
+    out.push_back(states);
+    if (!start[i]) continue;
+    starts.push_back(with_unit_channels(*start[i]));
+    args.start[i] = states_of(starts.back());
+  }
+  Tensor passes = allocate({args.sequences.count, H}, ScalarType::Int);
+  bool parallel_in_time = chosen == Solver::newton || chosen == Solver::shooting;
+  std::fill_n(passes.mutable_data_ptr<int32_t>(), passes.numel(), parallel_in_time ? kGivenUp : kNoPasses);
+  if (u.numel()) step_by_step(args, kernels.sequential);
+  out.push_back(passes);
+  return out;
+}
+
+}  // namespace fastsparse::edge

@@ -1,0 +1,26 @@
+// What the GRU and the LSTM have in common where PyTorch's tensors end.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/edge/sequences.h"
+#include "cpu/gated_recurrence.h"
+#include "solvers.h"
+
+namespace fastsparse::edge {
+
+// Of one recurrence, at the level that runs.
+struct GatedKernels {
+  void (*sequential)(const GatedRecurrenceArgs& args, Range sequences, Range channels);
+};
+
+// Runs u (B, T, 3, H), with weights (rows, H), which one after the other are those of csrc/cells.h, and for every state a
+// start (S, H) or none. Returns every state (B, T, H), then passes (S, H).
+std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& kernels, const Tensor& u,
+                                     const std::vector<Tensor>& weights,
+                                     const std::vector<std::optional<Tensor>>& start,
+                                     const std::optional<Tensor>& cu_seqlens, const std::string& solver);
+
+}  // namespace fastsparse::edge

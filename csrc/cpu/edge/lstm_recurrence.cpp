@@ -1,0 +1,17 @@
+#include "cpu/lstm_recurrence.h"
+
+#include "cpu/edge/gated_recurrence.h"
+
+namespace fastsparse::edge {
+
+std::tuple<Tensor, Tensor, Tensor> lstm_recurrence(const Tensor& u, const Tensor& weight, const Tensor& peephole,
+                                                   const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
+                                                   const std::optional<Tensor>& cu_seqlens, const std::string& solver) {
+  GatedKernels kernels{FASTSPARSE_KERNEL(lstm_recurrence)};
+  auto out = gated_recurrence("lstm_recurrence", kernels, u, {weight, peephole}, {c0, h0}, cu_seqlens, solver);
+  return {out[1], out[0], out[2]};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("lstm_recurrence", TORCH_BOX(&lstm_recurrence)); }
+
+}  // namespace fastsparse::edge

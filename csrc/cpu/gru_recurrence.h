@@ -1,0 +1,11 @@
+// The GRU of csrc/cells.h along time.
+#pragma once
+
+#include "cpu/gated_recurrence.h"
+
+namespace fastsparse {
+
+// Sequences of one length, where they are more than one.
+FASTSPARSE_DECLARE_KERNEL(void gru_recurrence(const GatedRecurrenceArgs& args, Range sequences, Range channels))
+
+}  // namespace fastsparse
