@@ -4,12 +4,22 @@ import re
 
 import pytest
 import torch
+from backends import host_backend_names, running
 from oracle import random
 
 import fastsparse
+from fastsparse.functional.recurrences import SOLVERS
 from fastsparse.nn import ParaGRU, ParaLSTM
 
 kinds = pytest.mark.parametrize("kind", [ParaGRU, ParaLSTM])
+everywhere = pytest.mark.usefixtures("backend")
+
+
+@pytest.fixture(params=host_backend_names())
+def backend(request):
+    """Modules know no backend, and kernels have tests of their own: here the host's are enough."""
+    with running(request.param):
+        yield
 
 
 def build(kind, *sizes, seed=0, **options):
@@ -25,6 +35,7 @@ def joined(states):
     return states if len(states) > 1 else states[0]
 
 
+@everywhere
 @kinds
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_is_a_product_and_a_recurrence(kind, bias):
@@ -45,6 +56,7 @@ def test_a_layer_is_a_product_and_a_recurrence(kind, bias):
         torch.testing.assert_close(part[0], states[:, -1])
 
 
+@everywhere
 @kinds
 def test_layers_heads_and_layout(kind):
     """Two layers are one after the other; heads are modules of their own; time may come first."""
@@ -78,15 +90,19 @@ def test_layers_heads_and_layout(kind):
     torch.testing.assert_close(other.transpose(0, 1), output)
 
 
+@everywhere
 @kinds
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_decoding_step_by_step(kind, batch_first):
-    module = build(kind, 6, 8, 2, batch_first=batch_first)
+def test_decoding_step_by_step(kind, batch_first, solver):
+    """Any prefix can be read at once, and gone on with one step at a time."""
+    module = build(kind, 6, 8, 2, batch_first=batch_first, solver=solver)
     x = random(3, 9, 6, seed=1)
     output, state = module(x if batch_first else x.transpose(0, 1))
     output = output if batch_first else output.transpose(0, 1)
-    now = None
-    for t in range(9):
+    _, now = module(x[:, :4] if batch_first else x.transpose(0, 1)[:4])
+    torch.testing.assert_close(module.step(x[:, 0])[0], output[:, 0])
+    for t in range(4, 9):
         h, now = module.step(x[:, t], now)
         torch.testing.assert_close(h, output[:, t])
     for part, other in zip(parts(now), parts(state), strict=True):
@@ -96,6 +112,7 @@ def test_decoding_step_by_step(kind, batch_first):
     assert all(torch.equal(*pair) for pair in zip(parts(same), parts(now), strict=True))
 
 
+@everywhere
 @kinds
 def test_sequences_of_many_lengths(kind):
     module = build(kind, 6, 8, 2)
@@ -110,6 +127,7 @@ def test_sequences_of_many_lengths(kind):
             torch.testing.assert_close(part[:, s : s + 1], other)
 
 
+@everywhere
 @kinds
 def test_gradients_reach_everything(kind):
     module = build(kind, 4, 6, 2, dtype=torch.float64)
@@ -162,6 +180,7 @@ def of_ml_pararnn(kind, heads, inputs, H) -> dict[str, torch.Tensor]:
     return weights | ({"C": random(2, H, seed=4, scale=0.5)} if kind is ParaLSTM else {})
 
 
+@everywhere
 @kinds
 @pytest.mark.parametrize("heads", [1, 2])
 def test_weights_of_ml_pararnn(kind, heads):
@@ -211,6 +230,7 @@ def foreign(kind, inputs, H, prefix="") -> dict[str, torch.Tensor]:
     return weights
 
 
+@everywhere
 @kinds
 @pytest.mark.parametrize("cap", [0.5, None])
 def test_weights_of_pararnn_torch(kind, cap):
