@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             cases.append(case)
             own_bars += found
             faults += wrong(case)
-            print(f"\n{name}: {case['name']}\n{lines(case)}", flush=True)
+            backend = f" (backend {case['backend']})" if "backend" in case else ""
+            print(f"\n{name}: {case['name']}{backend}\n{lines(case)}", flush=True)
         all_bars += own_bars
         if folder is not None and cases:
             stem = f"{name}-peers" if chosen.peers else name

@@ -1,16 +1,17 @@
 """What one measured problem leaves behind: figures, ratios and rooflines, ready for JSON."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.ceilings import PRODUCT, Work, roofline
 from benchmarks.harness import Contender, Timing, measure, ratios
-from benchmarks.shapes import Shape
+from benchmarks.shapes import Sequences, Shape
 
+AnyShape = TypeVar("AnyShape", Shape, Sequences)
 OURS = "fastsparse"
 HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 
@@ -29,13 +30,13 @@ class Options:
     quick: bool = False
     seconds: float = 5.0
 
-    def shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+    def shapes(self, shapes: Sequence[AnyShape]) -> list[AnyShape]:
         return [shape.tiny() if self.quick else shape for shape in shapes]
 
 
 def run_case(
     name: str,
-    shape: Shape,
+    shape: Shape | Sequences,
     contenders: Sequence[Contender],
     options: Options,
     *,
@@ -59,14 +60,13 @@ def run_case(
     return {**describe(name, shape, **facts), **figures(timings, work)}
 
 
-def skipped(name: str, shape: Shape, reason: str, **facts: Any) -> dict[str, Any]:
+def skipped(name: str, shape: Shape | Sequences, reason: str, **facts: Any) -> dict[str, Any]:
     """What stands in the place of a case that was not run."""
     return {**describe(name, shape, **facts), "skipped": reason, "contenders": {}, "ratios": {}}
 
 
-def describe(name: str, shape: Shape, **facts: Any) -> dict[str, Any]:
-    sizes = {key: value for key, value in asdict(shape).items() if key in ("N", "D", "M", "k")}
-    return {"name": name, "shape": sizes, "headline": shape.headline, **facts}
+def describe(name: str, shape: Shape | Sequences, **facts: Any) -> dict[str, Any]:
+    return {"name": name, "shape": shape.sizes, "headline": shape.headline, **facts}
 
 
 def figures(timings: Mapping[str, Timing], work: Work | None = None) -> dict[str, Any]:
@@ -132,6 +132,8 @@ def lines(case: dict[str, Any]) -> str:
         ]
         if "share" in record:
             extras.append(f"from {record['share']:.2g} of the work")
+        if "of_the_rest" in record:
+            extras.append(f"{record['of_the_rest']:.2g} in the others")
         extras += [
             f"{ratio['of_medians']:.2f}x {other}" for other, ratio in case["ratios"].get(name, {}).items()
         ]
@@ -150,6 +152,8 @@ def quantity(value: float, unit: str) -> str:
     """
     if unit == "bytes":
         return f"{value / 2**20:.3g} MiB"
+    if unit != "s":
+        return f"{value:.2g} {unit}"
     for scale, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")):
         if value >= scale:
             return f"{value / scale:.3g} {name}"

@@ -278,3 +278,19 @@ def close(name: str, got: Tensor, expected: Tensor, tolerance: float) -> str:
     if not relative <= tolerance:
         raise WrongAnswer(f"{name}: relative error {relative:.3g}, allowed {tolerance:.3g}")
     return f"{name} within {relative:.1e}"
+
+
+def close_states(name: str, got: Tensor, exact: Tensor, tolerance: float) -> str:
+    """Raise :class:`WrongAnswer` unless the :func:`state_errors` of states (B, T, H) are within tolerance."""
+    if got.shape != exact.shape:
+        raise WrongAnswer(f"{name}: shape must be {tuple(exact.shape)}, got {tuple(got.shape)}")
+    worst = float(state_errors(got, exact).max()) if got.numel() else 0.0
+    if not worst <= tolerance:  # also when NaN
+        raise WrongAnswer(f"{name}: relative error {worst:.3g}, allowed {tolerance:.3g}")
+    return f"{name} within {worst:.1e}"
+
+
+def state_errors(got: Tensor, exact: Tensor) -> Tensor:
+    """Of each channel of a sequence the largest error over time, beside its largest state: (B, H)."""
+    largest = exact.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (got - exact).abs().amax(dim=1) / largest

@@ -1,4 +1,4 @@
-"""One picture a result file: how many times as fast as every contender fastsparse is."""
+"""One picture a result file: how many times as fast as every contender fastsparse is, or its time over T."""
 
 import contextlib
 import io
@@ -49,6 +49,9 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     Returns:
         Whether there was anything to draw.
     """
+    if any("series" in case for case in result["cases"]):
+        over_time(result, path)
+        return True
     rows = [
         (case["name"], other, ratio)
         for case in result["cases"]
@@ -91,6 +94,40 @@ def draw(result: dict[str, Any], path: Path) -> bool:
         axes.legend(loc="best", frameon=False)
         save(figure, path)
     return True
+
+
+def over_time(result: dict[str, Any], path: Path) -> None:
+    """Draw seconds a call against T, a panel for each series of cases, a line for each contender."""
+    panels = list(dict.fromkeys(case["series"] for case in result["cases"]))
+    who = list(dict.fromkeys(name for case in result["cases"] for name in case["contenders"]))
+    columns = 2 if len(panels) > 1 else 1
+    rows = -(-len(panels) // columns)
+    with style(result["bench"]) as pyplot:
+        figure, grid = pyplot.subplots(
+            rows, columns, figsize=(3.75 * columns, 2.8 * rows), layout="constrained", squeeze=False,
+            sharex=True,
+        )  # fmt: skip
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            for color, name in enumerate(who):
+                points = [
+                    (case["shape"]["T"], record["median"])
+                    for case in result["cases"]
+                    if case["series"] == panel and "median" in (record := case["contenders"].get(name, {}))
+                ]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), marker="o", markersize=3, color=f"C{color}", label=name
+                    )
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.grid(linewidth=0.3)
+            axes.set_title(panel)
+        for axes in grid[-1]:
+            axes.set_xlabel("steps T")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("seconds a call")
+        grid.flat[0].legend(loc="best", frameon=False)
+        save(figure, path)
 
 
 def _better(result: dict[str, Any]) -> str:

@@ -24,8 +24,9 @@ PEERS = (
     "overcomplete",
     "spams-bin",
     "scikit-learn",
+    "pararnn-torch",
 )
-GPU_PEERS = ("triton", "flashinfer-python")
+GPU_PEERS = ("triton", "flashinfer-python", "pararnn-torch", "flashrnn")
 
 # AMD's model numbers, first and last of a range, by family ("Revision Guide" of each family).
 ZEN = {

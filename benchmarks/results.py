@@ -11,7 +11,11 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
-BENCHES = ("topk_encode", "sparse_decode", "sae_step", "matching_pursuit", "dispatch", "memory")
+RECURRENCES = ("linear_recurrence", "gru_recurrence", "lstm_recurrence")
+BENCHES = (
+    "topk_encode", "sparse_decode", "sae_step", "matching_pursuit", *RECURRENCES, "recurrence_length",
+    "dispatch", "memory",
+)  # fmt: skip
 GPU_BENCHES = ("topk_encode", "sparse_decode", "sddmm", "spmm_t", "matching_pursuit", "sae_step")
 ORDER = tuple(dict.fromkeys((*GPU_BENCHES, *BENCHES)))  # of the tables
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")

@@ -29,9 +29,49 @@ class Shape:
     def __str__(self) -> str:
         return f"N={self.N} D={self.D} M={self.M} k={self.k}"
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"N": self.N, "D": self.D, "M": self.M, "k": self.k}
+
     def tiny(self) -> "Shape":
         """The same case small enough for a trial of the machinery; its figures mean nothing."""
         return replace(self, N=min(self.N, 64), D=min(self.D, 64), M=min(self.M, 1024), k=min(self.k, 16))
+
+    def least(self) -> "Shape":
+        """The same case for a GPU's kernels interpreted on a CPU."""
+        return replace(self, N=min(self.N, 6), D=24, M=96, k=4)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """One problem size of a recurrence.
+
+    Attributes:
+        name: unique; where it comes from.
+        B, T, H: sequences, their steps, channels.
+        headline: shown in the README.
+    """
+
+    name: str
+    B: int
+    T: int
+    H: int
+    headline: bool = False
+
+    def __str__(self) -> str:
+        return f"B={self.B} T={self.T} H={self.H}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"B": self.B, "T": self.T, "H": self.H}
+
+    def tiny(self) -> "Sequences":
+        """As :meth:`Shape.tiny`."""
+        return replace(self, B=min(self.B, 2), T=min(self.T, 48), H=min(self.H, 16))
+
+    def least(self) -> "Sequences":
+        """As :meth:`Shape.least`."""
+        return replace(self, B=min(self.B, 2), T=min(self.T, 20), H=min(self.H, 8))
 
 
 HEADLINE = (
@@ -75,6 +115,13 @@ WIDE_PURSUIT = Shape("wide", 4096, 768, 16384, 32, headline=True)
 LONG_PURSUIT = Shape("long", 128, 384, 6144, 256)
 PURSUIT_STEP = Shape("MP-SAE step", 2048, 384, 6144, 16, headline=True)
 
+RECURRENCE = Sequences("layer", 8, 1024, 256, headline=True)
+LONG_RECURRENCES = (
+    Sequences("many channels", 8, 512, 4096),
+    Sequences("many sequences", 32, 512, 1024),
+    Sequences("many steps", 4, 16384, 256),
+)
+
 # On a GPU: the two problems that promises are made at, then what people train, at their full batches.
 GPU_HEADLINE = (
     Shape("Llama-3-8B", 8192, 4096, 131072, 64, headline=True),
@@ -98,4 +145,10 @@ GPU_AUXK = Shape("openai AuxK", 16384, 768, 32768, 256)
 GPU_STEP = (
     Shape("sparsify Llama-3-8B step", 8192, 4096, 131072, 192, headline=True),
     Shape("openai step", 16384, 768, 32768, 32, headline=True),
+)
+GPU_RECURRENCES = (
+    Sequences("layer", 8, 2048, 1024, headline=True),
+    Sequences("many sequences", 32, 512, 4096),
+    Sequences("many steps", 1, 131072, 64),
+    Sequences("small layer", 8, 1024, 256),
 )

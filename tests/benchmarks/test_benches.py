@@ -7,9 +7,21 @@ import torch
 
 import fastsparse
 from benchmarks import __main__ as command
-from benchmarks import bench_memory, data, pursuits, results, shapes, steps
+from benchmarks import (
+    bench_memory,
+    bench_recurrence_length,
+    data,
+    gated_recurrences,
+    plots,
+    pursuits,
+    results,
+    shapes,
+    steps,
+)
+from benchmarks.cases import Options
 from benchmarks.harness import WrongAnswer
-from benchmarks.shapes import Shape
+from benchmarks.recurrences import GRU, LSTM, Layer
+from benchmarks.shapes import Sequences, Shape
 
 SMALL = Shape("small", 8, 16, 64, 4, correlated=True)
 
@@ -21,6 +33,10 @@ def small(monkeypatch):
     monkeypatch.setattr(shapes, "MEMORY", SMALL)
     for name in ("PURSUIT", "WIDE_PURSUIT", "LONG_PURSUIT", "PURSUIT_STEP"):
         monkeypatch.setattr(shapes, name, replace(getattr(shapes, name), N=8, D=16, M=200, k=4))
+    monkeypatch.setattr(shapes, "RECURRENCE", Sequences("layer", 2, 20, 5, headline=True))
+    monkeypatch.setattr(shapes, "LONG_RECURRENCES", (Sequences("many steps", 1, 40, 3),))
+    monkeypatch.setattr(gated_recurrences, "STEPS", (8, 33))
+    monkeypatch.setattr(bench_recurrence_length, "LENGTHS", (5, 9))
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
 
@@ -176,6 +192,125 @@ def test_a_pursuits_step_and_its_gradients_are_compared():
     other = pursuits.TorchPursuitStep(dictionary, b_dec + 0.01, SMALL.k)
     with pytest.raises(WrongAnswer):
         _check_step(*expected, other.run(x))
+
+
+@pytest.mark.parametrize("name", ["linear_recurrence", "gru_recurrence", "lstm_recurrence"])
+def test_recurrences_are_measured_and_written(name, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert command.main([name, "--quick", "--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob(f"*/{name}.json")
+    result = results.read(path)
+    for case in result["cases"]:
+        assert case["backend"] in ("cpu", "reference")
+        assert all("failure" not in record for record in case["contenders"].values()), case
+        assert all(record["check"] for record in case["contenders"].values())
+    forward, *_, last = result["cases"]
+    assert forward["shape"] == {"B": 2, "T": 20, "H": 5}
+    assert {"fastsparse", "copy", "torch loop"} <= forward["contenders"].keys()
+    assert forward["ratios"]["fastsparse"]["copy"]["of_medians"] > 0
+    assert "(backend " in capsys.readouterr().out
+    bars = {bar["name"]: bar for bar in result["bars"]}
+    if name == "linear_recurrence":
+        assert len(bars) == 3
+        return
+    assert {"torch.compile", "fastsparse, newton", "fastsparse, shooting"} <= forward["contenders"].keys()
+    assert last["name"] == "error, weights of scale 4, T=33"
+    errors = [bar for name, bar in bars.items() if "error" in name]
+    assert len(errors) == 2 * len(gated_recurrences.SCALES)
+    assert all(bar["passed"] for bar in errors)
+
+
+@pytest.mark.parametrize("name", ["gru_recurrence", "linear_recurrence"])
+def test_a_recurrence_that_is_off_gets_no_figure(name, monkeypatch, capsys):
+    right = getattr(fastsparse, name)
+    monkeypatch.setattr(fastsparse, name, lambda *inputs, **options: right(*inputs, **options) * 1.0001)
+    assert command.main([name, "--quick"]) == 1
+    said = capsys.readouterr()
+    assert "layer, forward: fastsparse: wrong answer: h: relative error 0.0001" in said.err.replace(
+        ", single channels", ""
+    )
+
+
+@pytest.mark.parametrize("cell", [GRU, LSTM], ids=lambda cell: cell.name)
+def test_errors_count_where_rounding_is_not_amplified(cell, monkeypatch):
+    monkeypatch.setattr(gated_recurrences, "STEPS", (600,))
+    run = type(cell).run
+
+    def cases(wrong):
+        monkeypatch.setattr(type(cell), "run", wrong)
+        return list(gated_recurrences._errors(cell, Options()))
+
+    def off(self, u, weights, solver="auto"):
+        found = run(self, u, weights, solver)
+        return tuple(part * (1 + 1e-4) for part in found) if solver == "newton" else found
+
+    def lost(self, u, weights, solver="auto"):
+        return tuple(part * torch.nan for part in run(self, u, weights, solver))
+
+    fine = cases(run)
+    counts = [case["channels_that_count"] for case, _ in fine]
+    assert counts[:4] == [gated_recurrences.CHANNELS] * 4
+    assert 0 < counts[-1] < gated_recurrences.CHANNELS  # the others are chaotic
+    assert fine[-1][0]["contenders"]["torch loop"]["of_the_rest"] > 1e-4  # there a plain loop is lost too
+    assert all(bar.passed for _, bars in fine for bar in bars)
+    assert not any(bar.passed for _, bars in cases(off) for bar in bars)
+    assert [bar.measured for _, bars in cases(lost) for bar in bars] == [None] * len(fine)
+
+
+@pytest.mark.parametrize("cell", [GRU, LSTM], ids=lambda cell: cell.name)
+def test_a_layers_gradients_are_compared(cell):
+    layer = Layer(cell, Sequences("layer", 2, 15, 6))
+    expected = layer.expected()
+    for found in (layer.ours(), layer.loop()):
+        assert "d_weight_hh_l0" in layer.check(expected, 1e-4, found)
+    for wrong in range(len(expected)):
+        found = layer.ours()
+        found[wrong] = found[wrong] * 1.01
+        with pytest.raises(WrongAnswer, match=list(expected)[wrong]):
+            layer.check(expected, 1e-4, found)
+
+
+@pytest.mark.parametrize("cell", [GRU, LSTM], ids=lambda cell: cell.name)
+def test_pararnn_torch_computes_the_same(cell):
+    pytest.importorskip("pararnn")
+    from benchmarks.peers import pararnn_torch
+
+    shape = Sequences("layer", 2, 15, 6)
+    u, weights = cell.problem(shape)
+    exact = cell.exact(u, weights)
+    for call in pararnn_torch.recurrence(cell, u, weights).values():
+        for got, right in zip(call(), exact, strict=True):
+            torch.testing.assert_close(got.double(), right, rtol=1e-3, atol=1e-3)
+    layer = Layer(cell, shape)
+    peer = pararnn_torch.PararnnLayer(layer)
+    assert "d_bias_l0" in layer.check(layer.expected(), pararnn_torch.STATES, peer.arranged(peer.run()))
+
+
+def test_time_is_drawn_over_steps(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert command.main(["recurrence_length", "--quick", "--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*/recurrence_length.json")
+    result = results.read(path)
+    assert len(result["cases"]) == 8  # two lengths, two widths, forward and both directions
+    for case in result["cases"]:
+        assert case["contenders"].keys() == {
+            "torch loop", "fastsparse, sequential", "fastsparse, newton", "fastsparse, shooting",
+        }  # fmt: skip
+        assert all("median" in record for record in case["contenders"].values()), case
+    drawn = path.with_suffix(".svg").read_bytes()
+    assert plots.draw(result, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == drawn
+
+
+def test_who_is_slow_is_left_out_at_greater_lengths(monkeypatch):
+    monkeypatch.setattr(bench_recurrence_length, "SLOW", 0.0)
+    first, second = (
+        case["contenders"]
+        for case, _ in bench_recurrence_length.run(Options(quick=True))
+        if case["series"] == "H=8, forward"
+    )
+    assert len(first) == 4
+    assert not second
 
 
 def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch, capsys):

@@ -1,0 +1,93 @@
+"""pararnn-torch (imports as ``pararnn``): ParaRNN's cells in eager PyTorch on the CPU.
+
+``sequential_apply`` and ``newton_apply`` take inputs, not pre-activations: both begin with ``cell.W_x(x)``,
+of all steps at once, and hand the result to their loops. The recurrence alone is had by an identity in the
+place of W_x, x being the pre-activations: nothing of the product is left to be timed. Newton runs with its
+default configuration, of 3 passes at most. Modules clamp their recurrent weights in every step; where that
+would change them, as it never does at the widths that people train, it is turned off.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.recurrences import Cell, Layer, States, differentiated
+
+STATES = 1e-3  # relative, what its own tests take for agreement with a loop
+# Where its modules keep rows of ours: of the product, of the recurrent weights, and of the peepholes.
+ORDER = {"gru_recurrence": (0, 1, 2), "lstm_recurrence": (0, 2, 1)}
+LETTERS = {
+    "gru_recurrence": (("a_z", "a_r", "a_n"),),
+    "lstm_recurrence": (("a_f", "a_o", "a_z"), ("c_f", "c_o")),
+}
+SEQUENTIAL, NEWTON = "pararnn-torch, sequential", "pararnn-torch, Newton"
+
+
+def recurrence(cell: Cell, u: Tensor, weights: Sequence[Tensor]) -> dict[str, Callable[[], States]]:
+    """Both solvers, given u (B, T, 3, H)."""
+    import pararnn
+
+    H = u.shape[-1]
+    module = _module(cell, 1, H, weights).to(u.device)
+    module.W_x = nn.Identity()
+    rows = u[:, :, ORDER[cell.name]].flatten(2)
+    return {
+        SEQUENTIAL: lambda: _states(cell, pararnn.sequential_apply(module, rows)),
+        NEWTON: lambda: _states(cell, pararnn.newton_apply(module, rows, pararnn.NewtonConfig())),
+    }
+
+
+class PararnnLayer:
+    """Its layer with the weights of ours, and its Newton, forward and backward."""
+
+    def __init__(self, layer: Layer) -> None:
+        leaves = {name: leaf.detach() for name, leaf in layer.leaves().items()}
+        self.cell, self.layer = layer.cell, layer
+        recurrent = [leaf for name, leaf in leaves.items() if not name.startswith(("weight_ih", "bias"))]
+        H = layer.x.shape[-1]
+        self.module = _module(self.cell, H, H, recurrent).to(layer.x.device)
+        order = ORDER[self.cell.name]
+        with torch.no_grad():
+            self.module.W_x.weight.copy_(leaves["weight_ih_l0"][order,].flatten(0, 1))
+            self.module.W_x.bias.copy_(leaves["bias_l0"][order,].flatten())
+
+    def run(self) -> list[Tensor]:
+        import pararnn
+
+        def forward(x: Tensor) -> Tensor:
+            return _states(self.cell, pararnn.newton_apply(self.module, x, pararnn.NewtonConfig()))[0]
+
+        return differentiated(forward, self.layer.x, self.module.parameters(), self.layer.upstream)
+
+    def arranged(self, found: list[Tensor]) -> list[Tensor]:
+        """The same in the order and layout of ours."""
+        h, d_x, *rest = found
+        names = dict(zip((name for name, _ in self.module.named_parameters()), rest, strict=True))
+        back = torch.tensor(ORDER[self.cell.name]).argsort()
+        product, bias = (names[f"W_x.{part}"].unflatten(0, (3, -1))[back] for part in ("weight", "bias"))
+        recurrent = [
+            torch.stack([names[letter] for letter in letters]) for letters in LETTERS[self.cell.name]
+        ]
+        own = {"weight_ih_l0": product, "bias_l0": bias}
+        of_ours = iter(recurrent)
+        return [h, d_x, *(own[name] if name in own else next(of_ours) for name in self.layer.leaves())]
+
+
+def _module(cell: Cell, inputs: int, H: int, weights: Sequence[Tensor]) -> Any:
+    import pararnn
+
+    module = {"gru_recurrence": pararnn.ParaGRU, "lstm_recurrence": pararnn.ParaLSTM}[cell.name](inputs, H)
+    with torch.no_grad():
+        for letters, weight in zip(LETTERS[cell.name], weights, strict=True):
+            for letter, row in zip(letters, weight, strict=True):
+                getattr(module, letter).copy_(row)
+    if max(float(weight.abs().max()) for weight in weights) > module.max_recurrent_norm:
+        module.max_recurrent_norm = None
+    return module
+
+
+def _states(cell: Cell, states: Tensor) -> States:
+    """It keeps an LSTM's states as (c, h)."""
+    return (states,) if cell.states == 1 else (states[:, :, 1], states[:, :, 0])
