@@ -21,7 +21,7 @@ Tensor linear_recurrence(const Tensor& a, const Tensor& b, const std::optional<T
                             dtype_of(b)};
   if (h0) {
     start = with_unit_channels(*h0);
-    args.h0 = {start.const_data_ptr(), start.stride(0), 0, pairs ? start.stride(1) : 0, 0};
+    args.h0 = states_of(start);
   }
   if (h.numel() == 0) return h;
   parallel_channels(args.sequences.count, H, T * int64_t(b.element_size()) * (pairs ? 8 : 3),

@@ -21,13 +21,25 @@ Sequences sequences_of(const char* op, const std::optional<Tensor>& cu_seqlens, 
 Tensor with_unit_channels(const Tensor& tensor) {
   int64_t last = tensor.dim() - 1;
   if (tensor.stride(last) == 1 || tensor.size(last) <= 1) return tensor;
-  return torch::stable::contiguous(tensor);
+  Tensor once = tensor;
+  for (int64_t dim = 0; dim < last; ++dim)
+    if (once.stride(dim) == 0 && once.size(dim) > 1) once = torch::stable::narrow(once, dim, 0, 1);
+  return torch::stable::contiguous(once);
 }
 
+namespace {
+int64_t stride_of(const Tensor& tensor, int64_t dim) {
+  return dim + 1 < tensor.dim() && tensor.size(dim) > 1 ? tensor.stride(dim) : 0;
+}
+}  // namespace
+
 Series series_of(const Tensor& tensor) {
-  int64_t dims = tensor.dim();
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), dims > 3 ? tensor.stride(2) : 0,
-          dims > 4 ? tensor.stride(3) : 0};
+  return {tensor.const_data_ptr(), stride_of(tensor, 0), stride_of(tensor, 1), stride_of(tensor, 2),
+          stride_of(tensor, 3)};
+}
+
+Series states_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), stride_of(tensor, 0), 0, stride_of(tensor, 1), 0};
 }
 
 int64_t channels_a_task(int64_t sequences, int64_t H) {

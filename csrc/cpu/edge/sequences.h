@@ -12,12 +12,13 @@ namespace fastsparse::edge {
 // `keep` holds what they point to.
 Sequences sequences_of(const char* op, const std::optional<Tensor>& cu_seqlens, int64_t B, int64_t T, Tensor& keep);
 
-// A tensor (..., H) with unit stride along its channels, copied only where it hasn't; what it repeats along other
-// dimensions is copied once.
+// A tensor (..., H) with unit stride along its channels, copied only where it hasn't; along dimensions where all it has
+// is repetitions, the copy has one.
 Tensor with_unit_channels(const Tensor& tensor);
 
-// Of a tensor (B, T, ..., H) with unit stride along its channels.
+// Of what with_unit_channels returned, (B, T, ..., H); or of states, (S, ..., H).
 Series series_of(const Tensor& tensor);
+Series states_of(const Tensor& tensor);
 
 // How many channels to give to a task: 128, or as few as 16, whole cache lines, where it
 // takes that to give every thread some tasks.
