@@ -8,6 +8,7 @@
 
 #include "cells.h"
 #include "cuda/activations.cuh"
+#include "cuda/affine.cuh"
 #include "solvers.h"
 
 namespace fastsparse::cuda {
@@ -23,51 +24,6 @@ template <typename T, int States> struct Recurrence {
   T* states[States];           // (B, T, H)
   Accumulator<T>* guesses[States];  // (B, T, H), the same memory where the types are; Newton's method alone has them
   int32_t* passes;             // (S, H)
-};
-
-// x -> A x + b of a channel's states.
-template <typename C, int n> struct Affine {
-  C A[n * n], b[n];
-
-  __device__ __forceinline__ static Affine identity() {
-    Affine map;
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      map.b[i] = 0;
-#pragma unroll
-      for (int j = 0; j < n; ++j) map.A[i * n + j] = i == j;
-    }
-    return map;
-  }
-
-  // Into out, which isn't x.
-  __device__ __forceinline__ void apply(const C (&x)[n], C (&out)[n]) const {
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      out[i] = b[i];
-#pragma unroll
-      for (int j = 0; j < n; ++j) out[i] += A[i * n + j] * x[j];
-    }
-  }
-
-  // What first an earlier map and then this one make.
-  __device__ __forceinline__ Affine after(const Affine& earlier) const {
-    Affine both;
-    apply(earlier.b, both.b);
-    multiply(A, earlier.A, both.A);
-    return both;
-  }
-
-  __device__ __forceinline__ static void multiply(const C (&left)[n * n], const C (&right)[n * n], C (&out)[n * n]) {
-#pragma unroll
-    for (int i = 0; i < n; ++i)
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        out[i * n + j] = left[i * n] * right[j];
-#pragma unroll
-        for (int k = 1; k < n; ++k) out[i * n + j] += left[i * n + k] * right[k * n + j];
-      }
-  }
 };
 
 // One channel of one sequence.
@@ -189,7 +145,7 @@ __global__ void __launch_bounds__(kSequentialThreads)
 
 // A block has 2^group_bits channels of a sequence, neighbours in memory and in a warp, and as many chunks of time of each
 // as it has threads for.
-template <typename C> inline constexpr int kShootingThreads = sizeof(C) == 8 ? 256 : 512;
+template <typename C, int n> inline constexpr int kShootingThreads = sizeof(C) == 8 || n == 2 ? 256 : 512;
 inline constexpr int kNewtonThreads = 256;
 inline constexpr int kMostChannels = 16;
 
@@ -287,7 +243,7 @@ template <typename C, int n> struct Team {
 inline constexpr int kLeastChunk = 16;  // steps; shorter ones cost more to join than they save
 
 template <typename T, template <typename> typename Form>
-__global__ void __launch_bounds__(kShootingThreads<Accumulator<T>>, 1)
+__global__ void __launch_bounds__(kShootingThreads<Accumulator<T>, Line<T, Form>::n>, 1)
     gated_shooting(Recurrence<T, Line<T, Form>::n> problem, int group_bits) {
   using C = Accumulator<T>;
   constexpr int n = Line<T, Form>::n;
@@ -319,7 +275,7 @@ __global__ void __launch_bounds__(kShootingThreads<Accumulator<T>>, 1)
 #pragma unroll
     for (int i = 0; i < n * n; ++i) largest[i] = tangent.A[i];
     if (open)
-      line.template walk<sizeof(C) == 8 ? 4 : 8>(first, last, [&](const C (&u)[3], int64_t at) {
+      line.template walk<sizeof(C) == 8 ? 4 : 6>(first, last, [&](const C (&u)[3], int64_t at) {
         C J[n * n], product[n * n];
         line.cell.step(u, state, J);
         Affine<C, n>::multiply(J, tangent.A, product);

@@ -22,9 +22,11 @@ ORDER = {
     "matching_pursuit": ("cuda", "triton"),
     "matching_pursuit_step": ("cuda", "triton"),
     "matching_pursuit_backward": ("cuda", "triton"),
-    "linear_recurrence": ("triton",),
-    "gru_recurrence": ("cuda",),
-    "lstm_recurrence": ("cuda",),
+    "linear_recurrence": ("cuda", "triton"),
+    "gru_recurrence": ("cuda", "triton"),
+    "lstm_recurrence": ("cuda", "triton"),
+    "gru_recurrence_backward": ("triton",),
+    "lstm_recurrence_backward": ("triton",),
 }
 
 
