@@ -1,0 +1,143 @@
+"""Gated recurrences in Triton: which solver, and how it is launched.
+
+What solvers do stands in fastsparse/reference/_solvers.py.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS, WARP, pointer, specimen
+from fastsparse.kernels._recurrence_newton import newton
+from fastsparse.kernels._recurrence_sequential import sequential
+from fastsparse.kernels._recurrence_shooting import shooting
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SOLVERS = ("auto", "sequential", "newton", "shooting")
+NEWTON_PASSES = 12
+SHOOTING_PASSES = 8
+
+# How solvers are laid out: channels a program, warps, and what else their kernels must know. The parallel
+# ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and two or four elements
+# a thread. The interpreter's time goes by operations, not by elements.
+SEQUENTIAL = {"BLOCK": WARP, "AHEAD": 8, "num_warps": 1}
+NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 8}
+SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 8}
+if INTERPRETED:
+    SEQUENTIAL |= {"BLOCK": 64}
+    NEWTON |= {"BLOCK": 64}
+    SHOOTING |= {"BLOCK": 64, "STEPS": 16}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A recurrence's inputs, checked, and room for its outputs: c and peephole of an LSTM alone."""
+
+    u: Tensor
+    weight: Tensor
+    peephole: Tensor | None
+    h0: Tensor | None
+    c0: Tensor | None
+    cu_seqlens: Tensor | None
+    h: Tensor
+    c: Tensor | None
+    passes: Tensor
+
+    @staticmethod
+    def of(
+        u: Tensor,
+        weight: Tensor,
+        peephole: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> "Problem":
+        B, T, _, H = u.shape
+        S = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        small = (
+            None if part is None else part.contiguous() for part in (weight, peephole, h0, c0, cu_seqlens)
+        )
+        h = u.new_empty(B, T, H)
+        c = None if peephole is None else torch.empty_like(h)
+        return Problem(u, *small, h, c, u.new_zeros(S, H, dtype=torch.int32))
+
+    def launch(self, kernel, layout: dict, **more: int) -> None:
+        _, T, _, H = self.u.shape
+        channels = self.passes.numel()
+        kernel[(triton.cdiv(channels, layout["BLOCK"]),)](
+            self.u,
+            self.weight,
+            self.peephole,
+            self.h0,
+            self.c0,
+            self.cu_seqlens,
+            self.h,
+            self.c,
+            self.passes,
+            channels,
+            T,
+            H,
+            *self.u.stride(),
+            **more,
+            **layout,
+            **OPTIONS,
+        )
+
+    def solve(self, op: str, solver: str) -> None:
+        """Fill in h, c and passes. Nothing here waits for the device."""
+        if solver not in SOLVERS:
+            raise ValueError(f"{op}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        if self.h.numel() == 0:
+            return
+        if solver == "auto":
+            solver = fastest(self.passes.numel(), self.u.shape[1], _multiprocessors(self.u.device))
+        if solver == "newton":
+            self.launch(newton, NEWTON)
+        elif solver == "shooting":
+            self.launch(shooting, SHOOTING)
+        self.launch(sequential, SEQUENTIAL, below=int(solver == "sequential"))
+
+
+def fastest(channels: int, T: int, multiprocessors: int) -> str:
+    """The solver that ``auto`` takes, by an estimate: no GPU has been measured.
+
+    Step by step takes T times some 200 clocks, if no multiprocessor has more than a dozen warps, of 32
+    channels each. Shooting takes some 80 clocks for every step of 32 channels on a multiprocessor: four
+    passes and the last, of 60 to 100 instructions, four of which are issued a clock; so it is ahead where a
+    multiprocessor has less than two warps' channels. And some 7000 clocks however short time is. Newton's
+    method needs as many passes, and a scan of all steps in each.
+    """
+    return "shooting" if channels < 64 * multiprocessors and T >= 128 else "sequential"
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cpu":  # under the interpreter
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def specimens(PAIRS: bool) -> list[tuple]:
+    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
+    found = []
+    cells = ("peephole", "c0", "c") if PAIRS else ()
+    solvers = (sequential, SEQUENTIAL), (newton, NEWTON), (shooting, SHOOTING)
+    for kind, dtype, H in (
+        ("fp32", torch.float32, 1024),
+        ("bf16", torch.bfloat16, 1024),
+        ("fp32, H = 1001", torch.float32, 1001),
+    ):
+        for kernel, layout in solvers:
+            signature = dict.fromkeys(("u", "weight", "h0", "h", *cells), pointer(dtype))
+            signature |= {"passes": "*i32:16"}
+            if H == 1001:  # of sequences of many lengths
+                signature |= {"cu_seqlens": "*i64:16"}
+            size = "i32:16" if H % 16 == 0 else "i32"
+            signature |= dict.fromkeys(("channels", "H", "u_row", "u_time", "u_gate"), size) | {"T": "i32:16"}
+            if kernel is sequential:
+                signature |= {"below": "i32"}
+            name = f"{kernel.__name__}, {kind}"
+            found.append(specimen(name, kernel, layout | {"u_channel": 1}, **signature))
+    return found

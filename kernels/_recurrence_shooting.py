@@ -1,0 +1,203 @@
+"""Gated recurrences by multiple shooting (Keller 1968): chunks of time at once, each from a guess.
+
+A program takes a block of channels and, of each, CHUNKS chunks of STEPS steps at most; then the next ones.
+Every chunk is run, along with its derivative P in its start; where its end misses the next one's start, by
+m, the starts are off by D[j] = P[j - 1] D[j - 1] + m[j], which a scan over chunks solves. They are corrected
+until that is at rounding level, and so is what it makes of every state of the chunk, P D at most. Then
+steps are taken once more, from starts corrected for the last time, to be written. What follows starts from
+the last state, in fp32, so that no error gets from one round to the next.
+
+Bytes: those of the sequential kernel from HBM; a round's inputs are read again by every pass, from L1 or L2:
+CHUNKS * STEPS * BLOCK * 12, which are 192 KB in fp32. Operations: for each pass a step and its derivative.
+"""
+
+import triton
+import triton.language as tl
+from fastsparse.kernels._cells import load_weights, step, step_with_derivative
+from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state
+from fastsparse.kernels._corrections import (
+    SMALL,
+    corrected,
+    corrections,
+    difference,
+    last,
+    shifted,
+    spread,
+    within,
+)
+
+
+@triton.jit
+def shooting(
+    u,
+    weight,
+    peephole,
+    h0,
+    c0,
+    cu_seqlens,
+    h,
+    c,
+    passes,
+    channels,
+    T,
+    H,
+    u_row,
+    u_time,
+    u_gate,
+    u_channel,
+    PASSES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``passes`` of every channel: the most that a round took, or -1 where one was given up."""
+    place, real, channel, row, begin, length = block_of_channels(cu_seqlens, channels, T, H, BLOCK)
+    w = spread(load_weights(weight, peephole, channel, real, H))
+    carry = load_state(h0, c0, place, real, peephole is not None)
+    longest = tl.max(length, axis=0)
+    rounds = tl.maximum(tl.cdiv(longest, CHUNKS * STEPS), 1)
+    steps = tl.cdiv(longest, rounds * CHUNKS)  # of a chunk, in rounds of one size
+    chunk = tl.arange(0, CHUNKS)[:, None]
+    source = (u + row * u_row + begin * u_time + channel * u_channel)[None, :] + chunk * steps * u_time
+    target = ((row * T + begin) * H + channel)[None, :] + chunk * steps * H
+    most = tl.zeros([BLOCK], tl.int32)
+    first = tl.zeros_like(longest)
+    while first < longest:
+        left = (length - first)[None, :] - chunk * steps
+        start = spread(carry)
+        starts = _everywhere(start, left)
+        trying = (length > first) & (most >= 0)
+        taken = tl.zeros([BLOCK], tl.int32)
+        attempt = 0
+        while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
+            attempt += 1
+            ends, P, largest, least = _run(w, source, u_time, u_gate, starts, left, steps)
+            missed = difference(shifted(ends, start, chunk), starts)
+            D = corrections(shifted(P, P, chunk), missed)
+            small = within(D, starts) & _carried_within(D, ends, P, largest, least)
+            certain = tl.min((small | (left <= 0)).to(tl.int32), axis=0) > 0
+            starts = corrected(starts, D, trying[None, :])
+            taken = tl.where(trying & certain, attempt, taken)
+            trying = trying & (certain == 0)
+        most = tl.where(trying | (most < 0), -1, tl.maximum(most, taken))
+        carry = last(_write(w, source, u_time, u_gate, starts, left, steps, h, c, target, H), chunk)
+        longest = tl.max(tl.where(most < 0, 0, length), axis=0)
+        first += CHUNKS * steps
+        source += CHUNKS * steps * u_time
+        target += CHUNKS * steps * H
+    tl.store(passes + place, most, mask=real)
+
+
+@triton.jit
+def _run(w, source, time, gate, starts, left, steps):
+    """Every chunk's last state and its derivative in the start.
+
+    Also of that derivative the largest size that each entry has on the way, and of each state the smallest
+    size, or 1.
+    """
+    state = starts
+    P = _unity(starts)
+    largest = _zeros(P)
+    least = _infinities(starts)
+    coming = load_inputs(source, gate, left > 0)
+    for t in range(steps):
+        now = coming
+        source += time
+        coming = load_inputs(source, gate, t + 1 < left)
+        state, J = step_with_derivative(w, now, state)
+        P = _product(J, P)
+        largest = _largest(largest, P, t < left)
+        least = _least(least, state, t < left)
+    return state, P, largest, least
+
+
+@triton.jit
+def _write(w, source, time, gate, state, left, steps, h, c, target, H):
+    """The steps of every chunk, written; the last state."""
+    coming = load_inputs(source, gate, left > 0)
+    for t in range(steps):
+        now = coming
+        source += time
+        coming = load_inputs(source, gate, t + 1 < left)
+        state = step(w, now, state)
+        store_state(h, c, target, state, t < left)
+        target += H
+    return state
+
+
+@triton.jit
+def _carried_within(D, ends, P, largest, least):
+    """Whether what a chunk's start is off by is at rounding level in all its states; not where one is NaN."""
+    pairs: tl.constexpr = len(D)
+    found = ends[0] == ends[0]
+    for i in tl.static_range(pairs):
+        off = largest[pairs * i] * tl.abs(D[0])
+        found = found & (ends[i] == ends[i]) & (P[pairs * i] == P[pairs * i])
+        if pairs == 2:
+            off += largest[pairs * i + 1] * tl.abs(D[1])
+            found = found & (P[pairs * i + 1] == P[pairs * i + 1])
+        found = found & (off <= SMALL * tl.maximum(least[i], 1.0))
+    return found
+
+
+@triton.jit
+def _everywhere(values, like):
+    """Vectors of channels, spread, as full blocks."""
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.broadcast_to(values[i], like.shape),)
+    return found
+
+
+@triton.jit
+def _unity(states):
+    one = tl.full(states[0].shape, 1.0, tl.float32)
+    zero = tl.zeros(states[0].shape, tl.float32)
+    return (one,) if len(states) == 1 else (one, zero, zero, one)
+
+
+@triton.jit
+def _zeros(values):
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.zeros(values[i].shape, tl.float32),)
+    return found
+
+
+@triton.jit
+def _infinities(values):
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.full(values[i].shape, float("inf"), tl.float32),)
+    return found
+
+
+@triton.jit
+def _product(J, P):
+    return (J[0] * P[0],) if len(P) == 1 else _product_of_pairs(J, P)
+
+
+@triton.jit
+def _product_of_pairs(J, P):
+    return (
+        tl.fma(J[0], P[0], J[1] * P[2]),
+        tl.fma(J[0], P[1], J[1] * P[3]),
+        tl.fma(J[2], P[0], J[3] * P[2]),
+        tl.fma(J[2], P[1], J[3] * P[3]),
+    )
+
+
+@triton.jit
+def _largest(largest, values, real):
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.maximum(largest[i], tl.where(real, tl.abs(values[i]), 0.0)),)
+    return found
+
+
+@triton.jit
+def _least(least, values, real):
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.minimum(least[i], tl.where(real, tl.abs(values[i]), float("inf"))),)
+    return found

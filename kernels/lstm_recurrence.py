@@ -1,0 +1,26 @@
+"""The diagonal LSTM in Triton; its solvers are those of every gated recurrence."""
+
+from fastsparse.kernels import _recurrence
+from fastsparse.kernels._recurrence import DTYPES as DTYPES
+from fastsparse.kernels._recurrence import Problem
+from torch import Tensor
+
+
+def lstm_recurrence(
+    u: Tensor,
+    weight: Tensor,
+    peephole: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    solver: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u (B, T, 3, H), weight (3, H), peephole (2, H), states (S, H); h and c (B, T, H), passes (S, H)."""
+    problem = Problem.of(u, weight, peephole, h0, c0, cu_seqlens)
+    problem.solve("lstm_recurrence", solver)
+    return problem.h, problem.c, problem.passes
+
+
+def specimens() -> list[tuple]:
+    """The kernels as they run, to be compiled without a GPU."""
+    return _recurrence.specimens(PAIRS=True)
