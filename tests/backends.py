@@ -69,7 +69,7 @@ OPS = {
     "linear_recurrence": Op(lambda a, b, *_: 32 * len(b) * max(32, b.shape[1]) * max(32, b.shape[-1])),
     **dict.fromkeys(
         ("gru_recurrence", "lstm_recurrence"),
-        Op(lambda u, *_: 64 * u.shape[0] * u.shape[1] * max(32, u.shape[3])),
+        Op(lambda u, *_: u.shape[1] * max(20_000, 64 * u.shape[0] * max(32, u.shape[3]))),
     ),
 }
 
