@@ -15,9 +15,28 @@ struct GatedRecurrenceArgs {
   const void* weights;  // those of csrc/cells.h (kWeights, H), contiguous, of the accumulation type
   Series start[2];      // (S, H) of each state, or none: zeros
   Series states[2];     // (B, T, H) of each state, contiguous, written
+  int32_t* passes;      // (S, H), written by the solvers that are parallel in time
   int64_t H;
   DType dtype;
 };
+
+// How a sequence is cut into chunks of time, so that as many channels' chunks fill so many lanes.
+struct TimePlan { int64_t chunks, length, channels; };
+
+// Chunks of 64 steps or more: in shorter ones fewer states forget what their chunk started from.
+inline TimePlan time_plan(int64_t steps, int64_t lanes, int64_t H) {
+  int64_t chunks = (steps + 63) / 64;
+  if (chunks > lanes) chunks = lanes;
+  int64_t length = (steps + chunks - 1) / chunks, used = (steps + length - 1) / length, channels = lanes / used;
+  return {used, length, channels < H ? channels : H};
+}
+
+// The scratch of the solvers that are parallel in time is rows of so many bytes, one number a lane, whatever the level.
+inline constexpr int64_t kRowBytes = 256, kTileSteps = 16;
+inline int64_t shooting_rows(int64_t states) { return 3 * kTileSteps + 10 + states * (kTileSteps + 6 + states); }
+inline int64_t newton_rows(int64_t states, int64_t length) {
+  return 3 * kTileSteps + 10 + states * (6 + states) + length * states * (2 + states);
+}
 
 // How many sequences to hand to a kernel at once where channels alone don't fill its vectors.
 inline constexpr int64_t kSequencesTogether = 4;

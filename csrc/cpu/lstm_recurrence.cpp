@@ -1,10 +1,24 @@
 #include "cpu/lstm_recurrence.h"
 
+#include "cpu/gated_solvers.h"
+
 namespace fastsparse::FASTSPARSE_ISA {
 
 void lstm_recurrence(const GatedRecurrenceArgs& args, Range sequences, Range channels) {
   with_type(args.dtype, [&](auto tag) {
     sequential<LstmCell, typename decltype(tag)::type>(args, sequences, channels);
+  });
+}
+
+void lstm_recurrence_by_shooting(const GatedRecurrenceArgs& args, int64_t sequence, Range channels, void* scratch) {
+  with_type(args.dtype, [&](auto tag) {
+    InTime<LstmCell, typename decltype(tag)::type>(args, sequence, channels, scratch).shoot();
+  });
+}
+
+void lstm_recurrence_by_newton(const GatedRecurrenceArgs& args, int64_t sequence, Range channels, void* scratch) {
+  with_type(args.dtype, [&](auto tag) {
+    InTime<LstmCell, typename decltype(tag)::type>(args, sequence, channels, scratch).newton();
   });
 }
 

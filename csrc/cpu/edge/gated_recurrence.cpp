@@ -34,6 +34,37 @@ void step_by_step(const GatedRecurrenceArgs& args, decltype(GatedKernels::sequen
   });
 }
 
+// By Newton's method or by shooting, and where that doesn't certify an answer, step by step.
+void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver solver, const GatedKernels& kernels) {
+  struct Task { int64_t sequence; Range channels; int64_t rows; };
+  std::vector<Task> tasks;
+  int64_t lanes = kRowBytes / (args.dtype == DType::f64 ? 8 : 4), S = args.sequences.count, H = args.H;
+  for (int64_t s = 0; s < S; ++s) {
+    const int64_t* bounds = args.sequences.bounds;
+    int64_t steps = bounds ? bounds[s + 1] - bounds[s] : args.sequences.T;
+    if (steps == 0) continue;
+    TimePlan plan = time_plan(steps, lanes, H);
+    int64_t rows = solver == Solver::newton ? newton_rows(states, plan.length) : shooting_rows(states);
+    for (int64_t h = 0; h < H; h += plan.channels) tasks.push_back({s, {h, std::min(h + plan.channels, H)}, rows});
+  }
+  auto run = solver == Solver::newton ? kernels.newton : kernels.shooting;
+  parallel(int64_t(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    for (int64_t i = begin; i < end; ++i)
+      run(args, tasks[i].sequence, tasks[i].channels, scratch.get<char>(tasks[i].rows * kRowBytes));
+  });
+  int64_t width = 64, blocks = (H + width - 1) / width;
+  parallel(S * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t s = i / blocks, first = i % blocks * width, last = std::min(first + width, H);
+      auto failed = [&](int64_t h) { return args.passes[s * H + h] == kGivenUp; };
+      while (first < last && !failed(first)) ++first;
+      while (first < last && !failed(last - 1)) --last;
+      if (first < last) kernels.sequential(args, {s, s + 1}, {first, last});
+    }
+  });
+}
+
 }  // namespace
 
 std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& kernels, const Tensor& u,
@@ -50,6 +81,7 @@ std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& 
                            .weights = rows_of(weights, accumulator_of(u.scalar_type()), scratch),
                            .start = {},
                            .states = {},
+                           .passes = nullptr,
                            .H = H,
                            .dtype = dtype_of(u)};
   for (size_t i = 0; i < start.size(); ++i) {
@@ -62,9 +94,11 @@ std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& 
     args.start[i] = states_of(starts.back());
   }
   Tensor passes = allocate({args.sequences.count, H}, ScalarType::Int);
-  bool parallel_in_time = chosen == Solver::newton || chosen == Solver::shooting;
-  std::fill_n(passes.mutable_data_ptr<int32_t>(), passes.numel(), parallel_in_time ? kGivenUp : kNoPasses);
-  if (u.numel()) step_by_step(args, kernels.sequential);
+  args.passes = passes.mutable_data_ptr<int32_t>();
+  std::fill_n(args.passes, passes.numel(), kNoPasses);
+  bool by_steps = chosen == Solver::automatic || chosen == Solver::sequential;
+  if (u.numel() && by_steps) step_by_step(args, kernels.sequential);
+  else if (u.numel()) parallel_in_time(args, int64_t(start.size()), chosen, kernels);
   out.push_back(passes);
   return out;
 }

@@ -14,6 +14,8 @@ namespace fastsparse::edge {
 // Of one recurrence, at the level that runs.
 struct GatedKernels {
   void (*sequential)(const GatedRecurrenceArgs& args, Range sequences, Range channels);
+  void (*newton)(const GatedRecurrenceArgs& args, int64_t sequence, Range channels, void* scratch);
+  decltype(newton) shooting;
 };
 
 // Runs u (B, T, 3, H), with weights (rows, H), which one after the other are those of csrc/cells.h, and for every state a
