@@ -34,12 +34,11 @@ def steps_of(start, begin, length, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr)
 
 
 @triton.jit
-def load_state(state, s, channel, sequence_stride, channel_stride, H):
-    """A state (S, H), or zeros where there is none, in fp32."""
+def load_state(state, s, channel, H):
+    """A state (S, H), contiguous, or zeros where there is none, in fp32."""
     loaded = tl.zeros(channel.shape, tl.float32)
     if state is not None:
-        at = state + s * sequence_stride + channel * channel_stride
-        loaded = tl.load(at, mask=channel < H, other=0.0).to(tl.float32)
+        loaded = tl.load(state + s * H + channel, mask=channel < H, other=0.0).to(tl.float32)
     return loaded
 
 

@@ -55,9 +55,6 @@ def _linear_recurrence(
     b_time,
     b_row,
     b_channel,
-    h0_sequence,
-    h0_row,
-    h0_channel,
     REVERSE: tl.constexpr,
     PAIRS: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -70,9 +67,11 @@ def _linear_recurrence(
     b += row * b_sequence + (channel * b_channel)[None, :]
     h += row * T * width + channel[None, :]
     there = (channel < H)[None, :]
-    state0 = load_state(h0, s, channel, h0_sequence, h0_channel, H)
     if PAIRS:
-        state1 = load_state(None if h0 is None else h0 + h0_row, s, channel, h0_sequence, h0_channel, H)
+        state0 = load_state(h0, 2 * s, channel, H)
+        state1 = load_state(h0, 2 * s + 1, channel, H)
+    else:
+        state0 = load_state(h0, s, channel, H)
 
     unread = 1 if h0 is None else 0  # without a state the first factor isn't read
     for start in tl.range(0, length, BLOCK_T, num_stages=STAGES):
@@ -110,20 +109,17 @@ def linear_recurrence(
         return h
     if not pairs:
         a, b = a.unsqueeze(2).unsqueeze(2), b.unsqueeze(2)
-        h0 = None if h0 is None else h0.unsqueeze(1)
     S = sequences(b, cu_seqlens)
     tile = _tile(pairs, S, T, H)
     _linear_recurrence[(tile.programs(S, H),)](
         a,
         b,
-        h0,
-        None if cu_seqlens is None else cu_seqlens.contiguous(),
+        *(None if tensor is None else tensor.contiguous() for tensor in (h0, cu_seqlens)),
         h,
         T,
         H,
         *a.stride(),
         *b.stride(),
-        *((0, 0, 0) if h0 is None else h0.stride()),
         REVERSE=reverse,
         PAIRS=pairs,
         BLOCK_T=tile.steps,
@@ -156,8 +152,8 @@ def specimens() -> list[tuple]:
         dtype, tile = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind], _tile(pairs, S, 2048, 1024)
         signature = dict.fromkeys(("a", "b", "h0", "h"), pointer(dtype)) | {"cu_seqlens": "*i64:16"}
         strides = ("a_sequence", "a_time", "a_row", "a_column", "b_sequence", "b_time", "b_row")
-        signature |= dict.fromkeys(("T", "H", "h0_sequence", "h0_row", *strides), "i32:16")
-        constants = {"a_channel": 1, "b_channel": 1, "h0_channel": 1, "REVERSE": True, "PAIRS": pairs}
+        signature |= dict.fromkeys(("T", "H", *strides), "i32:16")
+        constants = {"a_channel": 1, "b_channel": 1, "REVERSE": True, "PAIRS": pairs}
         constants |= {"STAGES": 2, "BLOCK_T": tile.steps, "BLOCK_H": tile.channels, "num_warps": tile.warps}
         found.append(
             specimen(f"{form}, {kind}, {programs} programs", _linear_recurrence, constants, **signature)

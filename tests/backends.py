@@ -71,6 +71,10 @@ OPS = {
         ("gru_recurrence", "lstm_recurrence"),
         Op(lambda u, *_: u.shape[1] * max(20_000, 64 * u.shape[0] * max(32, u.shape[3]))),
     ),
+    **dict.fromkeys(
+        ("gru_recurrence_backward", "lstm_recurrence_backward"),
+        Op(lambda u, *_: 64 * len(u) * max(32, u.shape[1]) * max(32, u.shape[3])),
+    ),
 }
 
 
