@@ -243,7 +243,7 @@ template <typename C, int n> struct Team {
 inline constexpr int kLeastChunk = 16;  // steps; shorter ones cost more to join than they save
 
 template <typename T, template <typename> typename Form>
-__global__ void __launch_bounds__(kShootingThreads<Accumulator<T>, Line<T, Form>::n>, 1)
+__global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, Line<T, Form>::n>), 1)
     gated_shooting(Recurrence<T, Line<T, Form>::n> problem, int group_bits) {
   using C = Accumulator<T>;
   constexpr int n = Line<T, Form>::n;

@@ -74,7 +74,7 @@ void solve_gated(const char* op, const Tensor& u, const Tensor& weight, const st
     if (solver == Solver::sequential) return step_by_step(false);
 
     bool newton = solver == Solver::newton;
-    int64_t most = newton ? kNewtonThreads : kShootingThreads<C>, least = newton ? kNewtonSteps : kLeastChunk;
+    int64_t most = newton ? kNewtonThreads : kShootingThreads<C, int(n)>, least = newton ? kNewtonSteps : kLeastChunk;
     // As many channels a block as fill a sector of memory, 32 bytes; fewer, with more chunks each, where there are few
     // blocks and chunks are long.
     int group_bits = sizeof(T) == 2 ? 4 : sizeof(T) == 4 ? 3 : 2;

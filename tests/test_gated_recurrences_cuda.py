@@ -1,0 +1,86 @@
+"""gru_recurrence and lstm_recurrence in CUDA C++ where their blocks, chunks and launches show."""
+
+import pytest
+import torch
+from backends import GPU_BACKENDS, OPS, Op, missing, running
+from recurrences import CELLS, GRU, assert_states
+
+BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
+solvers = pytest.mark.parametrize("solver", ["sequential", "newton", "shooting"])
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch) -> str:
+    for op in CELLS:  # the limit on work is that of Triton's interpreter
+        monkeypatch.setitem(OPS, op, Op(lambda *_: 0))
+    with running(request.param):
+        yield request.param
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_more_steps_than_a_block_has_short_chunks_for(backend, cell, solver, dtype):
+    """Chunks of more than the fewest steps, tile after tile, and blocks of fewer channels than a sector."""
+    u, weights, state = cell.problem(1, 4200, 5, dtype=dtype)
+    *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    assert_states(cell, outs, u, weights, state)
+    assert info.converged.all()
+
+
+@cells
+def test_auto_shoots_where_channels_are_few_and_steps_many(backend, cell):
+    u, weights, state = cell.problem(2, 600, 3)
+    cases = [((u, state), {}, True), ((u[:, :500], state), {}, False)]
+    first = tuple(part[:1] for part in state)
+    for bounds, shot in ([0, 600], True), ([0, 0, 600], False):
+        here = tuple(part.repeat(len(bounds) - 1, 1) for part in first)
+        cases.append(((u[:1], here), {"cu_seqlens": torch.tensor(bounds)}, shot))
+    for (inputs, start), options, shot in cases:
+        *outs, info = cell.run(inputs, weights, start, return_info=True, **options)
+        assert_states(cell, outs, inputs, weights, start, **options)
+        assert (info.passes != 0).any() == shot
+
+
+@cells
+@solvers
+def test_what_a_channel_gets_is_its_own_affair(backend, cell, solver):
+    """Neighbours in its block that never converge change no bit of it."""
+    u, weights, state = cell.problem(2, 300, 11)
+    clean = cell.run(u, weights, state, solver=solver, return_info=True)
+    u[0, 40, :, 3] = torch.nan
+    weights[0][:, 4] = 30
+    u[:, :, :, 4] *= 8
+    wild = cell.run(u, weights, state, solver=solver, return_info=True)
+    others = [channel for channel in range(11) if channel not in (3, 4)]
+    for out, part in zip(wild[:-1], clean[:-1], strict=True):
+        assert torch.equal(out[..., others], part[..., others])
+    assert torch.equal(wild[-1].passes[:, others], clean[-1].passes[:, others])
+    assert wild[-1].converged[0, 3] == (solver == "sequential")
+    assert_states(cell, wild[:-1], u, weights, state)
+
+
+@cells
+@solvers
+def test_states_of_any_size(backend, cell, solver):
+    """What gates remember of a start that is large, which nothing brings back to 1 soon."""
+    u, weights, state = cell.problem(1, 200, 4, scale=0.1)
+    u[:, :, 0] = 6 * (-1 if cell is GRU else 1)
+    state[-1][0] = torch.tensor([1e2, -1e4, 1e8, 1e30])
+    outs = cell.run(u, weights, state, solver=solver)
+    assert_states(cell, outs, u, weights, state)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@solvers
+def test_bounds_that_nobody_has_checked(name, solver):
+    """On a GPU they aren't looked at; they must not lead out of the tensors."""
+    u, (weight,), _ = GRU.problem(1, 40, 5)
+    found, right = (
+        GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor(bounds), solver)
+        for bounds in ([-(2**40), 3, 3, 2**40], [0, 3, 3, 40])
+    )
+    assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
+    outs = GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor([30, 20, -1]), solver)
+    assert (outs[1] == 0).all()
