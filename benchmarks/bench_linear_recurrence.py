@@ -70,8 +70,8 @@ def _forward(shape: Sequences, options: Options, pairs: bool = False) -> tuple[d
     what = work(shape, pairs)
 
     def contender(name: str, call: Any, right: Tensor = exact, may: float | None = None, **rest: Any):
-        check = checked(_as_states(right), *(() if may is None else (may,)))
-        return Contender(name, call, lambda h: check(_as_states(h)), **rest)
+        check = checked(as_states(right), *(() if may is None else (may,)))
+        return Contender(name, call, lambda h: check(as_states(h)), **rest)
 
     few = min(shape.T, LOOPED)
     loop = partial(reference.linear_recurrence, a[:, :few], b[:, :few])
@@ -126,7 +126,7 @@ def _backward(shape: Sequences, options: Options) -> tuple[dict[str, Any], list[
     return case, [_bar(name, shape, case)]
 
 
-def _as_states(h: Tensor) -> tuple[Tensor, ...]:
+def as_states(h: Tensor) -> tuple[Tensor, ...]:
     """Single channels as they are; of pairs each state by itself."""
     return (h,) if h.dim() == 3 else h.unbind(2)
 

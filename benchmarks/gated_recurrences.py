@@ -105,7 +105,7 @@ def _layer(cell: Cell, shape: Sequences, options: Options) -> Found:
         )
         contenders += [
             judged,
-            Contender(f"torch.nn.{cell.dense.__name__}", _dense(layer), _finite, samples=3),
+            Contender(f"torch.nn.{cell.dense.__name__}", dense(layer), finite, samples=3),
         ]
         required = {pararnn_torch.NEWTON: OF_LAYER}
     else:
@@ -115,10 +115,10 @@ def _layer(cell: Cell, shape: Sequences, options: Options) -> Found:
     return case, [_bar(cell, name, shape, case, who, least) for who, least in required.items()]
 
 
-def _dense(layer: Layer) -> Callable[[], list[Tensor]]:
+def dense(layer: Layer) -> Callable[[], list[Tensor]]:
     """PyTorch's layer of as many inputs and channels."""
     H = layer.x.shape[-1]
-    module = layer.cell.dense(H, H, batch_first=True)
+    module = layer.cell.dense(H, H, batch_first=True).to(layer.x.device)
 
     def run() -> list[Tensor]:
         h, _ = module(layer.x)
@@ -127,7 +127,7 @@ def _dense(layer: Layer) -> Callable[[], list[Tensor]]:
     return run
 
 
-def _finite(found: list[Tensor]) -> str:
+def finite(found: list[Tensor]) -> str:
     if not all(bool(part.isfinite().all()) for part in found):
         raise WrongAnswer("not finite")
     return "another model: its answers are not compared"

@@ -16,7 +16,9 @@ BENCHES = (
     "topk_encode", "sparse_decode", "sae_step", "matching_pursuit", *RECURRENCES, "recurrence_length",
     "dispatch", "memory",
 )  # fmt: skip
-GPU_BENCHES = ("topk_encode", "sparse_decode", "sddmm", "spmm_t", "matching_pursuit", "sae_step")
+GPU_BENCHES = (
+    "topk_encode", "sparse_decode", "sddmm", "spmm_t", "matching_pursuit", "sae_step", *RECURRENCES,
+)  # fmt: skip
 ORDER = tuple(dict.fromkeys((*GPU_BENCHES, *BENCHES)))  # of the tables
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
 

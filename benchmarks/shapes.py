@@ -149,6 +149,6 @@ GPU_STEP = (
 GPU_RECURRENCES = (
     Sequences("layer", 8, 2048, 1024, headline=True),
     Sequences("many sequences", 32, 512, 4096),
-    Sequences("many steps", 1, 131072, 64),
+    Sequences("many steps", 1, 32768, 64),
     Sequences("small layer", 8, 1024, 256),
 )

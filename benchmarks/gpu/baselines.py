@@ -12,6 +12,8 @@ from benchmarks.steps import Step
 SPARSIFY = "sparsify's way"
 ATOMICS = "openai's way"
 FLASHINFER = "linear + flashinfer.top_k"
+FLASHRNN = "FlashRNN"
+FLASHRNN_HEAD = 64  # the widest that its Triton kernel takes
 
 
 def linear_scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -83,3 +85,21 @@ class AtomicStep(Step):
         p = self.leaves
         values, indices = atomics.Encode.apply(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
         return F.mse_loss(atomic_decode(values, indices, p["W_dec"]) + p["b_dec"], x)
+
+
+def flashrnn_weights(H: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Input weights (4 H, H), and by heads the recurrent ones and biases, which FlashRNN's LSTM has."""
+    head = min(H, FLASHRNN_HEAD)
+    shapes = (4 * H, H), (4, H // head, head, head), (4, H // head, head)
+    return tuple((torch.randn(shape, device=device) / H**0.5).requires_grad_() for shape in shapes)
+
+
+def flashrnn_layer(x: Tensor, product: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
+    """An LSTM whose recurrence mixes the channels of a head; x (B, T, H), returns (B, T, H)."""
+    from flashrnn import flashrnn
+
+    gates, heads, head = bias.shape
+    u = F.linear(x, product).view(*x.shape[:2], gates, heads, head)
+    low = (part.bfloat16() for part in (u, recurrent, bias))
+    states, _ = flashrnn(*low, function="lstm", backend="triton_fused", dtype="bfloat16")
+    return states[0].flatten(-2).type_as(x)

@@ -1,4 +1,4 @@
-"""Which backend won where, from results: what the table in ``fastsparse/ops/_gpu.py`` should say.
+"""Which backend and solver won where, from results: what ``fastsparse/ops/_gpu.py`` and ``auto`` should say.
 
 ``python -m benchmarks.gpu.choice FOLDER`` reads the JSON files that ``python -m benchmarks.gpu`` wrote.
 """
@@ -32,11 +32,28 @@ def compare(results: Iterable[dict[str, Any]]) -> list[tuple[str, str, str, dict
     return rows
 
 
+def solvers(results: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, float]]]:
+    """Bench or op and case, and seconds by backend and solver, least first, of every case with solvers."""
+    rows = []
+    for result in results:
+        for case in result["cases"]:
+            seconds = {
+                name.removeprefix(f"{OURS}, "): record["median"]
+                for name, record in case["contenders"].items()
+                if name.count(", ") == 2 and name.startswith(OURS) and "median" in record
+            }
+            if seconds:
+                name = case["name"] if result["bench"] == "choice" else f"{result['bench']}, {case['name']}"
+                rows.append((name, dict(sorted(seconds.items(), key=lambda item: item[1]))))
+    return rows
+
+
 def table(results: Iterable[dict[str, Any]]) -> str:
-    """Every case, then the verdict for each op and dtype."""
+    """Every case, then the verdict for each op and dtype, then every case with solvers, the fastest first."""
+    results = list(results)
     rows = compare(results)
     if not rows:
-        return "no case was run by both backends"
+        return "\n".join(["no case was run by both backends", *_solver_lines(results)])
     lines = [
         f"{op:14} {dtype:5} {better:7} "
         + "  ".join(f"{who} {quantity(s, 's'):>8}" for who, s in seconds.items())
@@ -54,7 +71,14 @@ def table(results: Iterable[dict[str, Any]]) -> str:
             f"{op}, {dtype}: {best}, at worst {lost[best]:.2f}x the other's time"
             + (f"; the other at: {'; '.join(against)}" if against else "")
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_solver_lines(results)])
+
+
+def _solver_lines(results: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{name}: " + "  ".join(f"{who} {quantity(each, 's')}" for who, each in seconds.items())
+        for name, seconds in solvers(results)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ would change them, as it never does at the widths that people train, it is turne
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
@@ -27,31 +27,43 @@ SEQUENTIAL, NEWTON = "pararnn-torch, sequential", "pararnn-torch, Newton"
 
 def recurrence(cell: Cell, u: Tensor, weights: Sequence[Tensor]) -> dict[str, Callable[[], States]]:
     """Both solvers, given u (B, T, 3, H)."""
-    import pararnn
-
-    H = u.shape[-1]
-    module = _module(cell, 1, H, weights).to(u.device)
-    module.W_x = nn.Identity()
     rows = u[:, :, ORDER[cell.name]].flatten(2)
-    return {
-        SEQUENTIAL: lambda: _states(cell, pararnn.sequential_apply(module, rows)),
-        NEWTON: lambda: _states(cell, pararnn.newton_apply(module, rows, pararnn.NewtonConfig())),
-    }
+
+    @cache
+    def module() -> nn.Module:
+        found = _module(cell, 1, u.shape[-1], weights)
+        found.W_x = nn.Identity()
+        return found
+
+    def sequential() -> States:
+        import pararnn
+
+        return _states(cell, pararnn.sequential_apply(module(), rows))
+
+    def newton() -> States:
+        import pararnn
+
+        return _states(cell, pararnn.newton_apply(module(), rows, pararnn.NewtonConfig()))
+
+    return {SEQUENTIAL: sequential, NEWTON: newton}
 
 
 class PararnnLayer:
     """Its layer with the weights of ours, and its Newton, forward and backward."""
 
     def __init__(self, layer: Layer) -> None:
-        leaves = {name: leaf.detach() for name, leaf in layer.leaves().items()}
         self.cell, self.layer = layer.cell, layer
+
+    @cached_property
+    def module(self) -> nn.Module:
+        leaves = {name: leaf.detach() for name, leaf in self.layer.leaves().items()}
         recurrent = [leaf for name, leaf in leaves.items() if not name.startswith(("weight_ih", "bias"))]
-        H = layer.x.shape[-1]
-        self.module = _module(self.cell, H, H, recurrent).to(layer.x.device)
-        order = ORDER[self.cell.name]
+        H = self.layer.x.shape[-1]
+        module, order = _module(self.cell, H, H, recurrent), ORDER[self.cell.name]
         with torch.no_grad():
-            self.module.W_x.weight.copy_(leaves["weight_ih_l0"][order,].flatten(0, 1))
-            self.module.W_x.bias.copy_(leaves["bias_l0"][order,].flatten())
+            module.W_x.weight.copy_(leaves["weight_ih_l0"][order,].flatten(0, 1))
+            module.W_x.bias.copy_(leaves["bias_l0"][order,].flatten())
+        return module
 
     def run(self) -> list[Tensor]:
         import pararnn
@@ -65,20 +77,21 @@ class PararnnLayer:
         """The same in the order and layout of ours."""
         h, d_x, *rest = found
         names = dict(zip((name for name, _ in self.module.named_parameters()), rest, strict=True))
-        back = torch.tensor(ORDER[self.cell.name]).argsort()
+        back = [ORDER[self.cell.name].index(gate) for gate in range(3)]
         product, bias = (names[f"W_x.{part}"].unflatten(0, (3, -1))[back] for part in ("weight", "bias"))
-        recurrent = [
+        recurrent = iter(
             torch.stack([names[letter] for letter in letters]) for letters in LETTERS[self.cell.name]
-        ]
+        )
         own = {"weight_ih_l0": product, "bias_l0": bias}
-        of_ours = iter(recurrent)
-        return [h, d_x, *(own[name] if name in own else next(of_ours) for name in self.layer.leaves())]
+        return [h, d_x, *(own[name] if name in own else next(recurrent) for name in self.layer.leaves())]
 
 
-def _module(cell: Cell, inputs: int, H: int, weights: Sequence[Tensor]) -> Any:
+def _module(cell: Cell, inputs: int, H: int, weights: Sequence[Tensor]) -> nn.Module:
+    """One of its modules with recurrent weights of ours."""
     import pararnn
 
-    module = {"gru_recurrence": pararnn.ParaGRU, "lstm_recurrence": pararnn.ParaLSTM}[cell.name](inputs, H)
+    kind = {"gru_recurrence": pararnn.ParaGRU, "lstm_recurrence": pararnn.ParaLSTM}[cell.name]
+    module = kind(inputs, H, device=weights[0].device, dtype=weights[0].dtype)
     with torch.no_grad():
         for letters, weight in zip(LETTERS[cell.name], weights, strict=True):
             for letter, row in zip(letters, weight, strict=True):

@@ -45,7 +45,7 @@ def test_a_whole_run(tmp_path, capsys):
             for who in ("fastsparse", "fastsparse, reference", "torch"):
                 assert case["contenders"][who]["check"], (name, case["name"], who)
             assert case["ratios"]["fastsparse"]["torch"]["of_medians"] > 0
-    assert [len(files[name]["bars"]) for name in results.GPU_BENCHES] == [10, 4, 0, 0, 0, 4]
+    assert [len(files[name]["bars"]) for name in results.GPU_BENCHES] == [10, 4, 0, 0, 0, 4, 2, 2, 2]
     assert len(files["topk_encode"]["cases"]) == 18
     encode = files["topk_encode"]["cases"][0]["contenders"]
     assert encode["product bf16"]["median"] > 0
@@ -57,6 +57,12 @@ def test_a_whole_run(tmp_path, capsys):
         ("sae_step", "sparsify's way"),
     ):
         assert all(case["contenders"][who]["check"] for case in files[name]["cases"]), name
+    for name in ("gru_recurrence", "lstm_recurrence"):
+        assert len(files[name]["cases"]) == 6
+        forward, *_ = files[name]["cases"]
+        assert forward["contenders"]["fastsparse, cpu, shooting"]["check"]
+        assert forward["contenders"]["pararnn-torch, Newton"]["failure"].startswith("ModuleNotFoundError")
+        assert forward["contenders"]["fastsparse"]["roofline"]["share"] > 0
     out = capsys.readouterr().out
     assert out.startswith("a rehearsal: these figures mean nothing")
     assert out.strip() in (tmp_path / "table.txt").read_text()
@@ -223,11 +229,29 @@ def test_the_choice_is_the_faster_and_a_tie_is_a_tie():
     assert choice.table([]) == "no case was run by both backends"
 
 
+def test_solvers_are_listed_the_fastest_first():
+    seconds = {
+        "triton": 2.0,
+        "cuda": 1.5,
+        "triton, newton": 2.0,
+        "cuda, sequential": 1.0,
+        "cuda, shooting": 3,
+    }
+    assert choice.solvers([choice_result(**seconds)]) == [
+        ("spmm, bf16, N=1", {"cuda, sequential": 1.0, "triton, newton": 2.0, "cuda, shooting": 3}),
+    ]
+    assert (
+        choice.table([choice_result(**seconds)])
+        .splitlines()[-1]
+        .startswith("spmm, bf16, N=1: cuda, sequential 1 s  triton, newton 2 s")
+    )
+
+
 def test_the_grid_of_the_choice_runs(lab):
     jobs = worker.jobs_of(lab, CEILINGS, ["choice"])
     names = [job.name for job in jobs]
-    assert len(set(names)) == len(names) == 96
-    for job in jobs[:8]:  # every op in both dtypes
+    assert len(set(names)) == len(names) == 96 + 36
+    for job in jobs[:14]:  # every op in both dtypes
         case = job.run()
         assert all("median" in case["contenders"][who] for who in ("fastsparse", "fastsparse, reference")), (
             case
