@@ -10,6 +10,10 @@ from torch import Tensor
 import fastsparse
 
 N, D, M, k = 65, 72, 1030, 9
+S, T, H = 4, 300, 40  # of recurrences
+SHAPES = {"x": (N, D), "weight": (M, D), "bias": (M,), "scale": (M,), "values": (N, k)}
+SHAPES |= {"u": (S, T, 3, H), "recurrent": (3, H), "peephole": (2, H), "h0": (S, H), "cell0": (S, H)}
+SHAPES |= {"states": (S, T, H), "upstream": (S, T, H)}
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,13 @@ def make(name: str, dtype: torch.dtype, seed: int) -> Tensor:
         return (M**uniform).long().clamp_(max=M - 1)
     if name == "mask":
         return torch.rand(M, generator=torch.Generator().manual_seed(seed)) < 0.7
-    shape = {"x": (N, D), "weight": (M, D), "bias": (M,), "scale": (M,), "values": (N, k)}[name]
-    return random(*shape, seed=seed + len(name), dtype=dtype)
+    if name == "bounds":  # of S sequences in T steps, some of them may be empty
+        inner = torch.randint(0, T + 1, (S - 1,), generator=torch.Generator().manual_seed(seed))
+        return torch.cat((torch.tensor([0]), inner.sort().values, torch.tensor([T])))
+    return random(*SHAPES[name], seed=seed + len(name), dtype=dtype)
 
 
+SOLVERS = ("sequential", "newton", "shooting")
 PROBLEMS = {
     "topk_encode": Problem(
         lambda x, weight, bias: fastsparse.topk_encode(x, weight, bias, k=k), ("x", "weight", "bias")
@@ -86,6 +93,37 @@ PROBLEMS = {
     ),
     "spmm_t, one column": Problem(
         lambda values, indices, x: fastsparse.spmm_t(values, indices, x[:, :1], M), ("values", "hot", "x")
+    ),
+    **{
+        f"gru_recurrence, {solver}": Problem(
+            lambda u, weight, h0, solver=solver: fastsparse.gru_recurrence(u, weight, h0, solver=solver),
+            ("u", "recurrent", "h0"),
+        )
+        for solver in SOLVERS
+    },
+    **{
+        f"lstm_recurrence, {solver}": Problem(
+            lambda u, weight, peephole, h0, c0, solver=solver: fastsparse.lstm_recurrence(
+                u, weight, peephole, (h0, c0), solver=solver
+            ),
+            ("u", "recurrent", "peephole", "h0", "cell0"),
+        )
+        for solver in SOLVERS
+    },
+    **{
+        f"gru_recurrence, {solver}, packed": Problem(
+            lambda u, weight, h0, bounds, solver=solver: fastsparse.gru_recurrence(
+                u[:1], weight, h0, cu_seqlens=bounds, solver=solver
+            ),
+            ("u", "recurrent", "h0", "bounds"),
+        )
+        for solver in SOLVERS
+    },
+    "gru_recurrence_backward": Problem(
+        lambda u, weight, h0, h, d_h: torch.ops.fastsparse.gru_recurrence_backward.default(
+            u, weight, h0, None, h, d_h, True, True, True
+        ),
+        ("u", "recurrent", "h0", "states", "upstream"),
     ),
 }
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracle import assert_pursuit, assert_sddmm, assert_spmm, assert_spmm_t, assert_topk
+from recurrences import GRU, assert_states
 
 import fastsparse
 
@@ -109,3 +110,17 @@ def test_sparse_products_where_the_tokens_are_large(room, backend):
         exact += terms.sum(0)
         magnitude += terms.abs().sum(0)
     assert ((total - exact).abs() <= 2**-8 * exact.abs() + len(mine) * 2.0**-24 * magnitude).all()
+
+
+@pytest.mark.parametrize("solver", ["sequential", "newton", "shooting"])
+def test_recurrences_where_the_states_are_large(room, backend, solver):
+    device = room(64)
+    T, H = 720_000, 3000
+    assert T * H > OVER
+    weight = normal(device, 3, H, dtype=torch.float32)
+    u = normal(device, 1, T, 3, H, dtype=torch.float32)
+    h = fastsparse.gru_recurrence(u, weight, solver=solver)
+    for t in (0, T // 2, T - 40):
+        before = h[:, t - 1] if t else torch.zeros(1, H, device=device)
+        steps, states, start = (part.cpu() for part in (u[:, t : t + 40], h[:, t : t + 40], before))
+        assert_states(GRU, (states.contiguous(),), steps, (weight.cpu(),), (start,))
