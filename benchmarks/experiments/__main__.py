@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = ("levels", "inference_k", "patches", "state_tracking", "characters")
+EXPERIMENTS = ("levels", "inference_k", "patches", "certificates", "state_tracking", "characters")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -2,15 +2,18 @@
 
 import doctest
 import itertools
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import fastsparse
 from benchmarks import plots, results
 from benchmarks.experiments import __main__ as command
 from benchmarks.experiments import (
+    certificates,
     characters,
     inference_k,
     levels,
@@ -27,11 +30,12 @@ MODULES = {
     "levels": levels,
     "inference_k": inference_k,
     "patches": patches,
+    "certificates": certificates,
     "state_tracking": state_tracking,
     "characters": characters,
 }
-PAGES = dict.fromkeys(MODULES, "matching_pursuit.md") | dict.fromkeys(
-    ("state_tracking", "characters"), "recurrences.md"
+PAGES = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit.md") | dict.fromkeys(
+    ("certificates", "state_tracking", "characters"), "recurrences.md"
 )
 
 
@@ -142,7 +146,7 @@ def test_states_are_what_the_symbols_say():
     for task, step in {
         "parity": lambda state, symbol: state ^ symbol,
         "count modulo 5": lambda state, symbol: [1, 2, 3, 4, 0][state] if symbol else state,
-        "cycle of 5": lambda state, symbol: (state + (-1, 0, 1)[symbol]) % 5,
+        "cycle of 3": lambda state, symbol: [[2, 0, 1], [0, 1, 2], [1, 2, 0]][symbol][state],
     }.items():
         symbols, states = state_tracking.sequences(task, 20, 50, training.seeded(1))
         kinds, places = state_tracking.TASKS[task]
@@ -224,6 +228,22 @@ def test_widths_make_parameters_alike():
     assert widths["ParaGRU"] == characters.FULL.width
     for name, count in counts.items():
         assert count == pytest.approx(counts["ParaGRU"], rel=0.02), name
+
+
+def test_what_is_said_of_channels():
+    """Newton's method gets there, if slowly; a step's derivative is as measured; chaos is told from calm."""
+    u, weight = certificates.problem(1.0, certificates.Sizes(40, 6))
+    h = fastsparse.gru_recurrence(u, weight, solver="sequential")
+    torch.testing.assert_close(certificates.newton(u, weight, 40), h)
+    assert not torch.allclose(certificates.newton(u, weight, 1), h)
+    u = torch.zeros(1, 2000, 3, 2, dtype=torch.float64)
+    u[:, :, 2, 1] = 1e3 * torch.tensor([1.0, -1.0]).repeat(1000)  # saturates the candidate: nothing grows
+    free = torch.tensor([[0.0, 0.0], [0.0, 0.0], [8.0, 8.0]], dtype=torch.float64)
+    start = torch.full((1, 2), 1e-200, dtype=torch.float64)  # at 0 the first channel's steps multiply by 2.5
+    h = fastsparse.gru_recurrence(u, free, start, solver="sequential")
+    grows, forgets = certificates.exponents(h[:, :300], u[:, :300], free).tolist()
+    assert grows == pytest.approx(math.log(2.5))
+    assert forgets == pytest.approx(math.log(0.5))
 
 
 # ---- the command ----
