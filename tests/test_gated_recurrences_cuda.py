@@ -5,6 +5,8 @@ import torch
 from backends import GPU_BACKENDS, OPS, Op, missing, running
 from recurrences import CELLS, GRU, assert_states
 
+import fastsparse
+
 BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
 solvers = pytest.mark.parametrize("solver", ["sequential", "newton", "shooting"])
@@ -84,3 +86,17 @@ def test_bounds_that_nobody_has_checked(name, solver):
     assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
     outs = GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor([30, 20, -1]), solver)
     assert (outs[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_precision_of_the_activations(backend, dtype):
+    """Without a recurrence, and with one gate open, the other is what comes out: a tanh, then a sigmoid."""
+    eps, x = torch.finfo(dtype).eps, torch.logspace(-40, 1.9, 20001, dtype=torch.float64).to(dtype)
+    x = torch.cat((-x, x, torch.linspace(-1, 1, 20001, dtype=dtype)))
+    weight, exact = torch.zeros(3, len(x), dtype=dtype), x.double()
+    for gate, right in ((2, torch.tanh(exact)), (0, torch.sigmoid(exact))):
+        u = torch.full((1, 1, 3, len(x)), torch.inf, dtype=dtype)
+        u[0, 0, gate] = x
+        found = fastsparse.gru_recurrence(u, weight)[0, 0].double()
+        slack = 6 * eps * right.abs() * (1 if gate == 2 else 1 + exact.abs() / 4)
+        assert ((found - right).abs() <= slack + torch.finfo(dtype).smallest_normal).all()

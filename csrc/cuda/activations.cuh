@@ -1,10 +1,10 @@
 // Sigmoid and tanh on the device, as the steps of csrc/cells.h want them.
 //
 // In fp32 each is one exponential and one reciprocal of the special function unit, which are off by 2^-22 and 2^-23 of
-// their values (PTX ISA, ex2.approx.ftz and rcp.approx.ftz), with two instructions around them: the chain from one state
-// to the next is what a recurrence's time is made of. Sigmoid is off by less than 2 eps of 1, tanh by less than 2 eps,
-// and by 1 eps of its value below 0.6; below 0 sigmoid keeps its relative precision, but for 3/4 |x| eps, as much as the
-// rounding of x itself costs. NaN stays NaN, nothing overflows, and infinities have their limits.
+// their values (PTX ISA, ex2.approx.ftz and rcp.approx.ftz), with two instructions around them: the chain from one
+// state to the next is what a recurrence's time is made of. Both are off by less than 2 eps, tanh below 0.6 by less
+// than 1 eps of its value. Sigmoid is also off by a few eps of its value, and 3/4 |x| eps, as much as rounding x costs.
+// NaN stays NaN, nothing overflows, and infinities have their limits.
 #pragma once
 
 #include "cuda/device.cuh"

@@ -2,8 +2,8 @@
 // fastsparse/reference/_solvers.py says what the solvers do, csrc/cells.h what a step is.
 //
 // Bytes an element-step, at least: 16 in fp32 (three inputs, one state; 20 for pairs of states), 8 in halves (10). The
-// chain from state to state is some 125 cycles, 70 ns: a machine with less than some 20000 threads waits for it, not for
-// memory. The parallel solvers cut time into chunks, a thread each, and read the inputs once more in every pass.
+// chain from state to state is some 125 cycles, 70 ns: a machine with less than some 20000 threads waits for it, not
+// for memory. The parallel solvers cut time into chunks, a thread each, and read the inputs again in every pass.
 #pragma once
 
 #include "cells.h"
@@ -26,8 +26,8 @@ template <typename T, int States> struct Recurrence {
   int32_t* passes;             // (S, H)
 };
 
-// One channel of one sequence.
-template <typename T, template <typename> typename Form> struct Line {
+// One channel of one sequence, a line.
+template <typename T, template <typename> typename Form> struct GatedLine {
   using C = Accumulator<T>;
   using Cell = Form<Math<C>>;
   static constexpr int n = Cell::kStates;
@@ -39,7 +39,7 @@ template <typename T, template <typename> typename Form> struct Line {
   int64_t place, H, length;  // place: of the first state, in states
   C start[n];
 
-  __device__ __forceinline__ Line(const Recurrence<T, n>& problem, int64_t s, int64_t channel)
+  __device__ __forceinline__ GatedLine(const Recurrence<T, n>& problem, int64_t s, int64_t channel)
       : step_stride(problem.step_stride), gate_stride(problem.gate_stride), H(problem.H) {
     int64_t row = s, first = 0;
     length = problem.steps;
@@ -57,7 +57,9 @@ template <typename T, template <typename> typename Form> struct Line {
     for (int i = 0; i < n; ++i) start[i] = problem.start[i] ? widen(problem.start[i][s * H + channel]) : C(0);
   }
 
-  __device__ __forceinline__ Input read(const T* at) const { return {at[0], at[gate_stride], at[2 * gate_stride]}; }
+  __device__ __forceinline__ Input read(const T* at) const {
+    return {at[0], at[gate_stride], at[2 * gate_stride]};
+  }
   __device__ __forceinline__ Input input(int64_t t) const { return read(u + t * step_stride); }
 
   __device__ __forceinline__ static void widened(const Input& input, C (&u)[3]) {
@@ -118,20 +120,20 @@ template <typename T, template <typename> typename Form> struct Line {
 
 inline constexpr int kSequentialThreads = 128;
 
-// A thread a channel of a sequence. With `redo` only those that a parallel solver has given up. At 70 ns a step and some
-// 700 ns from memory 16 steps are on their way.
+// A thread a line. With `redo` only those that a parallel solver has given up. At 70 ns a step, and some 700 ns from
+// memory, 16 steps are on their way.
 template <typename T, template <typename> typename Form>
 __global__ void __launch_bounds__(kSequentialThreads)
-    gated_sequential(Recurrence<T, Line<T, Form>::n> problem, bool redo) {
+    gated_sequential(Recurrence<T, GatedLine<T, Form>::n> problem, bool redo) {
   using C = Accumulator<T>;
-  constexpr int n = Line<T, Form>::n;
+  constexpr int n = GatedLine<T, Form>::n;
   unsigned groups = unsigned((problem.H + blockDim.x - 1) / blockDim.x);
   int64_t s = blockIdx.x / groups, channel = int64_t{blockIdx.x % groups} * blockDim.x + threadIdx.x;
   if (channel >= problem.H) return;
   int32_t& passes = problem.passes[s * problem.H + channel];
   if (redo && passes != kGivenUp) return;
   if (!redo) passes = kNoPasses;
-  Line<T, Form> line(problem, s, channel);
+  GatedLine<T, Form> line(problem, s, channel);
   C state[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) state[i] = line.start[i];
@@ -143,14 +145,16 @@ __global__ void __launch_bounds__(kSequentialThreads)
 
 // ---- what the parallel solvers share ----
 
-// A block has 2^group_bits channels of a sequence, neighbours in memory and in a warp, and as many chunks of time of each
-// as it has threads for.
+// A block has 2^group_bits channels of a sequence, neighbours in memory and in a warp, and of each as many chunks of
+// time as it has threads for.
 template <typename C, int n> inline constexpr int kShootingThreads = sizeof(C) == 8 || n == 2 ? 256 : 512;
 inline constexpr int kNewtonThreads = 256;
 inline constexpr int kMostChannels = 16;
 
-// Shared memory: for every thread a map and a vector, for every channel a vector and a flag.
-__host__ __device__ constexpr int padded(int index) { return index + index / 32; }  // else lanes that are chunks apart meet in a bank
+// Else lanes that are whole chunks apart meet in a bank.
+__host__ __device__ constexpr int padded(int index) { return index + index / 32; }
+
+// Shared memory: a map and a vector of every thread, three vectors and a flag of every channel.
 template <typename C, int n> constexpr int64_t parallel_shared_bytes(int threads) {
   return int64_t{padded(threads)} * (n * n + 2 * n) * int64_t(sizeof(C)) +
          int64_t{3 * n} * kMostChannels * int64_t(sizeof(C)) + kMostChannels * int64_t(sizeof(int));
@@ -211,11 +215,7 @@ template <typename C, int n> struct Team {
       for (int j = first; j < last; ++j) all = map(padded(j * channels + c)).after(all);
 #pragma unroll
       for (int offset = 1; offset < kWarp; offset *= 2) {
-        Affine<C, n> earlier;
-#pragma unroll
-        for (int i = 0; i < n * n; ++i) earlier.A[i] = __shfl_up_sync(kAllLanes, all.A[i], offset);
-#pragma unroll
-        for (int i = 0; i < n; ++i) earlier.b[i] = __shfl_up_sync(kAllLanes, all.b[i], offset);
+        Affine<C, n> earlier = from_below(all, offset);
         if (lane >= offset) all = all.after(earlier);
       }
       C now[n], next[n];
@@ -243,15 +243,15 @@ template <typename C, int n> struct Team {
 inline constexpr int kLeastChunk = 16;  // steps; shorter ones cost more to join than they save
 
 template <typename T, template <typename> typename Form>
-__global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, Line<T, Form>::n>), 1)
-    gated_shooting(Recurrence<T, Line<T, Form>::n> problem, int group_bits) {
+__global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T, Form>::n>), 1)
+    gated_shooting(Recurrence<T, GatedLine<T, Form>::n> problem, int group_bits) {
   using C = Accumulator<T>;
-  constexpr int n = Line<T, Form>::n;
+  constexpr int n = GatedLine<T, Form>::n;
   Team<C, n> team(group_bits);
   unsigned groups = unsigned((problem.H + team.channels - 1) >> group_bits);
   int64_t s = blockIdx.x / groups, channel = int64_t{blockIdx.x % groups} * team.channels + team.channel;
   bool inside = channel < problem.H;  // threads beyond the last channel have barriers to keep
-  Line<T, Form> line(problem, s, inside ? channel : problem.H - 1);
+  GatedLine<T, Form> line(problem, s, inside ? channel : problem.H - 1);
 
   int64_t each = max((line.length + team.chunks - 1) / team.chunks, int64_t{kLeastChunk});
   int64_t first = min(team.chunk * each, line.length), last = min(first + each, line.length);
@@ -334,9 +334,9 @@ inline constexpr int kNewtonSteps = 4;  // of a thread, in registers, and side b
 // reads inputs and guesses and writes guesses, 20 bytes an element-step in fp32.
 template <typename T, template <typename> typename Form>
 __global__ void __launch_bounds__(kNewtonThreads, 1)
-    gated_newton(Recurrence<T, Line<T, Form>::n> problem, int group_bits) {
+    gated_newton(Recurrence<T, GatedLine<T, Form>::n> problem, int group_bits) {
   using C = Accumulator<T>;
-  using Row = Line<T, Form>;
+  using Row = GatedLine<T, Form>;
   constexpr int n = Row::n, L = kNewtonSteps;
   Team<C, n> team(group_bits);
   unsigned groups = unsigned((problem.H + team.channels - 1) >> group_bits);

@@ -12,15 +12,16 @@
 
 namespace fastsparse::cuda {
 
-// What `auto` takes. A model, nothing measured: step by step is T steps of 70 ns, however few the channels, down to what
-// memory takes for 16 bytes an element-step (fp32). Shooting reads inputs twice or thrice, 28 bytes or more, but its
-// steps are side by side. At 4.3 TB/s and 132 multiprocessors it is ahead below some 6000 channels of sequences, 48 a
-// multiprocessor, and where the steps saved are worth its barriers and second launch, some 20 us. Newton's method reads
-// more and takes more passes than shooting, everywhere.
-inline Solver automatic_solver(const Call& call, int64_t S, int64_t steps, int64_t H) {
-  constexpr int64_t kFewChannels = 48, kManySteps = 512;
-  bool few = S * H < kFewChannels * call.multiprocessors();
-  return few && steps >= kManySteps * std::max<int64_t>(S, 1) ? Solver::shooting : Solver::sequential;
+// What `auto` takes. A model, nothing measured: step by step is 70 ns a step however few the channels, and 16 bytes an
+// element-step (fp32) where they are many. Shooting's steps are side by side, but it reads its inputs twice or thrice:
+// 28 to 44 bytes, 6.5 to 10 ps at 4.3 TB/s, which 70 ns are worth of 7000 to 10000 channels of sequences; in halves
+// half the bytes, until instructions count. Taken: 48 channels a multiprocessor (of 132), 96 in halves, and as many
+// steps as are worth its barriers and second launch, some 20 us. Newton's method moves more bytes in more passes,
+// always. `steps` are those of all sequences, whose lengths aren't known here.
+inline Solver automatic_solver(const Call& call, bool halves, int64_t S, int64_t steps, int64_t H) {
+  constexpr int64_t kManySteps = 512;
+  bool few = S * H < (halves ? 96 : 48) * call.multiprocessors();
+  return few && steps >= kManySteps * S ? Solver::shooting : Solver::sequential;
 }
 
 // u (B, T, 3, H); starts and states in the cell's order. Fills the states (B, T, H) and passes (S, H).
@@ -32,8 +33,8 @@ void solve_gated(const char* op, const Tensor& u, const Tensor& weight, const st
   int64_t S = passes.size(0), steps = u.size(1), H = u.size(3);
   Solver solver = solver_of(op, name);
   if (S == 0 || H == 0) return;
-  // Packed sequences are of T / S steps on average; no length is known here.
-  if (solver == Solver::automatic) solver = automatic_solver(call, S, cu_seqlens ? steps : steps * S, H);
+  bool halves = accumulator_of(u.scalar_type()) != u.scalar_type();
+  if (solver == Solver::automatic) solver = automatic_solver(call, halves, S, cu_seqlens ? steps : steps * S, H);
   if (steps == 0) solver = Solver::sequential;
 
   auto contiguous = [](const std::optional<Tensor>& tensor) {
@@ -61,7 +62,7 @@ void solve_gated(const char* op, const Tensor& u, const Tensor& weight, const st
       problem.start[i] = first[i] ? data<T>(*first[i]) : nullptr;
       problem.states[i] = mutable_data<T>(states[i]);
       if (solver != Solver::newton) continue;
-      if (sizeof(T) != sizeof(C)) scratch[i] = allocate(u, {u.size(0), steps, H}, accumulator_of(u.scalar_type()));
+      if (halves) scratch[i] = allocate(u, {u.size(0), steps, H}, accumulator_of(u.scalar_type()));
       problem.guesses[i] = mutable_data<C>(scratch[i] ? *scratch[i] : states[i]);
     }
 

@@ -50,16 +50,6 @@ template <typename C, int Sums> struct Line {
   __device__ __forceinline__ int64_t element(int64_t i) const { return first + i * stride; }
 };
 
-// That of the lane so many below.
-template <typename C, int N> __device__ __forceinline__ Affine<C, N> from_below(const Affine<C, N>& map, int lanes) {
-  Affine<C, N> other;
-#pragma unroll
-  for (int i = 0; i < N * N; ++i) other.A[i] = __shfl_up_sync(kAllLanes, map.A[i], unsigned(lanes));
-#pragma unroll
-  for (int i = 0; i < N; ++i) other.b[i] = __shfl_up_sync(kAllLanes, map.b[i], unsigned(lanes));
-  return other;
-}
-
 template <typename C, int N> __device__ __forceinline__ void advance(C (&state)[N], const Affine<C, N>& map) {
   C next[N];
   map.apply(state, next);
