@@ -14,31 +14,65 @@ import torch
 import triton
 import triton.language as tl
 from fastsparse.kernels._cells import back, load_weights, step_with_derivative
+from fastsparse.kernels._corrections import last, shifted, spread
 from fastsparse.kernels._launch import INTERPRETED, OPTIONS, pointer, specimen
-from fastsparse.kernels._scan import before, row_of, scan, scan_pairs
-from fastsparse.kernels._sequences import Tile, load_state, sequence_of, sequences, steps_of
+from fastsparse.kernels._scan import finite, is_sound, solve
+from fastsparse.kernels._sequences import Tile, load_state, place_of, sequence_of, sequences
 from torch import Tensor
+
+STAGES = 4  # tiles that are loaded or worked on at once
 
 
 @triton.jit
-def _adjoint(J, d, inside, mu):
-    """lambda of a tile's steps, 0 outside of the sequence, and the mu of its last one."""
-    last = d[0].shape[0] - 1
-    if len(d) == 1:
-        a = tl.where(inside, J[0], 1.0)
-        mus = scan(a, a * d[0], mu[0])
-        through = (tl.where(inside, d[0] + before(mus, mu[0]), 0.0),)
-        following = (row_of(mus, last),)
+def _transposed(J, inside):
+    """What takes gradients back through a step; one outside of the sequence, that changes nothing."""
+    if len(J) == 1:
+        factors = (tl.where(inside, J[0], 1.0),)
     else:
-        c_c, c_h = tl.where(inside, J[0], 1.0), tl.where(inside, J[1], 0.0)
-        h_c, h_h = tl.where(inside, J[2], 0.0), tl.where(inside, J[3], 1.0)
-        to_c = c_c * d[0] + h_c * d[1]
-        to_h = c_h * d[0] + h_h * d[1]
-        mu_c, mu_h = scan_pairs(c_c, h_c, c_h, h_h, to_c, to_h, mu[0], mu[1])
-        through_c = tl.where(inside, d[0] + before(mu_c, mu[0]), 0.0)
-        through = through_c, tl.where(inside, d[1] + before(mu_h, mu[1]), 0.0)
-        following = row_of(mu_c, last), row_of(mu_h, last)
-    return through, following
+        first = tl.where(inside, J[0], 1.0), tl.where(inside, J[2], 0.0)
+        factors = first[0], first[1], tl.where(inside, J[1], 0.0), tl.where(inside, J[3], 1.0)
+    return factors
+
+
+@triton.jit
+def _times(a, d):
+    if len(d) == 1:
+        product = (a[0] * d[0],)
+    else:
+        product = tl.fma(a[0], d[0], a[1] * d[1]), tl.fma(a[2], d[0], a[3] * d[1])
+    return product
+
+
+@triton.jit
+def _plus(a, b):
+    total = ()
+    for i in tl.static_range(len(a)):
+        total += (a[i] + b[i],)
+    return total
+
+
+@triton.jit
+def _where(condition, a, b):
+    found = ()
+    for i in tl.static_range(len(a)):
+        found += (tl.where(condition, a[i], b[i]),)
+    return found
+
+
+@triton.jit
+def _totals(terms):
+    found = ()
+    for i in tl.static_range(len(terms)):
+        found += (tl.sum(terms[i], axis=0),)
+    return found
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, SHAPE: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found += (tl.zeros(SHAPE, tl.float32),)
+    return found
 
 
 @triton.jit
@@ -96,60 +130,65 @@ def _recurrence_backward(
     channel = channels[None, :]
     there = channel < H
     w = load_weights(weight, peephole, channel, there, H)
+    STATES: tl.constexpr = 1 if c is None else 2
     start_h = load_state(h0, s, channels, H)
-    zero = tl.zeros((BLOCK_H,), tl.float32)
-    nothing = tl.zeros((BLOCK_T, BLOCK_H), tl.float32)
-    if c is None:
-        mu = (zero,)
-        sums = nothing, nothing, nothing
-    else:
-        start_c = load_state(c0, s, channels, H)
-        mu = zero, zero
-        sums = nothing, nothing, nothing, nothing, nothing
-    for first in tl.range(0, length, BLOCK_T, num_stages=STAGES):
-        place, step = steps_of(first, begin, length, True, BLOCK_T)
-        inside = there & (step < length)
-        at = u + row * u_sequence + place * u_time + channel * u_channel
-        inputs = _load(at, 0, inside), _load(at, u_gate, inside), _load(at, 2 * u_gate, inside)
-        known = step < length - 1
-        at = (row * T + place - 1) * H + channel
-        state_h = _load_before(h, start_h, at, known, there)
-        upstream_h = _load_upstream(d_h, row, place, channel, d_h_sequence, d_h_time, d_h_channel, inside)
-        if c is None:
-            state = (state_h,)
-            upstream = (upstream_h,)
-        else:
-            state = _load_before(c, start_c, at, known, there), state_h
-            upstream = (
-                _load_upstream(d_c, row, place, channel, d_c_sequence, d_c_time, d_c_channel, inside),
-                upstream_h,
-            )
-        _, J = step_with_derivative(w, inputs, state)
-        through, mu = _adjoint(J, upstream, inside, mu)
-        _, d_inputs, terms = back(w, inputs, state, through)
-        if d_u is not None:
-            out = d_u + (row * T + place) * 3 * H + channel
-            tl.store(out, d_inputs[0].to(d_u.dtype.element_ty), mask=inside)
-            tl.store(out + H, d_inputs[1].to(d_u.dtype.element_ty), mask=inside)
-            tl.store(out + 2 * H, d_inputs[2].to(d_u.dtype.element_ty), mask=inside)
-        if d_weights is not None:
+    start_c = load_state(c0, s, channels, H)
+    mu = _zeros(STATES, (BLOCK_H,))
+    sums = _zeros(len(w), (BLOCK_H,))
+    end = length
+    sound = channels < 0
+    for again in tl.static_range(2):
+        ahead = tl.arange(0, 1 if again else BLOCK_T)[:, None]
+        onward = _zeros(STATES, (BLOCK_H,))
+        terms = _zeros(len(w), (ahead.shape[0], BLOCK_H))
+        for first in tl.range(0, end, ahead.shape[0], num_stages=1 if again else STAGES):
+            step = first + ahead.to(tl.int64)
+            place = place_of(step, begin, length, True)
+            inside = there & (step < length)
+            at = u + row * u_sequence + place * u_time + channel * u_channel
+            inputs = _load(at, 0, inside), _load(at, u_gate, inside), _load(at, 2 * u_gate, inside)
+            known = step < length - 1
+            at = (row * T + place - 1) * H + channel
+            state_h = _load_before(h, start_h, at, known, there)
+            upstream_h = _load_upstream(d_h, row, place, channel, d_h_sequence, d_h_time, d_h_channel, inside)
             if c is None:
-                sums = sums[0] + terms[0], sums[1] + terms[1], sums[2] + terms[2]
+                state = (state_h,)
+                d = (upstream_h,)
             else:
-                sums = (
-                    sums[0] + terms[0],
-                    sums[1] + terms[1],
-                    sums[2] + terms[2],
-                    sums[3] + terms[3],
-                    sums[4] + terms[4],
+                state = _load_before(c, start_c, at, known, there), state_h
+                d = (
+                    _load_upstream(d_c, row, place, channel, d_c_sequence, d_c_time, d_c_channel, inside),
+                    upstream_h,
                 )
+            _, J = step_with_derivative(w, inputs, state)
+            J = _transposed(J, inside)
+            mus = solve(J, _times(J, d), onward)
+            through = _where(
+                inside, _plus(d, shifted(mus, spread(onward), ahead)), _zeros(STATES, inside.shape)
+            )
+            onward = last(mus, ahead)
+            _, d_inputs, more = back(w, inputs, state, through)
+            terms = _plus(terms, more)
+            if d_u is not None:
+                for i in tl.static_range(3):
+                    out = d_u + ((row * T + place) * 3 + i) * H + channel
+                    wanted = inside
+                    if again:
+                        wanted = inside & (finite(_load(out, 0, inside)) == 0)
+                    tl.store(out, d_inputs[i].to(d_u.dtype.element_ty), mask=wanted)
+        # What isn't finite is made again, step by step.
+        mu = _where(sound, mu, onward)
+        sums = _where(sound, sums, _totals(terms))
+        sound = is_sound(mu)
+        end = tl.where(tl.min(sound.to(tl.int32), axis=0) == 0, length, 0)
+        tl.debug_barrier()
     if d_weights is not None:
         for i in tl.static_range(len(sums)):
             out = d_weights + (s * len(sums) + i) * H + channels
-            tl.store(out, tl.sum(sums[i], axis=0), mask=channels < H)
+            tl.store(out, sums[i], mask=channels < H)
     if d_h0 is not None:
         out = s * H + channels
-        tl.store(d_h0 + out, mu[len(mu) - 1].to(d_h0.dtype.element_ty), mask=channels < H)
+        tl.store(d_h0 + out, mu[STATES - 1].to(d_h0.dtype.element_ty), mask=channels < H)
         if d_c0 is not None:
             tl.store(d_c0 + out, mu[0].to(d_c0.dtype.element_ty), mask=channels < H)
 
@@ -191,7 +230,7 @@ def recurrence_backward(
             *(stride for d in upstream for stride in ((0, 0, 0) if d is None else d.stride())),
             BLOCK_T=tile.steps,
             BLOCK_H=tile.channels,
-            STAGES=2,
+            STAGES=STAGES,
             num_warps=tile.warps,
             **OPTIONS,
         )
@@ -207,22 +246,22 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _tile(lstm: bool, S: int, T: int, H: int) -> Tile:
-    """32 channels, so that rows are lines of memory; in time what registers hold.
+    """32 channels, so that rows are lines of memory; two elements a thread, as registers allow.
 
-    Few programs have a GPU's multiprocessor to themselves, and take larger tiles, to have as much in flight.
+    Few programs have a GPU's multiprocessor to themselves, and take larger tiles, to have as much in flight:
+    a GRU's, of which 16 warps' registers are enough.
     """
     if INTERPRETED:
         return Tile(32, 32, 1)
-    steps, warps = (16, 4) if lstm else (32, 8)
-    if Tile(steps, 32, warps).programs(S, H) < 256:
-        steps, warps = 2 * steps, 2 * warps
+    few = not lstm and Tile(16, 32, 8).programs(S, H) < 256
+    steps, warps = (32, 16) if few else (16, 8)
     return Tile(min(steps, triton.next_power_of_2(max(1, T))), 32, warps)
 
 
 def specimens(lstm: bool) -> list[tuple]:
     """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
-    for kind, (S, programs) in product(("fp32", "bf16"), ((64, "many"), (1, "few"))):
+    for kind, (S, programs) in product(("fp32", "bf16"), ((64, "many"), (1, "few"))[: 1 if lstm else 2]):
         dtype, tile = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind], _tile(lstm, S, 2048, 1024)
         cells = ("h", "c") if lstm else ("h",)
         data = ("u", "weight", "d_u", *(f"{form}{x}" for x in cells for form in ("", "d_")))
@@ -231,7 +270,7 @@ def specimens(lstm: bool) -> list[tuple]:
         strides = (f"d_{x}_{axis}" for x in cells for axis in ("sequence", "time"))
         strides = ("T", "H", "u_sequence", "u_time", "u_gate", *strides)
         signature |= dict.fromkeys(strides, "i32:16")
-        constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1, "STAGES": 2}
+        constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1, "STAGES": STAGES}
         constants |= {"BLOCK_T": tile.steps, "BLOCK_H": tile.channels, "num_warps": tile.warps}
         found.append(specimen(f"{kind}, {programs} programs", _recurrence_backward, constants, **signature))
     return found

@@ -1,81 +1,56 @@
-"""Linear recurrences down the rows of a tile, by a scan: of single channels, and of pairs of them."""
+"""Linear recurrences down the rows of a tile, by a scan, and what it takes to trust one.
+
+A scan multiplies factors that the recurrence keeps apart: their product may overflow where no state does,
+and infinity times zero is NaN. What isn't finite stays so down to the last row, whichever way it came about,
+so that the state after a sequence tells whether to take its steps again, one by one, as they are defined.
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _compose(a, b, later_a, later_b):
-    return later_a * a, later_a * b + later_b
+def _join(a, b, later_a, later_b):
+    """Two neighbouring steps h -> a h + b as one."""
+    return later_a * a, tl.fma(later_a, b, later_b)
 
 
 @triton.jit
-def _compose_pairs(a00, a01, a10, a11, b0, b1, c00, c01, c10, c11, d0, d1):
-    """The step (c, d) after the step (a, b)."""
+def _join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y):
+    """Of pairs, with factors [[a, b], [c, d]] and addends (x, y)."""
     return (
-        c00 * a00 + c01 * a10,
-        c00 * a01 + c01 * a11,
-        c10 * a00 + c11 * a10,
-        c10 * a01 + c11 * a11,
-        c00 * b0 + c01 * b1 + d0,
-        c10 * b0 + c11 * b1 + d1,
+        tl.fma(later_a, a, later_b * c),
+        tl.fma(later_a, b, later_b * d),
+        tl.fma(later_c, a, later_d * c),
+        tl.fma(later_c, b, later_d * d),
+        tl.fma(later_a, x, tl.fma(later_b, y, later_x)),
+        tl.fma(later_c, x, tl.fma(later_d, y, later_y)),
     )
 
 
 @triton.jit
-def row_of(tile, row):
-    """One row of a tile (T, H): (H,)."""
-    return tl.sum(tl.where((tl.arange(0, tile.shape[0]) == row)[:, None], tile, 0.0), axis=0)
+def solve(a, b, start):
+    """h_t = a_t h_{t-1} + b_t for the rows t of tiles (T, H), from start, vectors of channels.
+
+    Tuples: (a,) and (b,), or of pairs (a00, a01, a10, a11) and (b0, b1); so are start and what is returned.
+    """
+    if len(b) == 1:
+        factor, h = tl.associative_scan((a[0], b[0]), 0, _join)
+        states = (tl.fma(factor, start[0][None, :], h),)
+    else:
+        steps = a[0], a[1], a[2], a[3], b[0], b[1]
+        f, g, p, q, h, k = tl.associative_scan(steps, 0, _join_pairs)
+        x, y = start[0][None, :], start[1][None, :]
+        states = tl.fma(f, x, tl.fma(g, y, h)), tl.fma(p, x, tl.fma(q, y, k))
+    return states
 
 
 @triton.jit
-def before(tile, first):
-    """A tile's rows (T, H) one further down, the first row (H,) above them."""
-    row = tl.arange(0, tile.shape[0])[:, None] + tl.zeros(tile.shape, tl.int32)
-    shifted = tl.gather(tile, tl.maximum(row - 1, 0), axis=0)
-    return tl.where(row == 0, first[None, :], shifted)
-
-
-@triton.jit
-def _is_finite(x):
+def finite(x):
     return tl.abs(x) < float("inf")
 
 
 @triton.jit
-def scan(a, b, start):
-    """h_t = a_t h_{t-1} + b_t for rows t of a, b (T, H), start (H,) being h before them; returns all h.
-
-    A scan multiplies factors that the recurrence keeps apart: their product may overflow where the state
-    doesn't, and infinity times zero is NaN. What isn't finite is made step by step, as it is defined.
-    """
-    factor, h = tl.associative_scan((a, b), 0, _compose)
-    h += factor * start[None, :]
-    if tl.min(_is_finite(h).to(tl.int32)) == 0:
-        state = start
-        for row in range(a.shape[0]):
-            step = row_of(a, row) * state + row_of(b, row)
-            state = row_of(h, row)
-            state = tl.where(_is_finite(state), state, step)
-            h = tl.where((tl.arange(0, a.shape[0]) == row)[:, None], state[None, :], h)
-    return h
-
-
-@triton.jit
-def scan_pairs(a00, a01, a10, a11, b0, b1, start0, start1):
-    """h_t[i] = sum_j a_t[i, j] h_{t-1}[j] + b_t[i], as in :func:`scan`; returns h[0] and h[1]."""
-    steps = a00, a01, a10, a11, b0, b1
-    f00, f01, f10, f11, h0, h1 = tl.associative_scan(steps, 0, _compose_pairs)
-    h0 += f00 * start0[None, :] + f01 * start1[None, :]
-    h1 += f10 * start0[None, :] + f11 * start1[None, :]
-    if tl.min((_is_finite(h0) & _is_finite(h1)).to(tl.int32)) == 0:
-        state0, state1 = start0, start1
-        for row in range(a00.shape[0]):
-            step0 = row_of(a00, row) * state0 + row_of(a01, row) * state1 + row_of(b0, row)
-            step1 = row_of(a10, row) * state0 + row_of(a11, row) * state1 + row_of(b1, row)
-            state0, state1 = row_of(h0, row), row_of(h1, row)
-            state0 = tl.where(_is_finite(state0), state0, step0)
-            state1 = tl.where(_is_finite(state1), state1, step1)
-            here = (tl.arange(0, a00.shape[0]) == row)[:, None]
-            h0 = tl.where(here, state0[None, :], h0)
-            h1 = tl.where(here, state1[None, :], h1)
-    return h0, h1
+def is_sound(state):
+    """Whether states (H,) are finite, all that a channel has."""
+    return finite(state[0]) & finite(state[len(state) - 1])

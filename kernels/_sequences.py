@@ -1,6 +1,6 @@
 """How kernels of recurrences are laid over sequences: a program has one, and a block of channels.
 
-It goes through time tile by tile, all steps of a tile at once, the next tile on its way.
+It goes through time tile by tile, all steps of a tile at once, the next tiles on their way.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,9 @@ def sequence_of(cu_seqlens, T, H, BLOCK_H: tl.constexpr):
 
 
 @triton.jit
-def steps_of(start, begin, length, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr):
-    """A tile's steps as (BLOCK_T, 1): where they lie in time, and their numbers in the recurrence's order."""
-    step = (start + tl.arange(0, BLOCK_T).to(tl.int64))[:, None]
-    return begin + (length - 1 - step if REVERSE else step), step
+def place_of(step, begin, length, REVERSE: tl.constexpr):
+    """Where steps lie in time, by their numbers in the recurrence's order."""
+    return begin + (length - 1 - step if REVERSE else step)
 
 
 @triton.jit

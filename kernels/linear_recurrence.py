@@ -11,30 +11,39 @@ from itertools import product
 import torch
 import triton
 import triton.language as tl
+from fastsparse.kernels._corrections import last
 from fastsparse.kernels._launch import INTERPRETED, OPTIONS, pointer, specimen
-from fastsparse.kernels._scan import row_of, scan, scan_pairs
-from fastsparse.kernels._sequences import DTYPES, Tile, load_state, sequence_of, sequences, steps_of
+from fastsparse.kernels._scan import finite, is_sound, solve
+from fastsparse.kernels._sequences import DTYPES, Tile, load_state, place_of, sequence_of, sequences
 from torch import Tensor
 
 __all__ = ["DTYPES", "linear_recurrence", "specimens"]
 
+STAGES = 4  # tiles that are loaded or worked on at once
+
 
 @triton.jit
-def _load(a, b, place, read, inside, a_time, a_row, a_column, b_time, b_row, PAIRS: tl.constexpr):
-    """A tile of a and b, as they are stored: channels' or pairs' planes."""
-    a += place * a_time
-    b += place * b_time
+def _load(at, mask):
+    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_factors(a, row, column, mask, PAIRS: tl.constexpr):
     if PAIRS:
-        return (
-            tl.load(a, mask=read, other=0.0),
-            tl.load(a + a_column, mask=read, other=0.0),
-            tl.load(a + a_row, mask=read, other=0.0),
-            tl.load(a + a_row + a_column, mask=read, other=0.0),
-            tl.load(b, mask=inside, other=0.0),
-            tl.load(b + b_row, mask=inside, other=0.0),
-        )
-    else:  # noqa: RET505, Triton goes on after a return
-        return tl.load(a, mask=read, other=0.0), tl.load(b, mask=inside, other=0.0)
+        first = _load(a, mask), _load(a + column, mask)
+        factors = first[0], first[1], _load(a + row, mask), _load(a + row + column, mask)
+    else:
+        factors = (_load(a, mask),)
+    return factors
+
+
+@triton.jit
+def _load_addends(b, row, mask, PAIRS: tl.constexpr):
+    if PAIRS:
+        addends = _load(b, mask), _load(b + row, mask)
+    else:
+        addends = (_load(b, mask),)
+    return addends
 
 
 @triton.jit
@@ -67,36 +76,31 @@ def _linear_recurrence(
     b += row * b_sequence + (channel * b_channel)[None, :]
     h += row * T * width + channel[None, :]
     there = (channel < H)[None, :]
-    if PAIRS:
-        state0 = load_state(h0, 2 * s, channel, H)
-        state1 = load_state(h0, 2 * s + 1, channel, H)
-    else:
-        state0 = load_state(h0, s, channel, H)
-
     unread = 1 if h0 is None else 0  # without a state the first factor isn't read
-    for start in tl.range(0, length, BLOCK_T, num_stages=STAGES):
-        place, step = steps_of(start, begin, length, REVERSE, BLOCK_T)
-        inside = there & (step < length)
-        read = inside & (step >= unread)
-        tile = _load(a, b, place, read, inside, a_time, a_row, a_column, b_time, b_row, PAIRS)
-        out = h + place * width
+    end = length
+    for again in tl.static_range(2):
         if PAIRS:
-            h_0, h_1 = scan_pairs(
-                tile[0].to(tl.float32),
-                tile[1].to(tl.float32),
-                tile[2].to(tl.float32),
-                tile[3].to(tl.float32),
-                tile[4].to(tl.float32),
-                tile[5].to(tl.float32),
-                state0,
-                state1,
-            )
-            tl.store(out + H, h_1.to(h.dtype.element_ty), mask=inside)
-            state1 = row_of(h_1, BLOCK_T - 1)
+            state = load_state(h0, 2 * s, channel, H), load_state(h0, 2 * s + 1, channel, H)
         else:
-            h_0 = scan(tile[0].to(tl.float32), tile[1].to(tl.float32), state0)
-        tl.store(out, h_0.to(h.dtype.element_ty), mask=inside)
-        state0 = row_of(h_0, BLOCK_T - 1)
+            state = (load_state(h0, s, channel, H),)
+        ahead = tl.arange(0, 1 if again else BLOCK_T)[:, None]
+        for first in tl.range(0, end, ahead.shape[0], num_stages=1 if again else STAGES):
+            step = first + ahead.to(tl.int64)
+            place = place_of(step, begin, length, REVERSE)
+            inside = there & (step < length)
+            read = inside & (step >= unread)
+            factors = _load_factors(a + place * a_time, a_row, a_column, read, PAIRS)
+            states = solve(factors, _load_addends(b + place * b_time, b_row, inside, PAIRS), state)
+            for i in tl.static_range(len(states)):
+                out = h + place * width + i * H
+                wanted = inside
+                if again:
+                    wanted = inside & (finite(_load(out, inside)) == 0)
+                tl.store(out, states[i].to(h.dtype.element_ty), mask=wanted)
+            state = last(states, ahead)
+        # What isn't finite is made again, step by step.
+        end = tl.where(tl.min(is_sound(state).to(tl.int32), axis=0) == 0, length, 0)
+        tl.debug_barrier()
 
 
 def linear_recurrence(
@@ -123,7 +127,7 @@ def linear_recurrence(
         REVERSE=reverse,
         PAIRS=pairs,
         BLOCK_T=tile.steps,
-        STAGES=2,
+        STAGES=STAGES,
         BLOCK_H=tile.channels,
         num_warps=tile.warps,
         **OPTIONS,
@@ -132,13 +136,13 @@ def linear_recurrence(
 
 
 def _tile(pairs: bool, S: int, T: int, H: int) -> Tile:
-    """32 channels, so that rows are lines of memory; in time what registers hold twice.
+    """32 channels, so that rows are lines of memory; two or four elements a thread, as registers allow.
 
     Few programs have a GPU's multiprocessor to themselves, and take larger tiles, to have as much in flight.
     """
     if INTERPRETED:
         return Tile(32, 32, 1)
-    steps, warps = (16, 4) if pairs else (64, 8)
+    steps, warps = (16, 8) if pairs else (32, 8)
     if Tile(steps, 32, warps).programs(S, H) < 256:
         steps, warps = 2 * steps, 2 * warps
     return Tile(min(steps, triton.next_power_of_2(T)), 32, warps)
@@ -154,7 +158,12 @@ def specimens() -> list[tuple]:
         strides = ("a_sequence", "a_time", "a_row", "a_column", "b_sequence", "b_time", "b_row")
         signature |= dict.fromkeys(("T", "H", *strides), "i32:16")
         constants = {"a_channel": 1, "b_channel": 1, "REVERSE": True, "PAIRS": pairs}
-        constants |= {"STAGES": 2, "BLOCK_T": tile.steps, "BLOCK_H": tile.channels, "num_warps": tile.warps}
+        constants |= {
+            "STAGES": STAGES,
+            "BLOCK_T": tile.steps,
+            "BLOCK_H": tile.channels,
+            "num_warps": tile.warps,
+        }
         found.append(
             specimen(f"{form}, {kind}, {programs} programs", _linear_recurrence, constants, **signature)
         )
