@@ -22,7 +22,7 @@ from benchmarks.harness import Contender
 from benchmarks.recurrences import COPY, GRADIENT, LOOP, backend_of, checked, copy, differentiated
 from benchmarks.shapes import Sequences
 from fastsparse import reference
-from fastsparse.reference.linear_recurrence import scan
+from fastsparse.reference.linear_recurrence import multiply, scan
 
 OF_COPY = 0.5  # its time in ours: we may take twice as long
 SCAN, LOGARITHMS = "torch scan", "torch, logcumsumexp"
@@ -58,6 +58,15 @@ def work(shape: Sequences, pairs: bool = False, itemsize: int = 4) -> Work:
     return Work(float((8 if pairs else 2) * steps), float(itemsize * per_step * steps))
 
 
+def loop(a: Tensor, b: Tensor) -> Tensor:
+    """A loop over time in Python."""
+    h, states = torch.zeros_like(b[:, 0]), []
+    for factor, term in zip(a.unbind(1), b.unbind(1), strict=True):
+        h = multiply(factor, h) + term
+        states.append(h)
+    return torch.stack(states, dim=1)
+
+
 def logarithms(a: Tensor, b: Tensor) -> Tensor:
     """h = exp(A) * cumsum(b * exp(-A)), A being the sums of log(a), with neither ever formed."""
     log_a = a.log().cumsum(dim=1)
@@ -74,11 +83,12 @@ def _forward(shape: Sequences, options: Options, pairs: bool = False) -> tuple[d
         return Contender(name, call, lambda h: check(as_states(h)), **rest)
 
     few = min(shape.T, LOOPED)
-    loop = partial(reference.linear_recurrence, a[:, :few], b[:, :few])
     contenders = [
         contender(OURS, partial(fastsparse.linear_recurrence, a, b)),
         copy(what.bytes),
-        contender(LOOP, loop, exact[:, :few], samples=3, share=few / shape.T),
+        contender(
+            LOOP, partial(loop, a[:, :few], b[:, :few]), exact[:, :few], samples=3, share=few / shape.T
+        ),
         contender(SCAN, partial(scan, a, b), samples=3),
     ]
     if not pairs:
@@ -96,10 +106,7 @@ def _backward(shape: Sequences, options: Options) -> tuple[dict[str, Any], list[
     a, b = (part.requires_grad_() for part in problem(shape))
     upstream = data.normal(shape.B * shape.T, shape.H, 72).view_as(b)
     double = [part.detach().double().requires_grad_() for part in (a, b)]
-    # Autograd runs through the loop itself.
-    exact = differentiated(
-        lambda a: reference.linear_recurrence(a, double[1]), double[0], double[1:], upstream.double()
-    )
+    exact = differentiated(lambda a: loop(a, double[1]), double[0], double[1:], upstream.double())
     check = checked(tuple(exact[:1]), GRADIENT)
 
     def check_all(found: list[Tensor]) -> str:
@@ -114,7 +121,7 @@ def _backward(shape: Sequences, options: Options) -> tuple[dict[str, Any], list[
     contenders = [
         Contender(OURS, partial(call, fastsparse.linear_recurrence), check_all),
         copy(work(shape).bytes * 8 / 3),
-        Contender(LOOP, partial(call, reference.linear_recurrence), check_all, samples=3),
+        Contender(LOOP, partial(call, loop), check_all, samples=3),
         Contender(SCAN, partial(call, scan), check_all, samples=3),
     ]
     # Beyond the forward's 3 numbers an element: read a, h and what comes back; write both gradients.

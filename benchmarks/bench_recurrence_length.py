@@ -25,7 +25,7 @@ CHANNELS = (8, 128)
 LONGEST_LOOP = 4096
 SHARE = 0.25  # of a case's usual time
 SLOW = 2.0  # seconds a call
-DEADLINE = 150.0  # seconds for all
+DEADLINE = 90.0  # seconds for all
 FORWARD, BACKWARD = "forward", "forward + backward"
 
 

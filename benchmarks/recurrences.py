@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import cycle
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ from fastsparse.nn import ParaGRU, ParaLSTM
 SOLVERS = ("sequential", "newton", "shooting")
 COPY = "copy"
 LOOP, COMPILED = "torch loop", "torch.compile"
-UNROLLED = 16  # steps that are compiled as one: all of them, and all gates, become one loop over channels
+CACHED = 1 << 26  # numbers, several times what a cache holds
+MIN_COPY = 1 << 20  # numbers: a smaller problem is a trial
+UNROLLED = 8  # steps that are compiled as one: all of them, and all gates, become one loop over channels
 STATES = 1e-5  # relative, what fp32 may be off by: see checks.close_states
 GRADIENT = 1e-4  # relative to a gradient's norm
 
@@ -59,7 +63,17 @@ class Cell:
 
     def loop(self, u: Tensor, weights: Sequence[Tensor]) -> States:
         """A loop over time in Python."""
-        return getattr(reference, self.name)(u, *weights)[:-1]
+        return self._outputs(_unrolled(self._definition().step, self._start(u), u, *weights))
+
+    def _definition(self) -> ModuleType:
+        return import_module(f"fastsparse.reference.{self.name}")
+
+    def _start(self, u: Tensor) -> Tensor:
+        return u.new_zeros(u.shape[0], *((2,) if self.states > 1 else ()), u.shape[-1])
+
+    def _outputs(self, states: Tensor) -> States:
+        """An LSTM's states are pairs (c, h)."""
+        return (states,) if self.states == 1 else (states[:, :, 1], states[:, :, 0])
 
     def problem(self, shape: Sequences, scale: float | None = None) -> tuple[Tensor, list[Tensor]]:
         """u (B, T, 3, H) and recurrent weights, normal: these of the layer's initial scale if not given."""
@@ -70,14 +84,13 @@ class Cell:
     def exact(self, u: Tensor, weights: Sequence[Tensor]) -> States:
         """The states in fp64."""
         with torch.no_grad():
-            return self.loop(u.double(), [weight.double() for weight in weights])
+            return getattr(reference, self.name)(u.double(), *(weight.double() for weight in weights))[:-1]
 
     def jacobian(self, u: Tensor, weights: Sequence[Tensor], states: States) -> Tensor:
         """(B, T, H), or blocks (B, T, 2, 2, H): the derivative of every step, in the order (c, h)."""
-        derivative = import_module(f"fastsparse.reference.{self.name}").jacobian
         ordered = states[0] if self.states == 1 else torch.stack(states[::-1], dim=2)
         before = torch.cat((torch.zeros_like(ordered[:, :1]), ordered[:, :-1]), dim=1)
-        return derivative(before, u, *weights)
+        return self._definition().jacobian(before, u, *weights)
 
     def bytes(self, shape: Sequences, itemsize: int = 4) -> float:
         """What must cross memory: three pre-activations read, the states written."""
@@ -89,26 +102,25 @@ class Cell:
     def compiled(self, u: Tensor, weights: Sequence[Tensor]) -> Callable[[], States]:
         """A loop whose body, some steps, is compiled; the last steps, if they are fewer, too."""
         torch._dynamo.reset()
-        step = import_module(f"fastsparse.reference.{self.name}").step
-
-        def steps(state: Tensor, u: Tensor, *weights: Tensor) -> Tensor:
-            states = []
-            for t in range(u.shape[1]):
-                state = step(state, u[:, t], *weights)
-                states.append(state)
-            return torch.stack(states, dim=1)
-
-        run = torch.compile(steps, fullgraph=True, dynamic=False)
-        pairs = (self.states,) if self.states > 1 else ()
+        run = torch.compile(partial(_unrolled, self._definition().step), fullgraph=True, dynamic=False)
 
         def loop() -> States:
-            found = [u.new_zeros(u.shape[0], 1, *pairs, u.shape[-1])]
+            state, found = self._start(u), []
             for part in u.split(UNROLLED, dim=1):
-                found.append(run(found[-1][:, -1], part, *weights))
-            states = torch.cat(found[1:], dim=1)
-            return (states,) if self.states == 1 else (states[:, :, 1], states[:, :, 0])  # those are (c, h)
+                found.append(run(state, part, *weights))
+                state = found[-1][:, -1]
+            return self._outputs(torch.cat(found, dim=1))
 
         return loop
+
+
+def _unrolled(step: Callable[..., Tensor], state: Tensor, u: Tensor, *weights: Tensor) -> Tensor:
+    """The states after each step, as the reference lays them out."""
+    states = []
+    for inputs in u.unbind(1):
+        state = step(state, inputs, *weights)
+        states.append(state)
+    return torch.stack(states, dim=1)
 
 
 GRU = Cell("gru_recurrence", 1, (3,), 10, ParaGRU, nn.GRU)
@@ -186,11 +198,21 @@ def backend_of(op: str) -> str:
     return "cpu" if own and fastsparse.backends()["cpu"].available else "reference"
 
 
-def copy(moved: float, device: torch.device | str = "cpu") -> Contender:
-    """A copy that moves as many bytes as the work does: half of them read, half of them written."""
-    source = torch.ones(int(moved) // 8, device=device)
-    target = torch.empty_like(source)
-    return Contender(COPY, partial(target.copy_, source), lambda answer: "a ceiling: as many bytes, copied")
+def copy(moved: float) -> Contender:
+    """A copy through memory that moves as many bytes as the work does: half of them read, half written.
+
+    It goes around in more memory than a cache holds. The work may find some of its inputs in a cache, as it
+    does behind the product that makes them.
+    """
+    size = int(moved) // 8  # numbers of 4 bytes
+    pairs = [(torch.ones(size), torch.ones(size)) for _ in range(-(-CACHED // max(size, MIN_COPY)))]
+    turns = cycle(pairs)
+
+    def run() -> None:
+        source, target = next(turns)
+        target.copy_(source)
+
+    return Contender(COPY, run, lambda answer: "a ceiling: as many bytes, copied through memory")
 
 
 def checked(exact: States, tolerance: float = STATES) -> Callable[[Any], str]:

@@ -118,7 +118,6 @@ PURSUIT_STEP = Shape("MP-SAE step", 2048, 384, 6144, 16, headline=True)
 RECURRENCE = Sequences("layer", 8, 1024, 256, headline=True)
 LONG_RECURRENCES = (
     Sequences("many channels", 8, 512, 4096),
-    Sequences("many sequences", 32, 512, 1024),
     Sequences("many steps", 4, 16384, 256),
 )
 

@@ -10,7 +10,15 @@ from torch import Tensor
 import fastsparse
 from benchmarks import bench_linear_recurrence, shapes
 from benchmarks.bars import Bar
-from benchmarks.bench_linear_recurrence import LOG_ROUNDING, LOGARITHMS, SCAN, as_states, logarithms, work
+from benchmarks.bench_linear_recurrence import (
+    LOG_ROUNDING,
+    LOGARITHMS,
+    SCAN,
+    as_states,
+    logarithms,
+    loop,
+    work,
+)
 from benchmarks.cases import describe, figures
 from benchmarks.gpu.lab import DTYPES, Job, Lab, no_bars, share_bar, with_floor
 from benchmarks.gpu.recurrences import LOOP, LOOPED, OF_COPY, OTHERS_MAY, OURS_MAY
@@ -51,9 +59,14 @@ def case(
     contenders = lab.ours(partial(fastsparse.linear_recurrence, a, b), _check(exact, OURS_MAY[dtype]))
     if not alone:
         few, loose = min(shape.T, LOOPED), OTHERS_MAY[dtype]
-        loop = partial(reference.linear_recurrence, a[:, :few], b[:, :few])
         contenders.append(
-            Contender(LOOP, loop, _check(exact[:, :few], loose), samples=3, share=few / shape.T)
+            Contender(
+                LOOP,
+                partial(loop, a[:, :few], b[:, :few]),
+                _check(exact[:, :few], loose),
+                samples=3,
+                share=few / shape.T,
+            )
         )
         if dtype == "fp32":
             contenders.append(Contender(SCAN, partial(scan, a, b), _check(exact, loose)))
