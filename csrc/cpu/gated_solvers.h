@@ -237,6 +237,15 @@ template <template <typename> class Cell, typename T> class InTime {
       for (int64_t lane = n_; lane < plan_.chunks * n_; ++lane) start[k * kRow + lane] = u_[k * kRow + lane - n_];
   }
 
+  // 0 for what is too little to matter, before it is so little that arithmetic with it is slow.
+  template <int Count> static void flush(V (&values)[Count]) {
+    constexpr C least = sizeof(C) == 4 ? C(0x1p-64) : C(0x1p-512);
+#pragma GCC unroll 4
+    for (V& value : values)
+#pragma GCC unroll 8
+      for (Vector<C>& part : value.v) part = absolute(part) < least ? Vector<C>{} : part;  // NaN remains
+  }
+
   // `count` steps of the chunks of a group, as u_ has them: `state` and its derivative P go on, `most` grows to the
   // largest |P| of a column so far, and `out` gets every state.
   void run_tile(int64_t group, int64_t count, C* state, C* P, C* most, C* out) const {
@@ -246,7 +255,7 @@ template <template <typename> class Cell, typename T> class InTime {
     for (int64_t s = 0; s < count; ++s) {
       load_rows(now, u_ + s * 3 * kRow, group);
       cell.step(now, h, J);
-      multiply<kStates, kStates>(J, tangent);
+      multiply<kStates, kStates>(J, tangent), flush(tangent);
 #pragma GCC unroll 2
       for (int j = 0; j < kStates; ++j)
 #pragma GCC unroll 8
@@ -299,6 +308,7 @@ template <template <typename> class Cell, typename T> class InTime {
       multiply<kStates, 1>(J, offset);
       for (int k = 0; k < kStates; ++k) offset[k] += state[k] - old[k];
       multiply<kStates, kStates>(J, tangent);
+      flush(offset), flush(tangent);
       store_rows(offset, q + (t + s) * kStates * kRow, group);
       store_rows(tangent, P + (t + s) * kSquare * kRow, group);
     }

@@ -18,8 +18,8 @@ struct GatedKernels {
   decltype(newton) shooting;
 };
 
-// Runs u (B, T, 3, H), with weights (rows, H), which one after the other are those of csrc/cells.h, and for every state a
-// start (S, H) or none. Returns every state (B, T, H), then passes (S, H).
+// Runs u (B, T, 3, H), with weights (rows, H), which one after the other are those of csrc/cells.h, and for every
+// state a start (S, H) or none. Returns every state (B, T, H), then passes (S, H).
 std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& kernels, const Tensor& u,
                                      const std::vector<Tensor>& weights,
                                      const std::vector<std::optional<Tensor>>& start,
