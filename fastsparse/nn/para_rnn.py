@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsparse._validation import check_count, check_float
+from fastsparse._validation import check_count, check_float, check_shape
 from fastsparse.functional.recurrences import SOLVERS
 
 
@@ -133,8 +133,13 @@ class ParaRNN(nn.Module, ABC):
 
         Returns:
             ``(output, state)``: (B, H), and the state after it.
+
+        Raises:
+            TypeError, ValueError: x or state have another shape or dtype than they should.
         """
-        check_float(type(self).__name__, "x", x)
+        check_shape(
+            type(self).__name__, "x", x, f"(B, D) with D = {self.input_size}", (None, self.input_size)
+        )
         time = 1 if self.batch_first else 0
         output, state = self(x.unsqueeze(time), state)
         return output.squeeze(time), state

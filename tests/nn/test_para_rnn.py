@@ -289,6 +289,9 @@ def test_bad_arguments(kind):
             "x must have shape (B, T, D) with D = 6, got shape (2, 5, 4)",
         ),
         (lambda: module(x.int()), TypeError, "x must be float32"),
+        (lambda: module.step(x), ValueError, "x must have shape (B, D) with D = 6, got shape (2, 5, 6)"),
+        (lambda: module.step(x[0, 0]), ValueError, "x must have shape (B, D) with D = 6, got shape (6,)"),
+        (lambda: module.step(x[:, 0].int()), TypeError, "x must be float32"),
         (lambda: module(x, joined([part[:, :1] for part in state])), ValueError, "state must have shape"),
     ]:
         with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
