@@ -101,7 +101,7 @@ def table(result: dict[str, Any]) -> str:
     """Shares of channels, and errors, as Markdown."""
     heads = ["deviation of the weights", "chaotic"]
     heads += [f"certified by {solver} (passes)" for solver in ("newton", "shooting")]
-    heads += [f"Newton unchecked: off after {n} iterations" for n in ITERATIONS]
+    heads += [f"unchecked: off after {n}" for n in ITERATIONS]
     lines = [f"| {' | '.join(heads)} |", "|" + "---:|" * len(heads)]
     for record in result["records"]:
         cells = [f"{record['scale']:g}", f"{record['chaotic']:.1%}"]
