@@ -27,6 +27,12 @@ def block_of_channels(cu_seqlens, channels, T, H, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def wide(size):
+    """A size or stride that can be multiplied by steps."""
+    return tl.cast(size, tl.int64)
+
+
+@triton.jit
 def load_state(h0, c0, place, real, PAIRS: tl.constexpr):
     """The states before the first step, (h,) or (c, h), of zeros where there are none."""
     h = _load_or_zeros(h0, place, real)

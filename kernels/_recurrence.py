@@ -26,9 +26,10 @@ SEQUENTIAL = {"BLOCK": WARP, "AHEAD": 8, "num_warps": 1}
 NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 8}
 SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 8}
 if INTERPRETED:
-    SEQUENTIAL |= {"BLOCK": 64}
+    SEQUENTIAL |= {"BLOCK": 64, "AHEAD": 2}
     NEWTON |= {"BLOCK": 64}
     SHOOTING |= {"BLOCK": 64, "STEPS": 16}
+NEWTON_OF_PAIRS = NEWTON | {"num_warps": 16}  # which have twice as much to keep in registers
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Problem:
         if solver == "auto":
             solver = fastest(self.passes.numel(), self.u.shape[1], _multiprocessors(self.u.device))
         if solver == "newton":
-            self.launch(newton, NEWTON)
+            self.launch(newton, NEWTON if self.peephole is None else NEWTON_OF_PAIRS)
         elif solver == "shooting":
             self.launch(shooting, SHOOTING)
         self.launch(sequential, SEQUENTIAL, below=int(solver == "sequential"))
@@ -123,7 +124,7 @@ def specimens(PAIRS: bool) -> list[tuple]:
     """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
     cells = ("peephole", "c0", "c") if PAIRS else ()
-    solvers = (sequential, SEQUENTIAL), (newton, NEWTON), (shooting, SHOOTING)
+    solvers = (sequential, SEQUENTIAL), (newton, NEWTON_OF_PAIRS if PAIRS else NEWTON), (shooting, SHOOTING)
     for kind, dtype, H in (
         ("fp32", torch.float32, 1024),
         ("bf16", torch.bfloat16, 1024),

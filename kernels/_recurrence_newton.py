@@ -12,7 +12,7 @@ Bytes: those of the sequential kernel. Operations: for each pass a step with its
 import triton
 import triton.language as tl
 from fastsparse.kernels._cells import load_weights, step, step_with_derivative
-from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state
+from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state, wide
 from fastsparse.kernels._corrections import corrected, corrections, difference, last, shifted, spread, within
 
 
@@ -40,6 +40,7 @@ def newton(
 ):
     """``passes`` of every channel: the most that a tile took, or -1 where one was given up."""
     place, real, channel, row, begin, length = block_of_channels(cu_seqlens, channels, T, H, BLOCK)
+    H, u_time, u_gate = wide(H), wide(u_time), wide(u_gate)
     w = spread(load_weights(weight, peephole, channel, real, H))
     carry = load_state(h0, c0, place, real, peephole is not None)
     ahead = tl.arange(0, STEPS)[:, None]

@@ -11,7 +11,7 @@ Bytes: an element of u three times and of h once, at most once each (c too, of a
 import triton
 import triton.language as tl
 from fastsparse.kernels._cells import load_weights, step
-from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state
+from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state, wide
 
 
 # Not specialized: to be one kernel, whoever calls.
@@ -39,6 +39,7 @@ def sequential(
 ):
     """The channels of which ``passes`` is below a number: below 0 it was given up, below 1 also not tried."""
     place, real, channel, row, begin, length = block_of_channels(cu_seqlens, channels, T, H, BLOCK)
+    H, u_time, u_gate = wide(H), wide(u_time), wide(u_gate)
     todo = real & (tl.load(passes + place, mask=real, other=0) < below)
     length = tl.where(todo, length, 0)
     longest = tl.max(length, axis=0)
@@ -47,11 +48,11 @@ def sequential(
         state = load_state(h0, c0, place, todo, peephole is not None)
         source = u + row * u_row + begin * u_time + channel * u_channel
         target = (row * T + begin) * H + channel
-        coming = _load_steps(source, u_time, u_gate, length, AHEAD)
+        coming = _load_steps(source, u_time, u_gate, tl.minimum(length, AHEAD).to(tl.int32), AHEAD)
         for first in range(0, longest, AHEAD):
             now = coming
             source += AHEAD * u_time
-            left = length - first
+            left = tl.minimum(length - first, 2 * AHEAD).to(tl.int32)
             coming = _load_steps(source, u_time, u_gate, left - AHEAD, AHEAD)
             for i in tl.static_range(AHEAD):
                 state = step(w, now[i], state)

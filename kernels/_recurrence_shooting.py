@@ -14,7 +14,7 @@ CHUNKS * STEPS * BLOCK * 12, which are 192 KB in fp32. Operations: for each pass
 import triton
 import triton.language as tl
 from fastsparse.kernels._cells import load_weights, step, step_with_derivative
-from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state
+from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state, wide
 from fastsparse.kernels._corrections import (
     SMALL,
     corrected,
@@ -52,18 +52,19 @@ def shooting(
 ):
     """``passes`` of every channel: the most that a round took, or -1 where one was given up."""
     place, real, channel, row, begin, length = block_of_channels(cu_seqlens, channels, T, H, BLOCK)
+    H, u_time, u_gate = wide(H), wide(u_time), wide(u_gate)
     w = spread(load_weights(weight, peephole, channel, real, H))
     carry = load_state(h0, c0, place, real, peephole is not None)
     longest = tl.max(length, axis=0)
     rounds = tl.maximum(tl.cdiv(longest, CHUNKS * STEPS), 1)
-    steps = tl.cdiv(longest, rounds * CHUNKS)  # of a chunk, in rounds of one size
+    steps = tl.cdiv(longest, rounds * CHUNKS).to(tl.int32)  # of a chunk, in rounds of one size
     chunk = tl.arange(0, CHUNKS)[:, None]
     source = (u + row * u_row + begin * u_time + channel * u_channel)[None, :] + chunk * steps * u_time
     target = ((row * T + begin) * H + channel)[None, :] + chunk * steps * H
     most = tl.zeros([BLOCK], tl.int32)
     first = tl.zeros_like(longest)
     while first < longest:
-        left = (length - first)[None, :] - chunk * steps
+        left = tl.maximum(tl.minimum((length - first)[None, :] - chunk * steps, steps), 0).to(tl.int32)
         start = spread(carry)
         starts = _everywhere(start, left)
         trying = (length > first) & (most >= 0)
@@ -75,7 +76,7 @@ def shooting(
             missed = difference(shifted(ends, start, chunk), starts)
             D = corrections(shifted(P, P, chunk), missed)
             small = within(D, starts) & _carried_within(D, ends, P, largest, least)
-            certain = tl.min((small | (left <= 0)).to(tl.int32), axis=0) > 0
+            certain = tl.min((small | (left == 0)).to(tl.int32), axis=0) > 0
             starts = corrected(starts, D, trying[None, :])
             taken = tl.where(trying & certain, attempt, taken)
             trying = trying & (certain == 0)
