@@ -10,13 +10,14 @@ namespace {
 // Sums over the sequences of a group are one number: so many groups, whatever the number of threads.
 constexpr int64_t kGroups = 64;
 
-// Sums of `groups` rows of `stride` numbers each, in order, rounded once.
-template <typename C> Tensor sum_of_groups(const C* rows, int64_t groups, int64_t stride, int64_t count, int64_t H,
+// The (rows, H) sums of `groups` parts, `stride` numbers from one to the next, in order, rounded once.
+template <typename C> Tensor sum_of_groups(const C* parts, int64_t groups, int64_t stride, int64_t rows, int64_t H,
                                            ScalarType dtype) {
+  int64_t count = rows * H;
   std::vector<double> sums(count);
   for (int64_t group = 0; group < groups; ++group)
-    for (int64_t i = 0; i < count; ++i) sums[i] += double(rows[group * stride + i]);
-  Tensor exact = allocate({count / std::max<int64_t>(H, 1), H}, ScalarType::Double);
+    for (int64_t i = 0; i < count; ++i) sums[i] += double(parts[group * stride + i]);
+  Tensor exact = allocate({rows, H}, ScalarType::Double);
   std::copy(sums.begin(), sums.end(), static_cast<double*>(exact.mutable_data_ptr()));
   return as_contiguous(exact, dtype);
 }
@@ -67,12 +68,12 @@ Tensor recurrence_backward(const char* op, RecurrenceBackward run, const Tensor&
   }
   int64_t first = 0;
   for (const Weights& part : weights) {
-    int64_t count = part.values.size(0) * H;
+    int64_t count = part.values.size(0);
     if (!needs_weights) part.gradient = allocate({0}, dtype);
     else if (accumulator == ScalarType::Double)
       part.gradient = sum_of_groups(sums.const_data_ptr<double>() + first, groups, rows * H, count, H, dtype);
     else part.gradient = sum_of_groups(sums.const_data_ptr<float>() + first, groups, rows * H, count, H, dtype);
-    first += count;
+    first += count * H;
   }
   return d_u;
 }
