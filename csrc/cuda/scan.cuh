@@ -100,8 +100,8 @@ template <typename Steps> struct Standing {
 };
 
 template <typename Steps> struct ScanShared {
-  Affine<typename Steps::C, Steps::kStates> maps[kScanThreads];
-  typename Steps::C states[kScanThreads][Steps::kStates];
+  Affine<typename Steps::C, Steps::kStates> maps[Steps::kThreads];
+  typename Steps::C states[Steps::kThreads][Steps::kStates];
 };
 
 // The map of each whole segment but the last: (segments, lines).

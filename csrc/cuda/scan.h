@@ -41,7 +41,7 @@ template <typename Steps> struct ScanPlan {
     int64_t width = std::min(chunks == 1 ? 128 : Steps::kThreads / chunks, std::max(least, power(lines)));
     width = std::max(width, kWarp / chunks);
     int64_t blocks = (lines + width - 1) / width, tile = chunks * Steps::kHeld;
-    if (width == least && 2 * blocks <= call.multiprocessors()) {
+    if (width == least && blocks > 0 && 2 * blocks <= call.multiprocessors()) {
       int64_t segments = std::max<int64_t>(1, std::min(call.multiprocessors() / blocks, T / (2 * tile)));
       time.segment = ((T + segments - 1) / segments + tile - 1) / tile * tile;
       time.segments = int((T + time.segment - 1) / std::max<int64_t>(1, time.segment));

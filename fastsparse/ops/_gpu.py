@@ -25,8 +25,8 @@ ORDER = {
     "linear_recurrence": ("cuda", "triton"),
     "gru_recurrence": ("cuda", "triton"),
     "lstm_recurrence": ("cuda", "triton"),
-    "gru_recurrence_backward": ("triton",),
-    "lstm_recurrence_backward": ("triton",),
+    "gru_recurrence_backward": ("cuda", "triton"),
+    "lstm_recurrence_backward": ("cuda", "triton"),
 }
 
 
