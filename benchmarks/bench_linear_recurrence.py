@@ -89,9 +89,10 @@ def _forward(shape: Sequences, options: Options, pairs: bool = False) -> tuple[d
         contender(
             LOOP, partial(loop, a[:, :few], b[:, :few]), exact[:, :few], samples=3, share=few / shape.T
         ),
-        contender(SCAN, partial(scan, a, b), samples=3),
     ]
-    if not pairs:
+    if shape.headline:
+        contenders.append(contender(SCAN, partial(scan, a, b), samples=3))
+    if shape.headline and not pairs:
         contenders.append(contender(LOGARITHMS, partial(logarithms, a, b), may=LOG_ROUNDING, samples=3))
     name = f"{shape.name}, {'pairs' if pairs else 'single channels'}, forward"
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bars import Bar
-from benchmarks.cases import OURS, Options, describe, figures
+from benchmarks.cases import OURS, Options, describe, figures, skipped
 from benchmarks.checks import close, close_states
 from benchmarks.harness import Contender, Timing, measure
 from benchmarks.recurrences import GRADIENT, GRU, LOOP, SOLVERS, STATES, backend_of, differentiated
@@ -53,17 +53,19 @@ def _case(
         f"{OURS}, {solver}": partial(GRU.run, solver=solver) for solver in SOLVERS
     }
     calls |= {LOOP: GRU.loop} if T <= LONGEST_LOOP else {}
+    calls = {who: call for who, call in calls.items() if (what, who) not in slow}
+    facts = {"dtype": "fp32", "backend": backend_of(GRU.name), "series": f"H={H}, {what}"}
+    if not calls:
+        return skipped(f"{shape}, {what}", shape, "all were too slow, or failed, at fewer steps", **facts)
     upstream = torch.ones_like(exact, dtype=torch.float32)
     right = _exact(u, weights, exact, upstream) if what == BACKWARD else [exact]
     contenders = [
         Contender(who, partial(solve, call, u, weights, upstream), partial(check, right))
         for who, call in calls.items()
-        if (what, who) not in slow
     ]
     seconds = 0.0 if options.quick else SHARE * options.seconds
     timings = measure(contenders, seconds=seconds, min_rounds=2, until=until)
     slow |= {(what, who) for who, timing in timings.items() if _slow(timing)}
-    facts = {"dtype": "fp32", "backend": backend_of(GRU.name), "series": f"H={H}, {what}"}
     return describe(f"{shape}, {what}", shape, **facts) | figures(timings)
 
 

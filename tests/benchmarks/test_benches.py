@@ -270,22 +270,6 @@ def test_a_layers_gradients_are_compared(cell):
             layer.check(expected, 1e-4, found)
 
 
-@pytest.mark.parametrize("cell", [GRU, LSTM], ids=lambda cell: cell.name)
-def test_pararnn_torch_computes_the_same(cell):
-    pytest.importorskip("pararnn")
-    from benchmarks.peers import pararnn_torch
-
-    shape = Sequences("layer", 2, 15, 6)
-    u, weights = cell.problem(shape)
-    exact = cell.exact(u, weights)
-    for call in pararnn_torch.recurrence(cell, u, weights).values():
-        for got, right in zip(call(), exact, strict=True):
-            torch.testing.assert_close(got.double(), right, rtol=1e-3, atol=1e-3)
-    layer = Layer(cell, shape)
-    peer = pararnn_torch.PararnnLayer(layer)
-    assert "d_bias_l0" in layer.check(layer.expected(), pararnn_torch.STATES, peer.arranged(peer.run()))
-
-
 def test_time_is_drawn_over_steps(tmp_path):
     pytest.importorskip("matplotlib")
     assert command.main(["recurrence_length", "--quick", "--output", str(tmp_path)]) == 0
