@@ -5,13 +5,14 @@ States, derivatives and corrections are tuples of blocks, as _cells.py has them.
 
 import triton
 import triton.language as tl
+from fastsparse.kernels._scan import join, join_pairs
 
 SMALL = tl.constexpr(2**-18)  # what a state may be off by at most, beside its size or 1: 32 eps
 
 
 @triton.jit
 def spread(values):
-    """Vectors of channels as blocks, to go with every place."""
+    """Vectors of channels as blocks of one row, to go with every row."""
     found = ()
     for i in tl.static_range(len(values)):
         found += (values[i][None, :],)
@@ -20,7 +21,7 @@ def spread(values):
 
 @triton.jit
 def shifted(values, first, place):
-    """The values of the place before each; of the first place ``first``. ``place`` counts, (places, 1)."""
+    """The values of the row before each; of the first row ``first``. ``place`` counts the rows, (., 1)."""
     found = ()
     for i in tl.static_range(len(values)):
         before = tl.broadcast_to(tl.maximum(place - 1, 0), values[i].shape)
@@ -30,7 +31,7 @@ def shifted(values, first, place):
 
 @triton.jit
 def last(values, place):
-    """The values of the last place, as vectors of channels."""
+    """The values of the last row, as vectors of channels."""
     found = ()
     for i in tl.static_range(len(values)):
         found += (tl.sum(tl.where(place == place.shape[0] - 1, values[i], 0.0), axis=0),)
@@ -65,36 +66,17 @@ def within(d, state):
 
 @triton.jit
 def corrections(J, missed):
-    """d[i] = J[i] d[i - 1] + missed[i] along the first axis, from zeros, by a scan."""
-    return _of_single(J[0], missed[0]) if len(missed) == 1 else _of_pairs(J, missed)
+    """d[i] = J[i] d[i - 1] + missed[i] down the rows, from zeros, by a scan; NaN where that overflows."""
+    return _of_channels(J[0], missed[0]) if len(missed) == 1 else _of_pairs(J, missed)
 
 
 @triton.jit
-def _of_single(a, b):
-    _, d = tl.associative_scan((a, b), 0, _join)
+def _of_channels(a, b):
+    _, d = tl.associative_scan((a, b), 0, join)
     return (d,)
 
 
 @triton.jit
 def _of_pairs(a, b):
-    found = tl.associative_scan((a[0], a[1], a[2], a[3], b[0], b[1]), 0, _join_pairs)
+    found = tl.associative_scan((a[0], a[1], a[2], a[3], b[0], b[1]), 0, join_pairs)
     return found[4], found[5]
-
-
-@triton.jit
-def _join(a, b, later_a, later_b):
-    """Two neighbouring steps x -> a x + b as one."""
-    return later_a * a, tl.fma(later_a, b, later_b)
-
-
-@triton.jit
-def _join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y):
-    """Of pairs, with factors [[a, b], [c, d]] and addends (x, y)."""
-    return (
-        tl.fma(later_a, a, later_b * c),
-        tl.fma(later_a, b, later_b * d),
-        tl.fma(later_c, a, later_d * c),
-        tl.fma(later_c, b, later_d * d),
-        tl.fma(later_a, x, tl.fma(later_b, y, later_x)),
-        tl.fma(later_c, x, tl.fma(later_d, y, later_y)),
-    )

@@ -105,7 +105,7 @@ def fastest(channels: int, T: int, multiprocessors: int) -> str:
     """The solver that ``auto`` takes, by an estimate: no GPU has been measured.
 
     Step by step takes T times some 200 clocks, if no multiprocessor has more than a dozen warps, of 32
-    channels each. Shooting takes some 80 clocks for every step of 32 channels on a multiprocessor: four
+    channels each. Shooting takes some 80 clocks for every step of 32 channels on a multiprocessor: three
     passes and the last, of 60 to 100 instructions, four of which are issued a clock; so it is ahead where a
     multiprocessor has less than two warps' channels. And some 7000 clocks however short time is. Newton's
     method needs as many passes, and a scan of all steps in each.

@@ -10,13 +10,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _join(a, b, later_a, later_b):
+def join(a, b, later_a, later_b):
     """Two neighbouring steps h -> a h + b as one."""
     return later_a * a, tl.fma(later_a, b, later_b)
 
 
 @triton.jit
-def _join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y):
+def join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y):
     """Of pairs, with factors [[a, b], [c, d]] and addends (x, y)."""
     return (
         tl.fma(later_a, a, later_b * c),
@@ -35,11 +35,11 @@ def solve(a, b, start):
     Tuples: (a,) and (b,), or of pairs (a00, a01, a10, a11) and (b0, b1); so are start and what is returned.
     """
     if len(b) == 1:
-        factor, h = tl.associative_scan((a[0], b[0]), 0, _join)
+        factor, h = tl.associative_scan((a[0], b[0]), 0, join)
         states = (tl.fma(factor, start[0][None, :], h),)
     else:
         steps = a[0], a[1], a[2], a[3], b[0], b[1]
-        f, g, p, q, h, k = tl.associative_scan(steps, 0, _join_pairs)
+        f, g, p, q, h, k = tl.associative_scan(steps, 0, join_pairs)
         x, y = start[0][None, :], start[1][None, :]
         states = tl.fma(f, x, tl.fma(g, y, h)), tl.fma(p, x, tl.fma(q, y, k))
     return states
