@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
     rounds: int  # of timing
 
 
-FULL = Sizes(seeds=2, layers=2, width=96, window=128, batch=32, steps=600, watched=12, rounds=15)
+FULL = Sizes(seeds=2, layers=2, width=64, window=128, batch=32, steps=400, watched=10, rounds=15)
 QUICK = Sizes(seeds=1, layers=1, width=8, window=16, batch=4, steps=4, watched=2, rounds=3)
 
 
