@@ -53,10 +53,10 @@ void run(const LinearRecurrenceArgs& args, int64_t sequence, int64_t channel, La
 }
 
 template <typename T, int kP> void run_all(const LinearRecurrenceArgs& args, int64_t sequence, Range channels) {
-  constexpr int lanes = kLanes<Accumulator<T>>, together = kTogether / kP;
+  constexpr int lanes = kLanes<Accumulator<T>>, most = kTogether / kP, half = most / 2;
   int64_t h = channels.begin;
-  for (; h + together * lanes <= channels.end; h += together * lanes)
-    run<T, kP, together>(args, sequence, h, AllLanes{});
+  for (; h + most * lanes <= channels.end; h += most * lanes) run<T, kP, most>(args, sequence, h, AllLanes{});
+  for (; h + half * lanes <= channels.end; h += half * lanes) run<T, kP, half>(args, sequence, h, AllLanes{});
   for_vectors<Accumulator<T>>({h, channels.end},
                               [&](int64_t channel, auto these) { run<T, kP, 1>(args, sequence, channel, these); });
 }
