@@ -98,5 +98,5 @@ def test_precision_of_the_activations(backend, dtype):
         u = torch.full((1, 1, 3, len(x)), torch.inf, dtype=dtype)
         u[0, 0, gate] = x
         found = fastsparse.gru_recurrence(u, weight)[0, 0].double()
-        slack = 6 * eps * right.abs() * (1 if gate == 2 else 1 + exact.abs() / 4)
+        slack = 8 * eps * right.abs() * (1 if gate == 2 else 1 + exact.abs() / 8)
         assert ((found - right).abs() <= slack + torch.finfo(dtype).smallest_normal).all()
