@@ -113,7 +113,6 @@ def running(backend: str) -> Iterator[None]:
             stack.enter_context(fastsparse.use_backend(name))
             if level:
                 stack.enter_context(use_cpu_level(level))
-                stack.enter_context(_left_out_without_kernels())
             if screened:
                 _cpu._library.fastsparse_cpu_set_screening(1)
                 stack.callback(_cpu._library.fastsparse_cpu_set_screening, -1)
@@ -148,23 +147,6 @@ def _replaced(backend: GpuBackend) -> Iterator[None]:
         yield
     finally:
         library._destroy()  # brings the compiled kernels back
-
-
-@contextmanager
-def _left_out_without_kernels() -> Iterator[None]:
-    """Skip, in place of the error that it is, where an op has no compiled kernel for the CPU."""
-    library = torch.library.Library("fastsparse", "IMPL")
-    try:
-        for op in registered_ops():
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse::{op}", "CPU"):
-                library.impl(op, partial(_skip, f"{op} has no kernels for the CPU"), "CPU")
-        yield
-    finally:
-        library._destroy()
-
-
-def _skip(reason: str, *arguments) -> None:
-    leave_out(reason)
 
 
 def registered_ops() -> list[str]:

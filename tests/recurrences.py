@@ -10,22 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from backends import GPU_BACKENDS, OPS, host_backend_names, missing
 from oracle import assert_within, random
 from torch import Tensor
 
 import fastsparse
 
 HOPELESS = 1e-2
-
-
-def backends_of(op: str) -> list[str]:
-    """Where an op's own tests run: wherever it has kernels, else on the reference, called and registered."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse::{op}", "CPU"):
-        host = host_backend_names()
-    else:
-        host = ["reference", "registered"]
-    return [*host, *(name for name in GPU_BACKENDS if op in OPS and not missing(name))]
 
 
 @dataclass(frozen=True)

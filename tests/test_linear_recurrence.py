@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
-from backends import running
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import DTYPES, assert_within, random
-from recurrences import backends_of, laid_out_apart, spans
+from recurrences import laid_out_apart, spans
 from strategies import tensors
 
 import fastsparse
@@ -17,12 +16,6 @@ from fastsparse.reference.linear_recurrence import scan
 BOUNDS = torch.tensor([0, 3, 3, 80, 81, 150, 150])  # of six sequences, two of them empty
 forms = pytest.mark.parametrize("pairs", [False, True], ids=["channels", "pairs"])
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-
-
-@pytest.fixture(params=backends_of("linear_recurrence"))
-def backend(request) -> str:
-    with running(request.param):
-        yield request.param
 
 
 def problem(B, T, H, *, pairs, S=None, dtype=torch.float32, decay=0.7):

@@ -4,17 +4,10 @@ import re
 
 import pytest
 import torch
-from backends import running
 from oracle import random
-from recurrences import GRU, LSTM, backends_of
+from recurrences import GRU, LSTM
 
 import fastsparse
-
-
-@pytest.fixture(params=backends_of("linear_recurrence"))
-def backend(request) -> str:
-    with running(request.param):
-        yield request.param
 
 
 def elman(weight):
