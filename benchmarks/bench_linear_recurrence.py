@@ -15,11 +15,11 @@ from torch import Tensor
 import fastsparse
 from benchmarks import data, shapes
 from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import OURS, Options, run_case
+from benchmarks.cases import COPY, OURS, Options, run_case
 from benchmarks.ceilings import Work
 from benchmarks.checks import close
 from benchmarks.harness import Contender
-from benchmarks.recurrences import COPY, GRADIENT, LOOP, backend_of, checked, copy, differentiated
+from benchmarks.recurrences import GRADIENT, LOOP, backend_of, checked, copy, differentiated
 from benchmarks.shapes import Sequences
 from fastsparse import reference
 from fastsparse.reference.linear_recurrence import multiply, scan

@@ -1,4 +1,6 @@
-"""``gru_recurrence`` against the number of steps, by every solver and by a loop in Python; one sequence.
+"""``gru_recurrence`` against the number of steps: by every solver, as it is, and by a loop in Python.
+
+One sequence: with more of them, or more channels, there is less to gain by running time in parallel.
 
 Forward alone, and forward and backward; of few channels, and of many. A contender whose call takes long is
 left out at greater lengths.
@@ -49,7 +51,7 @@ def _case(
     T, H = exact.shape[1:]
     shape = Sequences("lengths", 1, T, H)
     solve, check = (_forward, _check_states) if what == FORWARD else (_differentiated, _check_all)
-    calls: dict[str, Callable[..., Any]] = {
+    calls: dict[str, Callable[..., Any]] = {OURS: GRU.run} | {
         f"{OURS}, {solver}": partial(GRU.run, solver=solver) for solver in SOLVERS
     }
     calls |= {LOOP: GRU.loop} if T <= LONGEST_LOOP else {}

@@ -13,6 +13,7 @@ from benchmarks.shapes import Sequences, Shape
 
 AnyShape = TypeVar("AnyShape", Shape, Sequences)
 OURS = "fastsparse"
+COPY = "copy"  # not a library's, but a copy of as many bytes
 HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 
 

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from benchmarks import shapes
 from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import OURS, Options, describe, run_case
+from benchmarks.cases import COPY, OURS, Options, describe, run_case
 from benchmarks.cases import wrong as wrong_answers
 from benchmarks.checks import state_errors
 from benchmarks.harness import Contender, WrongAnswer
 from benchmarks.recurrences import (
     COMPILED,
-    COPY,
     GRADIENT,
     LOOP,
     SOLVERS,

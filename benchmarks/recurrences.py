@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import fastsparse
 from benchmarks import data
+from benchmarks.cases import COPY
 from benchmarks.ceilings import Work
 from benchmarks.checks import close, close_states
 from benchmarks.harness import Contender
@@ -25,7 +26,6 @@ from fastsparse import reference
 from fastsparse.nn import ParaGRU, ParaLSTM
 
 SOLVERS = ("sequential", "newton", "shooting")
-COPY = "copy"
 LOOP, COMPILED = "torch loop", "torch.compile"
 CACHED = 1 << 26  # numbers, several times what a cache holds
 MIN_COPY = 1 << 20  # numbers: a smaller problem is a trial

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import OURS, quantity
+from benchmarks.cases import COPY, OURS, quantity
 from benchmarks.results import ORDER, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
@@ -66,6 +66,8 @@ def machine(folder: Path, readme: Path) -> str:
         parts.append(
             f"{PART} That library was timed on part of the tokens; its time is scaled to all of them."
         )
+    if any(f"| {COPY} |" in part for part in parts):
+        parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
     if plots:
         parts.append(f"All cases, as pictures: {', '.join(plots)}.")
     parts.append(verdict(list(files.values())))

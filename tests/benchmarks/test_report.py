@@ -79,6 +79,18 @@ def test_every_bench_has_a_table_with_its_own_columns(place):
     assert "| dispatch |" not in text  # of which nothing is shown
 
 
+def test_a_copy_is_explained_where_it_is_a_column(place):
+    said = "copy is a copy through memory of as many bytes as the op reads and writes."
+    run(place)
+    assert said not in place[0].read_text()
+    recurrence = result([case("layer", 0.1, {"copy": 0.06, "torch loop": 5.0})], bench="gru_recurrence")
+    results.write(place[1] / "cpu-kind-2core" / "gru_recurrence.json", recurrence)
+    run(place)
+    text = place[0].read_text()
+    assert said in text
+    assert "| layer | N=4 D=8 M=16 k=2 | 100 ms | 0.60x | 50.00x |" in text
+
+
 def test_what_is_missed_is_said(place):
     run(place)
     text = place[0].read_text()
