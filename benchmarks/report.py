@@ -45,21 +45,13 @@ def machine(folder: Path, readme: Path) -> str:
         if result["quick"]:
             raise ValueError(f"report: {path.name} is a quick trial: its figures mean nothing")
     origin = max((result["provenance"] for result in files.values()), key=lambda origin: origin["date"])
-    origins = {
-        (item["date"], item["commit"], item["modified"]) for item in (r["provenance"] for r in files.values())
-    }
-    measured = "; ".join(
-        f"{date}, commit {commit}{' with changes' if modified else ''}"
-        for date, commit, modified in sorted(origins, key=str)
-    )
     heading = (
-        f"Measured on {_device(origin)}, torch {origin['torch']} ({measured}). "
+        f"Measured on {_device(origin)}, torch {origin['torch']}. "
         f"Medians; columns say how many times as fast as that library we are (memory: how many times less)."
     )
-    plots = [
-        f"[{path.stem}]({Path(os.path.relpath(path.with_suffix('.svg'), readme.parent)).as_posix()})"
-        for path in files
-        if path.with_suffix(".svg").exists()
+    runs = [
+        f"{_picture(path.with_suffix('.svg'), readme)} ({_measured(result['provenance'])})"
+        for path, result in files.items()
     ]
     parts = [heading, *tables(list(files.values()))]
     if any(PART in part for part in parts):
@@ -68,10 +60,21 @@ def machine(folder: Path, readme: Path) -> str:
         )
     if any(f"| {COPY} |" in part for part in parts):
         parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
-    if plots:
-        parts.append(f"All cases, as pictures: {', '.join(plots)}.")
+    parts.append(f"All cases, as pictures: {', '.join(runs)}.")
     parts.append(verdict(list(files.values())))
     return "\n\n".join(parts)
+
+
+def _picture(plot: Path, readme: Path) -> str:
+    return (
+        f"[{plot.stem}]({Path(os.path.relpath(plot, readme.parent)).as_posix()})"
+        if plot.exists()
+        else plot.stem
+    )
+
+
+def _measured(origin: dict[str, Any]) -> str:
+    return f"{origin['date']}, commit {origin['commit']}{' with changes' if origin['modified'] else ''}"
 
 
 def _device(origin: dict[str, Any]) -> str:
