@@ -15,7 +15,8 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
 AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
 KERNEL_TESTS := topk_encode sparse_decode spmm sddmm spmm_t \
-  matching_pursuit matching_pursuit_step matching_pursuit_backward
+  matching_pursuit matching_pursuit_step matching_pursuit_backward \
+  linear_recurrence gated_recurrences newton_recurrence
 # As many processes as there are processors; who ends first takes over tests of the others.
 SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
@@ -88,7 +89,7 @@ sanitize: $(VENV)/.extra-test  ## run op tests on kernels built with ASan and UB
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
 	  $(SHARED) --capture=sys -k cpu- $(patsubst %,../../tests/test_%.py,$(KERNEL_TESTS))
 	cd build/sanitize && FASTSPARSE_EMULATOR=address $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml \
-	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda spmm sddmm spmm_t)
+	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda spmm sddmm spmm_t linear_recurrence gated_recurrences)
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
