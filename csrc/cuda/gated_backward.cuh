@@ -20,7 +20,8 @@ template <typename Type, template <typename> typename Form> struct BackSteps {
   using T = Type;
   using C = Accumulator<T>;
   using Cell = Form<Math<C>>;
-  static constexpr int kStates = Cell::kStates, kSums = Cell::kWeights, kThreads = 256;
+  static constexpr int kStates = Cell::kStates, kSums = Cell::kWeights;
+  static constexpr int kBlocks = sizeof(T) == 8 || kStates > 1 ? 1 : 2;
   static constexpr int kHeld = sizeof(T) == 8 ? 2 : 4;
   struct Step { T u[3], before[kStates], gradient[kStates]; };
   using Line = cuda::Line<C, kSums>;

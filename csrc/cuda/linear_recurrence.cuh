@@ -13,7 +13,7 @@ namespace fastsparse::cuda {
 template <typename Type, int States> struct LinearSteps {
   using T = Type;
   using C = Accumulator<T>;
-  static constexpr int kStates = States, kSums = 0, kThreads = kScanThreads;
+  static constexpr int kStates = States, kSums = 0, kBlocks = sizeof(T) == 8 ? 1 : 2;
   static constexpr int kHeld = 8 / States / (sizeof(T) == 8 ? 2 : 1);
   struct Step { T a[States * States], b[States]; };
 

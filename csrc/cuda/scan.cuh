@@ -14,6 +14,7 @@
 // All sums are in a fixed order: the same call gives the same bits. The maps and steps themselves are those of a type
 // `Steps`, which has
 //   T, C, kStates, kHeld, kSums            element types, states of a line, steps of a chunk, sums over a line's steps
+//   kBlocks                                for how many on a multiprocessor registers are to suffice
 //   Step load(line, element, i)            what step i reads; its row is element / H
 //   Affine map(line, step)                 what it does to a state
 //   advance(line, step, state, element, kept)   a step itself; it writes, and adds to line.sums, if it is to be kept
@@ -24,7 +25,7 @@
 
 namespace fastsparse::cuda {
 
-inline constexpr int kScanThreads = 512;  // of a block, at most
+inline constexpr int kScanThreads = 256;  // of a block, at most
 
 // How blocks share lines and time.
 struct Time {
@@ -100,13 +101,13 @@ template <typename Steps> struct Standing {
 };
 
 template <typename Steps> struct ScanShared {
-  Affine<typename Steps::C, Steps::kStates> maps[Steps::kThreads];
-  typename Steps::C states[Steps::kThreads][Steps::kStates];
+  Affine<typename Steps::C, Steps::kStates> maps[kScanThreads];
+  typename Steps::C states[kScanThreads][Steps::kStates];
 };
 
 // The map of each whole segment but the last: (segments, lines).
 template <typename Steps>
-__global__ void __launch_bounds__(Steps::kThreads)
+__global__ void __launch_bounds__(kScanThreads, Steps::kBlocks)
     scan_maps(Steps steps, Time time, Affine<typename Steps::C, Steps::kStates>* maps) {
   using Map = Affine<typename Steps::C, Steps::kStates>;
   constexpr int held = Steps::kHeld;
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(Steps::kThreads)
 
 // All steps. maps: of the segments before, or null where there is one segment; sums: (segments, kSums, lines), or null.
 template <typename Steps>
-__global__ void __launch_bounds__(Steps::kThreads)
+__global__ void __launch_bounds__(kScanThreads, Steps::kBlocks)
     scan_steps(Steps steps, Time time, const Affine<typename Steps::C, Steps::kStates>* maps,
                typename Steps::C* sums) {
   using C = typename Steps::C;

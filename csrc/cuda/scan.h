@@ -25,7 +25,8 @@ inline std::optional<Tensor> contiguous_bounds(const std::optional<Tensor>& cu_s
   return as_contiguous(*cu_seqlens, ScalarType::Long);
 }
 
-// Of 1024 threads a multiprocessor, for what each has on its way to cover the wait for memory.
+// Of 512 threads a multiprocessor, each of which has 64 bytes of fp32 on its way: 4.3 MB on 132, where 4.3 TB/s that take
+// a microsecond to come need as many.
 template <typename Steps> struct ScanPlan {
   Time time;
   unsigned groups, threads;
@@ -35,10 +36,10 @@ template <typename Steps> struct ScanPlan {
     const int64_t lines = time.lines, T = time.T;
     const int64_t least = 32 / std::min<int64_t>(4, sizeof(typename Steps::T));  // lines: a sector, 32 bytes
     auto power = [](int64_t count) { return int64_t(std::bit_ceil(uint64_t(std::max<int64_t>(1, count)))); };
-    int64_t filling = int64_t{1024} * call.multiprocessors() / std::max<int64_t>(1, lines);
+    int64_t filling = int64_t{512} * call.multiprocessors() / std::max<int64_t>(1, lines);
     int64_t chunks = int64_t(std::bit_floor(uint64_t(std::max<int64_t>(1, filling))));
-    chunks = std::min({chunks, power((T + Steps::kHeld - 1) / Steps::kHeld), Steps::kThreads / least});
-    int64_t width = std::min(chunks == 1 ? 128 : Steps::kThreads / chunks, std::max(least, power(lines)));
+    chunks = std::min({chunks, power((T + Steps::kHeld - 1) / Steps::kHeld), int64_t{kScanThreads} / least});
+    int64_t width = std::min(chunks == 1 ? 128 : kScanThreads / chunks, std::max(least, power(lines)));
     width = std::max(width, kWarp / chunks);
     int64_t blocks = (lines + width - 1) / width, tile = chunks * Steps::kHeld;
     if (width == least && blocks > 0 && 2 * blocks <= call.multiprocessors()) {
