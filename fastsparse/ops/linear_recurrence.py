@@ -30,7 +30,7 @@ def _backward(ctx, d_h: Tensor):
     d_a = d_h0 = None
     first = _First(h, cu_seqlens, ctx.reverse)
     if ctx.needs_input_grad[0]:
-        before = first.put(h.roll(-shift, 1), h0)
+        before = first.before(h, h0)
         d_a = through.unsqueeze(3) * before.unsqueeze(2) if block else through * before
     if h0 is not None and ctx.needs_input_grad[2]:
         ends_a, ends = first.take(a_t), first.take(through)
@@ -44,20 +44,19 @@ class _First:
     def __init__(self, h: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> None:
         self._cu_seqlens, self._reverse, self._T = cu_seqlens, reverse, h.shape[1]
 
-    def put(self, h: Tensor, h0: Tensor | None) -> Tensor:
-        """h with h0 (S, ...), or zeros, at the first steps."""
+    def before(self, h: Tensor, h0: Tensor | None) -> Tensor:
+        """The state that each step starts from: h0, or zeros, at the first ones."""
         if self._T == 0:
             return h
-        steps = torch.arange(self._T, device=h.device)
         if self._cu_seqlens is None:
-            is_first = steps == (self._T - 1 if self._reverse else 0)
             start = torch.zeros_like(h[:, :1]) if h0 is None else h0.unsqueeze(1)
-        else:
-            bounds = self._cu_seqlens
-            row = torch.searchsorted(bounds, steps, right=True) - 1
-            is_first = steps == (bounds[row + 1] - 1 if self._reverse else bounds[row])
-            start = h.new_zeros(()) if h0 is None else h0[row].unsqueeze(0)
-        return torch.where(is_first.view(-1, *(1,) * (h.dim() - 2)), start, h)
+            return torch.cat((h[:, 1:], start) if self._reverse else (start, h[:, :-1]), dim=1)
+        steps, bounds = torch.arange(self._T, device=h.device), self._cu_seqlens
+        row = torch.searchsorted(bounds, steps, right=True) - 1
+        is_first = steps == (bounds[row + 1] - 1 if self._reverse else bounds[row])
+        start = h.new_zeros(()) if h0 is None else h0[row].unsqueeze(0)
+        shape = -1, *(1,) * (h.dim() - 2)
+        return torch.where(is_first.view(shape), start, h.roll(-1 if self._reverse else 1, 1))
 
     def take(self, values: Tensor) -> Tensor:
         """(S, ...), the values at the first steps; zeros for sequences that have none."""
