@@ -135,6 +135,8 @@ def lines(case: dict[str, Any]) -> str:
             extras.append(f"from {record['share']:.2g} of the work")
         if "of_the_rest" in record:
             extras.append(f"{record['of_the_rest']:.2g} in the others")
+        if record.get("redone"):
+            extras.append(f"{record['redone']} channels redone step by step")
         extras += [
             f"{ratio['of_medians']:.2f}x {other}" for other, ratio in case["ratios"].get(name, {}).items()
         ]

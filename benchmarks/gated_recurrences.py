@@ -151,9 +151,11 @@ def _errors(cell: Cell, options: Options) -> Iterator[Found]:
         loss = _amplified(cell, u, weights, exact)
     for T in lengths:
         part = u[:, :T]
-        answers = {LOOP: plain}
-        with torch.no_grad():
-            answers |= {f"{OURS}, {solver}": cell.run(part, weights, solver) for solver in SOLVERS}
+        answers, passes = {LOOP: plain}, {}
+        for solver in SOLVERS:
+            with torch.no_grad():
+                answers[f"{OURS}, {solver}"], took = cell.solved(part, weights, solver)
+            passes[f"{OURS}, {solver}"] = took[0]
         errors = {
             who: torch.stack(
                 [state_errors(got[:, :T], right[:, :T])[0] for got, right in zip(states, exact, strict=True)]
@@ -163,9 +165,13 @@ def _errors(cell: Cell, options: Options) -> Iterator[Found]:
         largest = torch.stack([right[0, :T].abs().amax(dim=0) for right in exact]).amin(dim=0)
         lost = loss[0, :T].amax(dim=0) / largest
         for s in SCALES:
-            yield _error(
-                cell, s, T, {who: error[scale == s] for who, error in errors.items()}, lost[scale == s]
-            )
+            here = scale == s
+            case, bars = _error(cell, s, T, {who: error[here] for who, error in errors.items()}, lost[here])
+            for who, took in passes.items():
+                case["contenders"][who] |= {
+                    "most_passes": int(took[here].max()), "redone": int((took[here] < 0).sum()),
+                }  # fmt: skip
+            yield case, bars
 
 
 def _error(cell: Cell, s: float, T: int, errors: dict[str, Tensor], lost: Tensor) -> Found:

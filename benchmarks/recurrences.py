@@ -61,6 +61,11 @@ class Cell:
         found = getattr(fastsparse, self.name)(u, *weights, solver=solver)
         return found if self.states > 1 else (found,)
 
+    def solved(self, u: Tensor, weights: Sequence[Tensor], solver: str) -> tuple[States, Tensor]:
+        """The same, and the passes that it took: (B, H), -1 where the channel was redone step by step."""
+        *states, info = getattr(fastsparse, self.name)(u, *weights, solver=solver, return_info=True)
+        return tuple(states), info.passes
+
     def loop(self, u: Tensor, weights: Sequence[Tensor]) -> States:
         """A loop over time in Python."""
         return self._outputs(_unrolled(self._definition().step, self._start(u), u, *weights))
