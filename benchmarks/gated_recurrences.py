@@ -40,7 +40,7 @@ OF_SEQUENTIAL, OF_NEWTON, OF_LAYER = 25.0, 80.0, 6.0  # how many times as fast a
 SCALES = (0.03, 0.1, 0.5, 1.0, 2.0, 4.0)  # of normal recurrent weights
 STEPS = (1024, 65536)
 CHANNELS = 16  # of every scale
-UNIT = 2.0**-24  # of rounding in fp32
+UNIT = torch.finfo(torch.float32).eps  # in the last place of a state near 1
 DRAWS = 4
 Found = tuple[dict[str, Any], list[Bar]]
 
