@@ -13,7 +13,7 @@ N, D, M, k = 65, 72, 1030, 9
 S, T, H = 4, 300, 40  # of recurrences
 SHAPES = {"x": (N, D), "weight": (M, D), "bias": (M,), "scale": (M,), "values": (N, k)}
 SHAPES |= {"u": (S, T, 3, H), "recurrent": (3, H), "peephole": (2, H), "h0": (S, H), "cell0": (S, H)}
-SHAPES |= {"states": (S, T, H), "upstream": (S, T, H)}
+SHAPES |= {"states": (S, T, H), "upstream": (S, T, H), "blocks": (S, T, 2, 2, H), "pairs": (S, T, 2, H)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def make(name: str, dtype: torch.dtype, seed: int) -> Tensor:
     if name == "bounds":  # of S sequences in T steps, some of them may be empty
         inner = torch.randint(0, T + 1, (S - 1,), generator=torch.Generator().manual_seed(seed))
         return torch.cat((torch.tensor([0]), inner.sort().values, torch.tensor([T])))
-    return random(*SHAPES[name], seed=seed + len(name), dtype=dtype)
+    scale = 0.4 if name == "blocks" else 1.0  # else states of pairs outgrow all types
+    return random(*SHAPES[name], seed=seed + len(name), dtype=dtype, scale=scale)
 
 
 SOLVERS = ("sequential", "newton", "shooting")
@@ -94,6 +95,22 @@ PROBLEMS = {
     "spmm_t, one column": Problem(
         lambda values, indices, x: fastsparse.spmm_t(values, indices, x[:, :1], M), ("values", "hot", "x")
     ),
+    "linear_recurrence": Problem(
+        lambda a, b, h0: fastsparse.linear_recurrence(a.tanh(), b, h0), ("states", "upstream", "h0")
+    ),
+    "linear_recurrence, pairs, reverse": Problem(
+        lambda a, b: fastsparse.linear_recurrence(a, b, reverse=True), ("blocks", "pairs")
+    ),
+    "linear_recurrence, packed": Problem(
+        lambda a, b, bounds: fastsparse.linear_recurrence(a[:1].tanh(), b[:1], cu_seqlens=bounds),
+        ("states", "upstream", "bounds"),
+    ),
+    "linear_recurrence, long": Problem(  # few channels: time is cut up among blocks
+        lambda a, b: fastsparse.linear_recurrence(
+            a.tanh().reshape(1, -1, H)[..., :3], b.reshape(1, -1, H)[..., :3]
+        ),
+        ("states", "upstream"),
+    ),
     **{
         f"gru_recurrence, {solver}": Problem(
             lambda u, weight, h0, solver=solver: fastsparse.gru_recurrence(u, weight, h0, solver=solver),
@@ -124,6 +141,12 @@ PROBLEMS = {
             u, weight, h0, None, h, d_h, True, True, True
         ),
         ("u", "recurrent", "h0", "states", "upstream"),
+    ),
+    "lstm_recurrence_backward": Problem(
+        lambda u, weight, peephole, h0, c0, h, d_h: torch.ops.fastsparse.lstm_recurrence_backward.default(
+            u, weight, peephole, h0, c0, None, h, h.tanh(), d_h, None, True, True, True
+        ),
+        ("u", "recurrent", "peephole", "h0", "cell0", "states", "upstream"),
     ),
 }
 

@@ -13,6 +13,8 @@ from fastsparse import reference
 
 # N, D, M, k around warps, packets and blocks; the last one with latents hot enough to be split.
 SHAPES = ((1, 8, 40, 3), (33, 40, 530, 7), (5, 257, 1100, 33), (300, 12, 4, 4))
+# B, T, H of recurrences: a thread a channel's chunk, and time in segments.
+RECURRENCES = ((3, 1, 5), (3, 70, 37), (1, 1500, 3))
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-10}
 
 
@@ -27,6 +29,9 @@ def main(arguments: list[str]) -> int:
         for shape in SHAPES:
             for dtype in TOLERANCE:
                 check(*shape, dtype, device)
+        for shape in RECURRENCES:
+            for dtype in TOLERANCE:
+                check_recurrences(*shape, dtype, device)
     return 0
 
 
@@ -55,6 +60,33 @@ def check(N: int, D: int, M: int, k: int, dtype: torch.dtype, device: torch.devi
     for columns in (D, 1):
         out = fastsparse.spmm_t(values_, indices_, x_[:, :columns], M)
         close("spmm_t", out, reference.spmm_t(values, indices, x[:, :columns], M), dtype)
+
+
+def check_recurrences(B: int, T: int, H: int, dtype: torch.dtype, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(T)
+    u, weight, a, b = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).mul(0.5).to(dtype)
+        for shape in ((B, T, 3, H), (3, H), (B, T, H), (B, T, H))
+    )
+    u_, weight_, a_, b_ = (tensor.to(device) for tensor in (u, weight, a, b))
+    for solver in ("sequential", "newton", "shooting"):
+        h, _ = torch.ops.fastsparse.gru_recurrence.default(u_, weight_, None, None, solver)
+        close(f"gru_recurrence, {solver}", h, reference.gru_recurrence(u, weight)[0], dtype)
+    for reverse in (False, True):
+        h = fastsparse.linear_recurrence(a_, b_, reverse=reverse)
+        close("linear_recurrence", h, reference.linear_recurrence(a, b, reverse=reverse), dtype)
+    needs = True, True, False
+    found = torch.ops.fastsparse.gru_recurrence_backward.default(u_, weight_, None, None, a_, b_, *needs)
+    right = reference.gru_recurrence_backward(u, weight, None, None, a, b, *needs)
+    c_ = a_.tanh()
+    p_, states = weight_[:2], (None, None, None)
+    lstm = u_, weight_, p_, *states, a_, c_, b_, None, True, True, False
+    found += torch.ops.fastsparse.lstm_recurrence_backward.default(*lstm)
+    lstm = (value.cpu() if isinstance(value, torch.Tensor) else value for value in lstm)
+    right += reference.lstm_recurrence_backward(*lstm)
+    for mine, theirs in zip(found, right, strict=True):
+        if mine.numel():
+            close("gradients of gated recurrences", mine, theirs, dtype)
 
 
 def close(op: str, got: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> None:

@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[2]
 MINUTES = 7.5
 JOBS = 8
 FAULT = 99  # compute-sanitizer's exit status where it found something
-OPS = ("topk_encode", "spmm", "sddmm", "spmm_t", "sparse_decode", "composition")
+OPS = (
+    "topk_encode", "spmm", "sddmm", "spmm_t", "sparse_decode", "composition", "linear_recurrence",
+    "gated_recurrences",
+)  # fmt: skip
 OWN = (
     "here", "graphs", "streams", "memory", "large", "reproducible", "errors", "machinery", "training",
 )  # fmt: skip

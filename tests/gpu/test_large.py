@@ -6,6 +6,7 @@ from oracle import assert_pursuit, assert_sddmm, assert_spmm, assert_spmm_t, ass
 from recurrences import GRU, assert_states
 
 import fastsparse
+from fastsparse import reference
 
 OVER = 2**31
 
@@ -124,3 +125,17 @@ def test_recurrences_where_the_states_are_large(room, backend, solver):
         before = h[:, t - 1] if t else torch.zeros(1, H, device=device)
         steps, states, start = (part.cpu() for part in (u[:, t : t + 40], h[:, t : t + 40], before))
         assert_states(GRU, (states.contiguous(),), steps, (weight.cpu(),), (start,))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_linear_recurrences_where_the_states_are_large(room, backend, reverse):
+    device = room(40)
+    T, H = 720_000, 3000
+    assert T * H > OVER
+    a, b = normal(device, 1, T, H).mul_(0.3), normal(device, 1, T, H)
+    h = fastsparse.linear_recurrence(a, b, reverse=reverse)
+    for t in (0, T // 2, T - 40):  # a state that is forgotten within these steps
+        first, last = max(0, t - 40), min(T, t + 80)
+        part = (tensor[:, first:last].float().cpu() for tensor in (a, b))
+        right = reference.linear_recurrence(*part, reverse=reverse)[:, t - first : t - first + 40]
+        torch.testing.assert_close(h[:, t : t + 40].float().cpu(), right, rtol=2**-7, atol=1e-3)
