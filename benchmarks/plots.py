@@ -126,7 +126,10 @@ def over_time(result: dict[str, Any], path: Path) -> None:
             axes.set_xlabel("steps T")
         for axes in grid[:, 0]:
             axes.set_ylabel("seconds a call")
-        grid.flat[0].legend(loc="best", frameon=False)
+        named = dict(
+            pair[::-1] for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True)
+        )
+        figure.legend(named.values(), named, loc="outside lower center", ncols=len(named), frameon=False)
         save(figure, path)
 
 
