@@ -15,12 +15,14 @@ import triton
 import triton.language as tl
 from fastsparse.kernels._cells import back, load_weights, step_with_derivative
 from fastsparse.kernels._corrections import last, shifted, spread
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, pointer, specimen
+from fastsparse.kernels._launch import OPTIONS, pointer, specimen
 from fastsparse.kernels._scan import finite, is_sound, solve
-from fastsparse.kernels._sequences import Tile, load_state, place_of, sequence_of, sequences
+from fastsparse.kernels._sequences import Tile, load_state, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
-STAGES = 4  # tiles that are loaded or worked on at once
+# 32 channels, so that rows are lines of memory; two elements a thread, as registers allow.
+GRU_TILES = Tile(16, 32, 8), Tile(32, 32, 16)
+LSTM_TILES = (Tile(16, 32, 8),)
 
 
 @triton.jit
@@ -215,7 +217,7 @@ def recurrence_backward(
     d_c0 = u.new_empty(S, H) if needs_state and lstm else None
     sums = u.new_empty(S, 5 if lstm else 3, H, dtype=torch.float32) if needs_weights else None
     if S * H:
-        tile = _tile(lstm, S, T, H)
+        tile = tile_of(LSTM_TILES if lstm else GRU_TILES, S, T, H)
         _recurrence_backward[(tile.programs(S, H),)](
             u,
             *(_contiguous(tensor) for tensor in (weight, peephole, *start, cu_seqlens, *states)),
@@ -228,10 +230,7 @@ def recurrence_backward(
             H,
             *u.stride(),
             *(stride for d in upstream for stride in ((0, 0, 0) if d is None else d.stride())),
-            BLOCK_T=tile.steps,
-            BLOCK_H=tile.channels,
-            STAGES=STAGES,
-            num_warps=tile.warps,
+            **tile.options,
             **OPTIONS,
         )
     found = [d_u]
@@ -245,24 +244,10 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _tile(lstm: bool, S: int, T: int, H: int) -> Tile:
-    """32 channels, so that rows are lines of memory; two elements a thread, as registers allow.
-
-    Few programs have a GPU's multiprocessor to themselves, and take larger tiles, to have as much in flight:
-    a GRU's, of which 16 warps' registers are enough.
-    """
-    if INTERPRETED:
-        return Tile(32, 32, 1)
-    few = not lstm and Tile(16, 32, 8).programs(S, H) < 256
-    steps, warps = (32, 16) if few else (16, 8)
-    return Tile(min(steps, triton.next_power_of_2(max(1, T))), 32, warps)
-
-
 def specimens(lstm: bool) -> list[tuple]:
     """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
-    for kind, (S, programs) in product(("fp32", "bf16"), ((64, "many"), (1, "few"))[: 1 if lstm else 2]):
-        dtype, tile = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind], _tile(lstm, S, 2048, 1024)
+    for dtype, tile in product((torch.float32, torch.bfloat16), LSTM_TILES if lstm else GRU_TILES):
         cells = ("h", "c") if lstm else ("h",)
         data = ("u", "weight", "d_u", *(f"{form}{x}" for x in cells for form in ("", "d_")))
         data += (*(f"{x}0" for x in cells), *(f"d_{x}0" for x in cells), *(("peephole",) if lstm else ()))
@@ -270,7 +255,8 @@ def specimens(lstm: bool) -> list[tuple]:
         strides = (f"d_{x}_{axis}" for x in cells for axis in ("sequence", "time"))
         strides = ("T", "H", "u_sequence", "u_time", "u_gate", *strides)
         signature |= dict.fromkeys(strides, "i32:16")
-        constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1, "STAGES": STAGES}
-        constants |= {"BLOCK_T": tile.steps, "BLOCK_H": tile.channels, "num_warps": tile.warps}
-        found.append(specimen(f"{kind}, {programs} programs", _recurrence_backward, constants, **signature))
+        constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1} | tile.options
+        found.append(
+            specimen(f"{str(dtype)[6:]}, {tile.warps} warps", _recurrence_backward, constants, **signature)
+        )
     return found

@@ -3,11 +3,12 @@
 It goes through time tile by tile, all steps of a tile at once, the next tiles on their way.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
+from fastsparse.kernels._launch import INTERPRETED
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs; states are fp32
@@ -49,8 +50,21 @@ class Tile:
     channels: int
     warps: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """As kernels take them, with how many tiles are loaded or worked on at once."""
+        return {"BLOCK_T": self.steps, "BLOCK_H": self.channels, "STAGES": 4, "num_warps": self.warps}
+
     def programs(self, S: int, H: int) -> int:
         return S * triton.cdiv(H, self.channels)
+
+
+def tile_of(tiles: tuple[Tile, ...], S: int, T: int, H: int) -> Tile:
+    """The first, or the last where a program has a multiprocessor to itself, and needs the more warps."""
+    if INTERPRETED:
+        return Tile(32, 32, 1)
+    tile = tiles[0] if tiles[0].programs(S, H) >= 256 else tiles[-1]
+    return replace(tile, steps=min(tile.steps, triton.next_power_of_2(max(1, T))))
 
 
 def sequences(batch: Tensor, cu_seqlens: Tensor | None) -> int:

@@ -12,14 +12,15 @@ import torch
 import triton
 import triton.language as tl
 from fastsparse.kernels._corrections import last
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, pointer, specimen
+from fastsparse.kernels._launch import OPTIONS, pointer, specimen
 from fastsparse.kernels._scan import finite, is_sound, solve
-from fastsparse.kernels._sequences import DTYPES, Tile, load_state, place_of, sequence_of, sequences
+from fastsparse.kernels._sequences import DTYPES, Tile, load_state, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
 __all__ = ["DTYPES", "linear_recurrence", "specimens"]
 
-STAGES = 4  # tiles that are loaded or worked on at once
+# 32 channels, so that rows are lines of memory; two to eight elements a thread, as registers allow.
+TILES = {False: (Tile(64, 32, 8), Tile(64, 32, 16)), True: (Tile(32, 32, 16),)}  # of channels, of pairs
 
 
 @triton.jit
@@ -114,7 +115,7 @@ def linear_recurrence(
     if not pairs:
         a, b = a.unsqueeze(2).unsqueeze(2), b.unsqueeze(2)
     S = sequences(b, cu_seqlens)
-    tile = _tile(pairs, S, T, H)
+    tile = tile_of(TILES[pairs], S, T, H)
     _linear_recurrence[(tile.programs(S, H),)](
         a,
         b,
@@ -126,45 +127,21 @@ def linear_recurrence(
         *b.stride(),
         REVERSE=reverse,
         PAIRS=pairs,
-        BLOCK_T=tile.steps,
-        STAGES=STAGES,
-        BLOCK_H=tile.channels,
-        num_warps=tile.warps,
+        **tile.options,
         **OPTIONS,
     )
     return h
 
 
-def _tile(pairs: bool, S: int, T: int, H: int) -> Tile:
-    """32 channels, so that rows are lines of memory; two or four elements a thread, as registers allow.
-
-    Few programs have a GPU's multiprocessor to themselves, and take larger tiles, to have as much in flight.
-    """
-    if INTERPRETED:
-        return Tile(32, 32, 1)
-    steps, warps = (16, 8) if pairs else (32, 8)
-    if Tile(steps, 32, warps).programs(S, H) < 256:
-        steps, warps = 2 * steps, 2 * warps
-    return Tile(min(steps, triton.next_power_of_2(T)), 32, warps)
-
-
 def specimens() -> list[tuple]:
     """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
-    cases = product(((False, "channels"), (True, "pairs")), ("fp32", "bf16"), ((64, "many"), (1, "few")))
-    for (pairs, form), kind, (S, programs) in cases:
-        dtype, tile = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind], _tile(pairs, S, 2048, 1024)
+    for pairs, dtype in product((False, True), (torch.float32, torch.bfloat16)):
         signature = dict.fromkeys(("a", "b", "h0", "h"), pointer(dtype)) | {"cu_seqlens": "*i64:16"}
         strides = ("a_sequence", "a_time", "a_row", "a_column", "b_sequence", "b_time", "b_row")
         signature |= dict.fromkeys(("T", "H", *strides), "i32:16")
         constants = {"a_channel": 1, "b_channel": 1, "REVERSE": True, "PAIRS": pairs}
-        constants |= {
-            "STAGES": STAGES,
-            "BLOCK_T": tile.steps,
-            "BLOCK_H": tile.channels,
-            "num_warps": tile.warps,
-        }
-        found.append(
-            specimen(f"{form}, {kind}, {programs} programs", _linear_recurrence, constants, **signature)
-        )
+        for tile in TILES[pairs]:
+            name = f"{'pairs' if pairs else 'channels'}, {str(dtype)[6:]}, {tile.warps} warps"
+            found.append(specimen(name, _linear_recurrence, constants | tile.options, **signature))
     return found

@@ -346,6 +346,23 @@ def test_gradients_are_pytorchs_of_the_textbook(backend, cell, dtype, packed):
 
 
 @cells
+def test_derivatives_whose_product_overflows(backend, cell):
+    """Where nothing comes from the steps that they'd amplify, gradients are finite."""
+    u, weights = torch.zeros(2, 40, 3, 3), [torch.zeros(rows, 3) for rows in cell.weights]
+    weights[0][2] = 100  # a state of zeros stays, and is left in strides of some 25
+    leaves = [leaf.requires_grad_() for leaf in (u, *weights)]
+    out = cell.run(u, tuple(weights))[0]
+    upstream = torch.zeros_like(out)
+    upstream[0, 3], upstream[1, 0, 1] = 1, 1
+    found = torch.autograd.grad(out, leaves, upstream)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = textbook(cell, wide[0], tuple(wide[1:]))[0]
+    right = torch.autograd.grad(exact, wide, upstream.double(), materialize_grads=True)
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@cells
 def test_only_needed_gradients(backend, cell):
     u, weights, state = cell.problem(2, 6, 3)
     for wanted in range(1 + len(weights) + len(state)):

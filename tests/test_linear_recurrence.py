@@ -137,6 +137,22 @@ def test_what_is_not_finite_stays_in_its_channel(backend, bad, reverse, pairs):
 
 
 @forms
+@directions
+def test_factors_whose_product_overflows(backend, reverse, pairs):
+    """As no state does: zeros stay zeros, and what grows from little has a long way to infinity."""
+    T = 40
+    a = torch.full((2, T, *(2, 2) * pairs, 3), 32.0 if pairs else 64.0)
+    b = torch.zeros(2, T, *(2,) * pairs, 3)
+    h0 = torch.tensor([0.0, 1e-30, 1.0]).expand(2, *(2,) * pairs, 3)
+    h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
+    grown = 64.0 ** torch.arange(1, T + 1, dtype=torch.float64)
+    if reverse:
+        grown = grown.flip(0)
+    right = (grown.view(-1, *(1,) * (h.dim() - 2)) * h0[0].double()).float()
+    torch.testing.assert_close(h, right.expand_as(h))
+
+
+@forms
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0)])
 def test_nothing_to_do(backend, shape, pairs):
     leaves = [leaf.requires_grad_() for leaf in problem(*shape, pairs=pairs)]
