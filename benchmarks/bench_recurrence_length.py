@@ -26,7 +26,7 @@ LENGTHS = tuple(2**i for i in (6, 8, 10, 12, 14, 16, 17))
 CHANNELS = (8, 128)
 LONGEST_LOOP = 4096
 SHARE = 0.15  # of a case's usual time
-SLOW = 2.0  # seconds a call
+SLOW = 1.0  # seconds a call
 DEADLINE = 90.0  # seconds for all
 FORWARD, BACKWARD = "forward", "forward + backward"
 
