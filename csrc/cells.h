@@ -6,7 +6,7 @@
 #ifdef __CUDACC__
 #define FASTSPARSE_ANYWHERE __host__ __device__ __forceinline__
 #else
-#define FASTSPARSE_ANYWHERE inline
+#define FASTSPARSE_ANYWHERE inline __attribute__((always_inline))
 #endif
 
 namespace fastsparse {

@@ -11,35 +11,38 @@
 
 #include "cpu/simd.h"
 
+// Files have so much of this that GCC leaves some of it out of line, at half the speed.
+#define FASTSPARSE_INLINE inline __attribute__((always_inline))
+
 namespace fastsparse::FASTSPARSE_ISA {
 
 // K vectors that go one way: each waits for its own last step, and their waits overlap.
 template <typename C, int K> struct Pack {
   Vector<C> v[K];
 
-#define FASTSPARSE_OPERATOR(op)                                            \
-  friend inline Pack operator op(const Pack& a, const Pack& b) {           \
-    Pack result;                                                           \
-    _Pragma("GCC unroll 8") for (int k = 0; k < K; ++k) result.v[k] = a.v[k] op b.v[k]; \
-    return result;                                                         \
-  }                                                                        \
-  friend inline Pack operator op(const Pack& a, C b) { return a op Pack(b); } \
-  friend inline Pack operator op(C a, const Pack& b) { return Pack(a) op b; }
+#define FASTSPARSE_OPERATOR(op)                                                          \
+  friend FASTSPARSE_INLINE Pack operator op(const Pack& a, const Pack& b) {              \
+    Pack result;                                                                         \
+    _Pragma("GCC unroll 8") for (int k = 0; k < K; ++k) result.v[k] = a.v[k] op b.v[k];  \
+    return result;                                                                       \
+  }                                                                                      \
+  friend FASTSPARSE_INLINE Pack operator op(const Pack& a, C b) { return a op Pack(b); } \
+  friend FASTSPARSE_INLINE Pack operator op(C a, const Pack& b) { return Pack(a) op b; }
   FASTSPARSE_OPERATOR(+)
   FASTSPARSE_OPERATOR(-)
   FASTSPARSE_OPERATOR(*)
 #undef FASTSPARSE_OPERATOR
-  friend inline Pack operator-(const Pack& a) {
+  friend FASTSPARSE_INLINE Pack operator-(const Pack& a) {
     Pack result;
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) result.v[k] = -a.v[k];
     return result;
   }
-  Pack& operator+=(const Pack& other) { return *this = *this + other; }
-  Pack& operator*=(const Pack& other) { return *this = *this * other; }
+  FASTSPARSE_INLINE Pack& operator+=(const Pack& other) { return *this = *this + other; }
+  FASTSPARSE_INLINE Pack& operator*=(const Pack& other) { return *this = *this * other; }
 
   Pack() = default;
-  explicit Pack(C value) {
+  FASTSPARSE_INLINE explicit Pack(C value) {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) v[k] = broadcast(value);
   }
@@ -74,7 +77,7 @@ template <> struct ExpConstants<double> {
 template <typename C, int K> struct Activations {
   using V = Pack<C, K>;
 
-  static inline V sigmoid(V x) {
+  static FASTSPARSE_INLINE V sigmoid(V x) {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) x.v[k] = at_most(x.v[k], broadcast(Constants::kMostSigmoid));
     Power power = exponential(-x);
@@ -86,7 +89,7 @@ template <typename C, int K> struct Activations {
     return result;
   }
 
-  static inline V tanh(V x) {
+  static FASTSPARSE_INLINE V tanh(V x) {
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
       Vector<C> most = broadcast(Constants::kMostTanh);
@@ -105,7 +108,7 @@ template <typename C, int K> struct Activations {
   using Constants = ExpConstants<C>;
   struct Power { V scale, rest; };  // exp(y) = scale (1 + rest)
 
-  static inline Power exponential(const V& y) {
+  static FASTSPARSE_INLINE Power exponential(const V& y) {
     V landed = y * Constants::kLog2E + Constants::kLand;
     V n = landed - Constants::kLand;
     V r = y - n * Constants::kLn2 - n * Constants::kLn2Rest;
@@ -121,7 +124,7 @@ template <typename C, int K> struct Activations {
   }
 
   // NaN where `value` is. (GCC makes two instructions of the plain form.)
-  static inline Vector<C> at_most(Vector<C> value, Vector<C> most) {
+  static FASTSPARSE_INLINE Vector<C> at_most(Vector<C> value, Vector<C> most) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(C) == 4) return (Vector<C>)_mm512_min_ps((__m512)most, (__m512)value);
     else return (Vector<C>)_mm512_min_pd((__m512d)most, (__m512d)value);
@@ -132,7 +135,7 @@ template <typename C, int K> struct Activations {
 
   // Both to within 0.6 ulp. AVX-512 has an estimate to 2^-14, and a step of Newton's method from there costs a third of
   // a division (Zen 4).
-  static inline Vector<C> reciprocal(Vector<C> divisor) {
+  static FASTSPARSE_INLINE Vector<C> reciprocal(Vector<C> divisor) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(C) == 4) {
       auto estimate = (Vector<C>)_mm512_rcp14_ps((__m512)divisor);
@@ -141,7 +144,7 @@ template <typename C, int K> struct Activations {
 #endif
     return 1 / divisor;
   }
-  static inline Vector<C> quotient(Vector<C> dividend, Vector<C> divisor) {
+  static FASTSPARSE_INLINE Vector<C> quotient(Vector<C> dividend, Vector<C> divisor) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(C) == 4) {
       auto estimate = (Vector<C>)_mm512_rcp14_ps((__m512)divisor);

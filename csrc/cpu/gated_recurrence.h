@@ -76,9 +76,11 @@ void run_steps(const GatedRecurrenceArgs& args, int64_t sequence, int64_t channe
   for (int i = 0; i < 3; ++i) u[i] = at<T>(args.u, steps.row, steps.begin, channel) + i * args.u.part;
   for (int i = 0; i < kStates; ++i) {
     out[i] = const_cast<T*>(at<T>(args.states[i], steps.row, steps.begin, channel));
-    const T* start = at<T>(args.start[i], sequence, 0, channel);
-    for (int k = 0; k < K; ++k)
-      state[i].v[k] = args.start[i].data ? lanes.load(start + k * apart(args.start[i].row)) : Vector<C>{};
+    for (int k = 0; k < K; ++k) {
+      state[i].v[k] = Vector<C>{};
+      if (args.start[i].data)
+        state[i].v[k] = lanes.load(at<T>(args.start[i], sequence, 0, channel) + k * apart(args.start[i].row));
+    }
   }
   for (int i = 0; i < Numbers::kWeights; ++i)
     for (int k = 0; k < K; ++k)

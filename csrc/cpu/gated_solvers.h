@@ -7,21 +7,21 @@
 
 namespace fastsparse::FASTSPARSE_ISA {
 
-template <typename C, int K> inline Pack<C, K> load_pack(const C* row) {
+template <typename C, int K> FASTSPARSE_INLINE Pack<C, K> load_pack(const C* row) {
   Pack<C, K> result;
 #pragma GCC unroll 8
   for (int k = 0; k < K; ++k) result.v[k] = load(row + k * kLanes<C>);
   return result;
 }
 
-template <typename C, int K> inline void store_pack(const Pack<C, K>& value, C* row) {
+template <typename C, int K> FASTSPARSE_INLINE void store_pack(const Pack<C, K>& value, C* row) {
 #pragma GCC unroll 8
   for (int k = 0; k < K; ++k) store(value.v[k], row + k * kLanes<C>);
 }
 
 // matrix * columns, in place of the columns: of order 1 or 2.
 template <int kStates, int kColumns, typename V>
-inline void multiply(const V (&matrix)[kStates * kStates], V (&columns)[kStates * kColumns]) {
+FASTSPARSE_INLINE void multiply(const V (&matrix)[kStates * kStates], V (&columns)[kStates * kColumns]) {
   if constexpr (kStates == 1) {
     columns[0] = matrix[0] * columns[0];
   } else {
@@ -52,10 +52,8 @@ template <template <typename> class Cell, typename T> class InTime {
     for (int64_t i = 0; i < n_; ++i) {
       int64_t h = channels.begin + i;
       passes_[i] = kUntried;
-      for (int k = 0; k < kStates; ++k) {
-        const T* start = at<T>(args.start[k], sequence, 0, h);
-        first_[k * kRow + i] = args.start[k].data ? to_float(*start) : C(0);
-      }
+      for (int k = 0; k < kStates; ++k)
+        if (args.start[k].data) first_[k * kRow + i] = to_float(*at<T>(args.start[k], sequence, 0, h));
       for (int64_t j = 0; j < plan_.chunks; ++j) {
         for (int k = 0; k < kWeights; ++k)
           weights_[k * kRow + j * n_ + i] = static_cast<const C*>(args.weights)[k * args.H + h];
@@ -213,11 +211,11 @@ template <template <typename> class Cell, typename T> class InTime {
     for (int i = 0; i < kWeights; ++i) result.w[i] = load_pack<C, kTogether>(weights_ + i * kRow + group);
     return result;
   }
-  template <int Count> static void load_rows(V (&to)[Count], const C* from, int64_t group) {
+  template <int Count> static FASTSPARSE_INLINE void load_rows(V (&to)[Count], const C* from, int64_t group) {
 #pragma GCC unroll 4
     for (int i = 0; i < Count; ++i) to[i] = load_pack<C, kTogether>(from + i * kRow + group);
   }
-  template <int Count> static void store_rows(const V (&from)[Count], C* to, int64_t group) {
+  template <int Count> static FASTSPARSE_INLINE void store_rows(const V (&from)[Count], C* to, int64_t group) {
 #pragma GCC unroll 4
     for (int i = 0; i < Count; ++i) store_pack(from[i], to + i * kRow + group);
   }
@@ -238,7 +236,7 @@ template <template <typename> class Cell, typename T> class InTime {
   }
 
   // 0 for what is too little to matter, before it is so little that arithmetic with it is slow.
-  template <int Count> static void flush(V (&values)[Count]) {
+  template <int Count> static FASTSPARSE_INLINE void flush(V (&values)[Count]) {
     constexpr C least = sizeof(C) == 4 ? C(0x1p-64) : C(0x1p-512);
 #pragma GCC unroll 4
     for (V& value : values)

@@ -41,9 +41,10 @@ void step_by_step(const GatedRecurrenceArgs& args, decltype(GatedKernels::sequen
 }
 
 // What `auto` takes. Step by step, a vector of channels is as slow as one channel; by shooting every channel costs its
-// share. (Zen 4, two threads, two passes, fp32, GRU, ms step by step / by shooting: at T=8192 B=1 H=1 .36 / .08,
-// H=2 .36 / .10, H=4 .37 / .23, H=8 .37 / .58, B=8 H=1 .98 / .29; at T=1024 B=1 H=1 .060 / .039, H=4 .060 / .048, B=32
-// H=1 .52 / .42. The LSTM is much alike. Where the gates are slow passes are more than two, hence only clear cases.)
+// share. (Zen 4, two threads, two passes, GRU in fp32, ms step by step / by shooting: at B=1 T=8192 .34 / .07 for H=1,
+// .33 / .09 for 2, .35 / .20 for 4, .33 / .38 for 8; at B=8 T=8192 H=1 .60 / .25; at B=1 H=1 .10 / .04 for T=2048,
+// .041 / .031 for 512. The LSTM is much alike. Slow gates take more passes, and chaos all of them for nothing: hence
+// only the clear cases.)
 bool shooting_pays(const GatedRecurrenceArgs& args) {
   return args.H <= 2 && args.sequences.count * args.H <= 16 && steps_of(args.sequences) >= 2048;
 }
