@@ -148,7 +148,7 @@ def _recurrence_backward(
             place = place_of(step, begin, length, True)
             inside = there & (step < length)
             at = u + row * u_sequence + place * u_time + channel * u_channel
-            inputs = _load(at, 0, inside), _load(at, u_gate, inside), _load(at, 2 * u_gate, inside)
+            inputs = _load(at, 0, inside), _load(at, u_gate, inside), _load(at + u_gate, u_gate, inside)
             known = step < length - 1
             at = (row * T + place - 1) * H + channel
             state_h = _load_before(h, start_h, at, known, there)

@@ -1,9 +1,9 @@
 """h_t = a_t h_{t-1} + b_t along time, of single channels and of pairs that 2x2 blocks couple.
 
 A program has a block of channels of one sequence, and goes through time tile by tile. A tile's steps are
-joined by a scan in registers, and in shared memory between warps; the state goes on to the next tile, which
-is on its way meanwhile. So every input is read once and every state written once: in fp32 12 bytes a step
-and channel, 32 a pair, over the bandwidth of memory.
+joined by a scan in registers, and in shared memory between warps; the state goes on to the next tile, whose
+inputs are on their way meanwhile. So every input is read once and every state written once: in fp32 12 bytes
+a step and channel, 32 a pair, over the bandwidth of memory.
 """
 
 from itertools import product
