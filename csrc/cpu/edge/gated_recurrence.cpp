@@ -28,11 +28,19 @@ int64_t steps_of(const Sequences& sequences) {
 void step_by_step(const GatedRecurrenceArgs& args, decltype(GatedKernels::sequential) run) {
   int64_t S = args.sequences.count, H = args.H, bytes = args.dtype == DType::f64 ? 8 : 4;
   int64_t work = steps_of(args.sequences) * bytes * 4;  // of a channel
+  int64_t threads = int64_t(torch::stable::get_num_threads());
   if (args.sequences.bounds || H * bytes > 128) {
-    parallel_channels(S, H, work, [&](int64_t s, Range channels) { run(args, {s, s + 1}, channels); });
+    // A task of fewer than two vectors is hardly faster: each waits for its own last step.
+    int64_t width = 128, blocks = 1;
+    while (blocks = (H + width - 1) / width, width > 32 && S * blocks < 2 * threads) width /= 2;
+    parallel(S * blocks, rows_a_task(width * work), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t s = i / blocks, first = i % blocks * width;
+        run(args, {s, s + 1}, {first, std::min(first + width, H)});
+      }
+    });
     return;
   }
-  int64_t threads = int64_t(torch::stable::get_num_threads());
   int64_t together = std::clamp<int64_t>((S + threads - 1) / threads, 1, kSequencesTogether);
   parallel((S + together - 1) / together, rows_a_task(together * H * work), [&](int64_t begin, int64_t end) {
     for (int64_t s = begin * together; s < std::min(end * together, S); s += together)
