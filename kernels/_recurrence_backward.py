@@ -8,8 +8,6 @@ gradient is summed by every program along its sequence, and over sequences at th
 Bytes a step and channel in fp32: of a GRU 20 read and 12 written, of an LSTM 28 and 12.
 """
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -21,8 +19,7 @@ from fastsparse.kernels._sequences import Tile, load_state, place_of, sequence_o
 from torch import Tensor
 
 # 32 channels, so that rows are lines of memory; two elements a thread, as registers allow.
-GRU_TILES = Tile(16, 32, 8), Tile(32, 32, 16)
-LSTM_TILES = (Tile(16, 32, 8),)
+GRU_TILE, LSTM_TILE = Tile(32, 32, 16), Tile(16, 32, 8)
 
 
 @triton.jit
@@ -217,7 +214,7 @@ def recurrence_backward(
     d_c0 = u.new_empty(S, H) if needs_state and lstm else None
     sums = u.new_empty(S, 5 if lstm else 3, H, dtype=torch.float32) if needs_weights else None
     if S * H:
-        tile = tile_of(LSTM_TILES if lstm else GRU_TILES, S, T, H)
+        tile = tile_of(LSTM_TILE if lstm else GRU_TILE, T)
         _recurrence_backward[(tile.programs(S, H),)](
             u,
             *(_contiguous(tensor) for tensor in (weight, peephole, *start, cu_seqlens, *states)),
@@ -247,7 +244,8 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 def specimens(lstm: bool) -> list[tuple]:
     """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
-    for dtype, tile in product((torch.float32, torch.bfloat16), LSTM_TILES if lstm else GRU_TILES):
+    tile = LSTM_TILE if lstm else GRU_TILE
+    for dtype in (torch.float32, torch.bfloat16):
         cells = ("h", "c") if lstm else ("h",)
         data = ("u", "weight", "d_u", *(f"{form}{x}" for x in cells for form in ("", "d_")))
         data += (*(f"{x}0" for x in cells), *(f"d_{x}0" for x in cells), *(("peephole",) if lstm else ()))
@@ -256,7 +254,5 @@ def specimens(lstm: bool) -> list[tuple]:
         strides = ("T", "H", "u_sequence", "u_time", "u_gate", *strides)
         signature |= dict.fromkeys(strides, "i32:16")
         constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1} | tile.options
-        found.append(
-            specimen(f"{str(dtype)[6:]}, {tile.warps} warps", _recurrence_backward, constants, **signature)
-        )
+        found.append(specimen(str(dtype)[6:], _recurrence_backward, constants, **signature))
     return found

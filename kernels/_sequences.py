@@ -59,11 +59,10 @@ class Tile:
         return S * triton.cdiv(H, self.channels)
 
 
-def tile_of(tiles: tuple[Tile, ...], S: int, T: int, H: int) -> Tile:
-    """The first, or the last where a program has a multiprocessor to itself, and needs the more warps."""
+def tile_of(tile: Tile, T: int) -> Tile:
+    """The tile, no longer than time is."""
     if INTERPRETED:
         return Tile(32, 32, 1)
-    tile = tiles[0] if tiles[0].programs(S, H) >= 256 else tiles[-1]
     return replace(tile, steps=min(tile.steps, triton.next_power_of_2(max(1, T))))
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 __all__ = ["DTYPES", "linear_recurrence", "specimens"]
 
-# 32 channels, so that rows are lines of memory; two to eight elements a thread, as registers allow.
-TILES = {False: (Tile(64, 32, 8), Tile(64, 32, 16)), True: (Tile(32, 32, 16),)}  # of channels, of pairs
+# 32 channels, so that rows are lines of memory; eight elements a thread, or two pairs, as registers allow.
+TILES = {False: Tile(64, 32, 8), True: Tile(32, 32, 16)}  # of channels, of pairs
 
 
 @triton.jit
@@ -114,9 +114,8 @@ def linear_recurrence(
         return h
     if not pairs:
         a, b = a.unsqueeze(2).unsqueeze(2), b.unsqueeze(2)
-    S = sequences(b, cu_seqlens)
-    tile = tile_of(TILES[pairs], S, T, H)
-    _linear_recurrence[(tile.programs(S, H),)](
+    tile = tile_of(TILES[pairs], T)
+    _linear_recurrence[(tile.programs(sequences(b, cu_seqlens), H),)](
         a,
         b,
         *(None if tensor is None else tensor.contiguous() for tensor in (h0, cu_seqlens)),
@@ -141,7 +140,6 @@ def specimens() -> list[tuple]:
         strides = ("a_sequence", "a_time", "a_row", "a_column", "b_sequence", "b_time", "b_row")
         signature |= dict.fromkeys(("T", "H", *strides), "i32:16")
         constants = {"a_channel": 1, "b_channel": 1, "REVERSE": True, "PAIRS": pairs}
-        for tile in TILES[pairs]:
-            name = f"{'pairs' if pairs else 'channels'}, {str(dtype)[6:]}, {tile.warps} warps"
-            found.append(specimen(name, _linear_recurrence, constants | tile.options, **signature))
+        name = f"{'pairs' if pairs else 'channels'}, {str(dtype)[6:]}"
+        found.append(specimen(name, _linear_recurrence, constants | TILES[pairs].options, **signature))
     return found
