@@ -163,7 +163,7 @@ def flags() -> list[str]:
         "-Wno-uninitialized",
     ]  # false alarms inside GCC's own AVX-512 header
     if os.environ.get("FASTSPARSE_SANITIZE") == "1":
-        common += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+        common += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1"]
     return common
 
 
