@@ -271,6 +271,19 @@ def test_compile_recurrences_of_changing_sizes(solver):
         torch.testing.assert_close(*grads)
 
 
+@pytest.mark.skipif(not fastsparse.backends()["cpu"].available, reason="the reference takes lengths on trust")
+@pytest.mark.parametrize("bounds", [[0], [0, 3], [1, 4], [0, 3, 2, 4], [0, 5]], ids=str)
+def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
+    x, spans = random(1, 4, D), torch.tensor(bounds)
+    u, gates = random(1, 4, 3, D), random(3, D)
+    with pytest.raises(ValueError, match="linear_recurrence: cu_seqlens must go from 0 to T = 4"):
+        torch.ops.fastsparse.linear_recurrence(x, x, None, False, spans)
+    with pytest.raises(ValueError, match="gru_recurrence: cu_seqlens must go from 0 to T = 4"):
+        torch.ops.fastsparse.gru_recurrence(u, gates, None, spans, "auto")
+    with pytest.raises(ValueError, match="gru_recurrence_backward: cu_seqlens must go from 0 to T = 4"):
+        torch.ops.fastsparse.gru_recurrence_backward(u, gates, None, spans, x, x, True, True, False)
+
+
 @functions
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])

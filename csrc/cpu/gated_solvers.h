@@ -327,7 +327,7 @@ template <template <typename> class Cell, typename T> class InTime {
           C* to = h + (t * kStates + i) * kRow + lane;
           Vector<C> old = load(to), now = old + d;
           store(load(todo_ + lane) > 0 ? now : old, to);
-          Vector<C> limit = kSmall<C> * at_least(absolute(now), one);
+          Vector<C> limit = kSmall<C> * at_least(absolute(old), one);  // of the new state an infinite d is a small part
           store(absolute(d) <= limit ? load(bad + lane) : one, bad + lane);
         }
     }

@@ -81,9 +81,12 @@ void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver so
     for (int64_t i = begin; i < end; ++i) {
       int64_t s = i / blocks, first = i % blocks * width, last = std::min(first + width, H);
       auto failed = [&](int64_t h) { return args.passes[s * H + h] == kGivenUp; };
-      while (first < last && !failed(first)) ++first;
-      while (first < last && !failed(last - 1)) --last;
-      if (first < last) kernels.sequential(args, {s, s + 1}, {first, last});
+      for (int64_t end; first < last; first = end) {  // neighbours together; what is certified is left alone
+        end = first + 1;
+        if (!failed(first)) continue;
+        while (end < last && failed(end)) ++end;
+        kernels.sequential(args, {s, s + 1}, {first, end});
+      }
     }
   });
 }

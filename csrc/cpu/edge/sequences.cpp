@@ -10,7 +10,7 @@ Sequences sequences_of(const char* op, const std::optional<Tensor>& cu_seqlens, 
   keep = as_contiguous(*cu_seqlens, ScalarType::Long);
   const int64_t* bounds = keep.const_data_ptr<int64_t>();
   int64_t count = keep.numel() - 1;
-  bool rising = count >= 0 && B == 1 && (count == 0 || (bounds[0] == 0 && bounds[count] == T));
+  bool rising = count >= 0 && B == 1 && bounds[0] == 0 && bounds[count] == T;
   for (int64_t s = 0; s < count; ++s) rising &= bounds[s] <= bounds[s + 1];
   if (!rising)
     throw std::invalid_argument(std::string(op) + ": cu_seqlens must go from 0 to T = " + std::to_string(T) +
