@@ -274,8 +274,8 @@ def test_compile_recurrences_of_changing_sizes(solver):
 @pytest.mark.skipif(not fastsparse.backends()["cpu"].available, reason="the reference takes lengths on trust")
 @pytest.mark.parametrize("bounds", [[0], [0, 3], [1, 4], [0, 3, 2, 4], [0, 5]], ids=str)
 def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
-    x, spans = random(1, 4, D), torch.tensor(bounds)
-    u, gates = random(1, 4, 3, D), random(3, D)
+    x, spans = random(1, 4, D, seed=1), torch.tensor(bounds)
+    u, gates = random(1, 4, 3, D, seed=2), random(3, D, seed=3)
     with pytest.raises(ValueError, match="linear_recurrence: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.linear_recurrence(x, x, None, False, spans)
     with pytest.raises(ValueError, match="gru_recurrence: cu_seqlens must go from 0 to T = 4"):
