@@ -183,12 +183,18 @@ def leave_out(reason: str) -> None:
 
 
 def _interpreted(op: str, *arguments):
-    module = importlib.import_module(f"fastsparse.kernels.{op}")
-    if arguments[0].dtype not in module.DTYPES:
-        leave_out(f"Triton's {op} isn't for {str(arguments[0].dtype)[6:]}")
+    module = _in_triton(op, arguments[0].dtype)
     _gpu._check_indices(op, arguments)
     with torch.autocast("cpu", enabled=False), triton_interpreter.interpreting():
         return getattr(module, op)(*arguments)
+
+
+def _in_triton(op: str, dtype: torch.dtype):
+    """The module of Triton's kernel; what it isn't for is left out."""
+    module = importlib.import_module(f"fastsparse.kernels.{op}")
+    if dtype not in module.DTYPES:
+        leave_out(f"Triton's {op} isn't for {str(dtype)[6:]}")
+    return module
 
 
 # The CUDA emulator.
@@ -208,6 +214,8 @@ def _absent(name: str) -> str | None:
 
 
 def _on_gpu(name: str, op: str, *arguments):
+    if name == "triton":
+        _in_triton(op, arguments[0].dtype)
     there = [on_device(value) if isinstance(value, Tensor) else value for value in arguments]
     with fastsparse.use_backend(name):
         out = getattr(torch.ops.fastsparse, op).default(*there)

@@ -36,11 +36,15 @@ def recorded(monkeypatch):
             else CODE[0] * 0
         )
 
-    monkeypatch.setitem(GPU_BACKENDS, "recorded", GpuBackend(lambda: None, run, work=100))
+    monkeypatch.setitem(GPU_BACKENDS, "recorded", GpuBackend(lambda: None, run, work=10_000))
     return calls
 
 
-def test_every_op_is_replaced_and_comes_back(recorded):
+def test_every_op_with_gpu_kernels_is_known():
+    assert OPS.keys() == _gpu.ORDER.keys()
+
+
+def test_an_op_is_replaced_and_comes_back(recorded):
     weight = torch.ones(2, 1)
     for _ in range(2):
         with running("recorded"):
@@ -48,7 +52,7 @@ def test_every_op_is_replaced_and_comes_back(recorded):
             fastsparse.sddmm(CODE[0], weight, CODE[1])
             fastsparse.spmm_t(*CODE, CODE[0], 2)
             fastsparse.topk_encode(CODE[0], weight, k=1)
-        assert sorted(recorded) == sorted(OPS)
+        assert recorded == ["spmm", "sddmm", "spmm_t", "topk_encode"]
         assert fastsparse.spmm(*CODE, weight).tolist() == [[2.0]]
         recorded.clear()
 
@@ -61,7 +65,7 @@ def test_gradients_run_on_the_replaced_ops(recorded):
 
 def test_what_is_too_large_is_left_out(recorded):
     with running("recorded"), pytest.raises(pytest.skip.Exception, match="too large"):
-        fastsparse.spmm(*CODE, torch.ones(2, 101))
+        fastsparse.spmm(*CODE, torch.ones(2, 10_001))
     assert recorded == []
 
 
@@ -82,6 +86,14 @@ def test_an_op_with_kernels_of_another_kind_is_left_out(monkeypatch):
             else:
                 with pytest.raises(pytest.skip.Exception, match="spmm has no triton kernel"):
                     fastsparse.spmm(*CODE, torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("name", ["triton-interpreted", "triton-gpu"])
+def test_a_dtype_that_a_triton_kernel_is_not_for_is_left_out(name):
+    pytest.importorskip("triton")
+    one = torch.ones(1, 2, 1, dtype=torch.float64)
+    with pytest.raises(pytest.skip.Exception, match="Triton's linear_recurrence isn't for float64"):
+        GPU_BACKENDS[name].run("linear_recurrence", one, one, None, None, False)
 
 
 def test_indices_out_of_range_are_run_under_the_check(monkeypatch):
