@@ -6,8 +6,10 @@ import pytest
 import torch
 from oracle import random
 from recurrences import GRU, LSTM
+from torch.utils.checkpoint import checkpoint
 
 import fastsparse
+from fastsparse.reference._solvers import small
 
 
 def elman(weight):
@@ -102,6 +104,41 @@ def test_nan_stays_in_its_channel(backend, max_iter):
     assert not info.converged[1, 3]
 
 
+@pytest.mark.parametrize("max_iter", [1, 20])
+def test_infinity_is_not_certified(backend, max_iter):
+    """A correction that overflows makes its state infinite too, beside which it must not pass for small."""
+    x, h0 = torch.tensor([-1.0, 1.0]).view(1, 2, 1), torch.zeros(1, 1)
+
+    def step(h, x):
+        return torch.where(x > 0, 3e38 * torch.tanh(40 * (h - 1)), 0 * h + 1.5)
+
+    h, info = fastsparse.newton_recurrence(step, x, h0, max_iter=max_iter)
+    assert torch.equal(h, loop(step, x, h0))
+    assert h.isfinite().all()
+    assert not info.converged.any()
+
+
+def test_solvers_do_not_certify_infinity():
+    h = torch.tensor([1.5, torch.inf]).view(1, 2, 1)
+    assert not small(torch.tensor([0.0, torch.inf]).view(1, 2, 1), h)
+    assert small(torch.zeros(1, 2, 1), h)
+
+
+@pytest.mark.parametrize("max_iter", [1, 20])
+@pytest.mark.parametrize("pairs", [(), (2,)], ids=["diagonal", "block"])
+def test_a_step_may_hold_tensors_of_each_sequence(backend, pairs, max_iter):
+    x, h0 = random(5, 40, *pairs, 3, seed=1), random(5, *pairs, 3, seed=2)
+    context = random(5, 1, *pairs, 3, seed=3)
+
+    def step(h, x):
+        return torch.tanh(0.5 * h + x * context)
+
+    h, _ = fastsparse.newton_recurrence(
+        step, x, h0, jacobian="block" if pairs else "diagonal", max_iter=max_iter
+    )
+    torch.testing.assert_close(h, loop(step, x, h0), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_gradcheck(backend, pairs):
     """To the inputs, the first state, and what the step holds."""
@@ -132,6 +169,64 @@ def test_gradients_of_modules(max_iter):
     found = torch.autograd.grad(h, list(cell.parameters()), upstream)
     right = torch.autograd.grad(loop(step, x, h0), list(cell.parameters()), upstream)
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_one_evaluation_of_step_is_kept_for_the_gradient():
+    """And the derivative as numbers, without the graph that it came from."""
+    weight = random(4, seed=3).requires_grad_()
+    h, _ = fastsparse.newton_recurrence(elman(weight), random(2, 30, 4, seed=1), random(2, 4, seed=2))
+    ahead, J = h.grad_fn.saved_tensors
+    assert ahead.grad_fn is not None
+    assert J.shape == h.shape
+    assert not J.requires_grad
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("max_iter", [1, 20])
+@pytest.mark.parametrize("how", ["checkpoint", "reentrant checkpoint", "save_on_cpu"])
+def test_hooks_for_saved_tensors(how, max_iter, pairs):
+    """As of activation checkpointing, inside of which gradients are those outside."""
+    cell = LSTM if pairs else GRU
+    u, weights, state = cell.problem(2, 30, 4)
+    start = torch.stack(state[::-1], dim=1) if pairs else state[0]
+    leaves = [leaf.requires_grad_() for leaf in (u, start, *weights)]
+
+    def through(u, start, *weights):
+        step, jacobian = (lstm(*weights), "block") if pairs else (gru(*weights), "diagonal")
+        return fastsparse.newton_recurrence(step, u, start, jacobian=jacobian, max_iter=max_iter)[0].sin()
+
+    plain = through(*leaves)
+    plain.sum().backward()
+    right = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    if how == "save_on_cpu":
+        with torch.autograd.graph.save_on_cpu():
+            h = through(*leaves)
+            assert all(leaf.grad is None for leaf in leaves)
+    else:
+        h = checkpoint(through, *leaves, use_reentrant=how == "reentrant checkpoint")
+    assert torch.equal(h, plain)
+    h.sum().backward()
+    torch.testing.assert_close([leaf.grad for leaf in leaves], right)
+
+
+def test_a_step_that_does_not_look_back(backend):
+    x = random(2, 9, 4, seed=1)
+    with torch.autograd.graph.save_on_cpu():
+        h, _ = fastsparse.newton_recurrence(lambda h, x: x.sin(), x, torch.zeros(2, 4))
+    assert torch.equal(h, x.sin())
+    assert torch.equal(fastsparse.newton_recurrence(lambda h, x: x.sin(), x, torch.zeros(2, 4))[0], h)
+
+
+def test_torch_func_and_inference_mode():
+    x, h0, weight = random(2, 30, 4, seed=1), random(2, 4, seed=2), random(4, seed=3)
+    right = torch.func.vjp(lambda weight: loop(elman(weight), x, h0), weight)[1](x)
+    found = torch.func.vjp(lambda weight: fastsparse.newton_recurrence(elman(weight), x, h0)[0], weight)[1](x)
+    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        h, _ = fastsparse.newton_recurrence(elman(weight.clone()), x.clone(), h0.clone())
+    torch.testing.assert_close(h, loop(elman(weight), x, h0), rtol=1e-5, atol=1e-5)
 
 
 def test_second_derivatives_are_the_references():

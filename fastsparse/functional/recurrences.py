@@ -244,8 +244,9 @@ def newton_recurrence(
 
     Newton's method corrects all states of a sequence by a linear recurrence, until the correction, which to
     first order is what they are off by, is below ``tol``. Where that doesn't happen, steps are taken one by
-    one: what comes out is the recurrence. The gradient is that of the implicit function: nothing is kept but
-    the states. Second derivatives are the reference's alone. The host waits for the result, so that neither
+    one: what comes out is the recurrence. The gradient is that of the implicit function: however many
+    iterations there were, what is kept for it is one evaluation of ``step`` over all time and its derivative
+    in h. Second derivatives are the reference's alone. The host waits for the result, so that neither
     ``torch.compile`` nor CUDA graphs can hold it.
 
     Args:

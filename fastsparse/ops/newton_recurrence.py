@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from fastsparse import reference
 from fastsparse.backend import wants_reference
@@ -32,7 +33,9 @@ def newton_recurrence(
     residual = (ahead.detach() - h).abs().flatten(1, -2)
     residual = residual.amax(dim=1) if residual.shape[1] else torch.zeros_like(iterations, dtype=h.dtype)
     if ahead.requires_grad:
-        h = _Implicit.apply(ahead, h, derivative(step, before.detach(), x.detach())[1])
+        with torch.no_grad():
+            _, J = derivative(step, before.detach(), x.detach())
+        h = _Implicit.apply(ahead, h, J)
     return h, iterations, residual, converged
 
 
@@ -43,8 +46,8 @@ def _solve(
 
     What the states are off by, d_t = J_t d_{t-1} + step(h_{t-1}, x_t) - h_t, is a linear recurrence. Added
     until it is small in every state of a channel, it leaves an error of second order in it. Damping shrinks J
-    until d is near to that; undamped from there, d means what was said, and converges as fast. Rows with a
-    channel where that fails are stepped through, and their failed channels taken from there.
+    until d is near to that; undamped from there, d means what was said, and converges as fast. Channels where
+    that fails are taken from the loop. It runs the whole batch, of which the step may hold tensors.
     """
     B, T, H = h0.shape[0], x.shape[1], h0.shape[-1]
     iterations = torch.zeros(B, H, dtype=torch.int32, device=h0.device)
@@ -65,10 +68,8 @@ def _solve(
         settled = settled | _small(d, h, NEAR)
         if converged.all():
             return h, iterations, converged
-    rows = (~converged).any(dim=1).nonzero()[:, 0]
-    loop = reference.newton_recurrence(step, x[rows], h0[rows])
-    h[rows] = torch.where(_over_time(converged[rows], loop), h[rows], loop)
-    return h, iterations, converged
+    loop = reference.newton_recurrence(step, x, h0)
+    return torch.where(_over_time(converged, h), h, loop), iterations, converged
 
 
 def derivative(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,22 +77,21 @@ def derivative(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     It sums over what enters a state, or its pair: all there is, as :func:`check_step` has seen.
     """
-    ahead, pull = torch.func.vjp(lambda h: step(h, x), h)
+    ahead, pull = _pullback(step, h, x)
     if h.dim() == 3:
-        return ahead, pull(torch.ones_like(ahead))[0]
+        return ahead, pull(torch.ones_like(ahead))
     unit = torch.eye(2, dtype=h.dtype, device=h.device).unsqueeze(-1)
-    rows = [pull(row.expand_as(ahead))[0] for row in unit]
-    return ahead, torch.stack(rows, dim=-3)
+    return ahead, torch.stack([pull(row.expand_as(ahead)) for row in unit], dim=-3)
 
 
 def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
     """The function takes time steps together and mixes nothing, as a sample of it shows.
 
-    Of two sequences and up to eight steps, along their states: the derivative against random signs, which
-    a mixture of channels, sequences or steps can't withstand.
+    Of up to eight steps, along their states: the derivative against random signs, which a mixture of
+    channels, sequences or steps can't withstand.
     """
     with torch.no_grad():
-        x, h0 = x[:2, :8].detach(), h0[:2].detach()
+        x, h0 = x[:, :8].detach(), h0.detach()
         if x.shape[1] == 0 or h0.numel() == 0:
             return
         first = step(h0.unsqueeze(1), x[:, :1])
@@ -103,7 +103,7 @@ def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
                 f"of shape {tuple(like.shape)} {like.dtype}, got {got}"
             )
         h = _before(reference.newton_recurrence(step, x, h0), h0)
-        ahead, pull = torch.func.vjp(lambda h: step(h, x), h)
+        ahead, pull = _pullback(step, h, x)
         if ahead.shape != h.shape:
             raise ValueError(
                 "newton_recurrence: step must work on any number of time steps at once: "
@@ -112,7 +112,7 @@ def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
         _, J = derivative(step, h, x)
         signs = torch.randint(0, 2, h.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(h)
         apart = J * signs if h.dim() == 3 else (J * signs.unsqueeze(-2)).sum(-3)
-        off = (pull(signs)[0] - apart).abs().nan_to_num(0.0, 0.0, 0.0)
+        off = (pull(signs) - apart).abs().nan_to_num(0.0, 0.0, 0.0)
         # Signs are exact; sums of two, in a pair, are not.
         if off.max() > 64 * torch.finfo(h.dtype).eps * J.abs().nan_to_num(0.0, 0.0, 0.0).max():
             form = "each state from its own" if h.dim() == 3 else "each pair of states from its own"
@@ -120,6 +120,37 @@ def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
                 f"newton_recurrence: step must make {form} alone, as jacobian promises, got one that mixes "
                 "channels, sequences or time steps"
             )
+
+
+def _pullback(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The next states, and the function that takes a gradient of theirs back to h, and to h alone.
+
+    ``torch.func`` can't work under hooks for saved tensors, like those of ``torch.utils.checkpoint``. Plain
+    autograd can, and under hooks of its own leaves nothing to those; but it takes no tensors of inference
+    mode, nor of ``torch.func``'s transforms.
+    """
+    if not _saves_through_hooks():
+        ahead, pull = torch.func.vjp(lambda h: step(h, x), h)
+        return ahead, lambda d_ahead: pull(d_ahead)[0]
+    with torch.enable_grad(), saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+        h = h.detach().requires_grad_()
+        ahead = step(h, x)
+
+    def pull(d_ahead: Tensor) -> Tensor:
+        if not ahead.requires_grad:  # an h that isn't looked at
+            return torch.zeros_like(h)
+        return torch.autograd.grad(ahead, h, d_ahead, retain_graph=True, materialize_grads=True)[0]
+
+    return ahead.detach(), pull
+
+
+def _saves_through_hooks() -> bool:
+    """Whether hooks for saved tensors are set: only then do they refuse to be disabled."""
+    try:
+        with disable_saved_tensors_hooks("newton_recurrence only asks"):
+            return False
+    except RuntimeError:
+        return True
 
 
 class _Implicit(torch.autograd.Function):
@@ -161,8 +192,9 @@ class _Last(torch.autograd.Function):
 
 
 def _small(d: Tensor, h: Tensor, tol: float) -> Tensor:
-    """Whether the corrections of a channel are, beside its states or 1: (B, H). NaN is not."""
-    return (d.abs() <= tol * h.abs().clamp_min(1)).flatten(1, -2).all(dim=1)
+    """Whether the corrections of a channel are, beside its states or 1: (B, H). NaN is not, nor infinity."""
+    within = (d.abs() <= tol * h.abs().clamp_min(1)) & d.isfinite()
+    return within.flatten(1, -2).all(dim=1)
 
 
 def _before(h: Tensor, h0: Tensor) -> Tensor:

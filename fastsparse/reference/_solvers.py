@@ -83,7 +83,8 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
     Along with its states each chunk carries their derivative P in its start. Where a chunk's end misses the
     next one's start, by m, the starts are off by D_j = P_{j-1} D_{j-1} + m_j, a linear recurrence over
-    chunks. The states of a chunk are off by P D, which certifies them where it is small, as D must be.
+    chunks. The states of a chunk are off by P D, which certifies them where it is small, as D must be. Where
+    it isn't negligible they are run once more, from corrected starts.
     """
     S, T, H = u.shape[0], u.shape[1], u.shape[-1]
     chunks = -(-T // CHUNK)
@@ -96,6 +97,7 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     one = torch.eye(2, dtype=u.dtype, device=u.device).unsqueeze(-1) if block else u.new_ones(())
     unity = one.expand(S, chunks, *((2, 2) if block else ()), H)
     answer, passes = None, _untried(u)
+    once_more = passes > 0
     for attempt in range(1, SHOOTING_PASSES + 1):
         h, P, states, tangents = starts, unity, [], []
         for t in range(CHUNK):
@@ -109,10 +111,12 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         off = torch.where(inside.view(chunks, CHUNK, *(1,) * (off.dim() - 3)), off, 0.0)
         todo = passes < 0
         answer = states if answer is None else torch.where(over_time(todo, states), states, answer)
-        passes = torch.where(todo & small(off, states) & small(D, starts), attempt, passes)
+        certain = small(off, states) & small(D, starts)
+        fine = attempt == SHOOTING_PASSES or small(16 * off, states) & small(16 * D, starts)
+        passes = torch.where(todo & (once_more | certain & fine), attempt, passes)
         if not torch.compiler.is_compiling() and not (passes < 0).any():
             break
-        starts = starts + D
+        starts, once_more = starts + D, certain
     return answer.flatten(1, 2)[:, :T].contiguous(), passes
 
 
@@ -122,6 +126,7 @@ def small(d: Tensor, h: Tensor) -> Tensor:
     A state is itself off by a few roundings, each carried on by slow gates for some dozens of steps.
     """
     within = d.abs() <= 32 * torch.finfo(h.dtype).eps * h.abs().clamp_min(1)  # NaN is not
+    within = within & d.isfinite()  # nor infinity, beside a state that it made infinite
     return within.flatten(1, -2).all(dim=1)
 
 
