@@ -24,10 +24,14 @@ ROOT = Path(__file__).parents[2]
 MINUTES = 7.5
 JOBS = 8
 FAULT = 99  # compute-sanitizer's exit status where it found something
+# Files of tests/ by the backends that they run on: both, or CUDA C++ alone. Those of tests/kernels/ take
+# Triton's by themselves.
 OPS = (
     "topk_encode", "spmm", "sddmm", "spmm_t", "sparse_decode", "composition", "linear_recurrence",
-    "gated_recurrences",
+    "gated_recurrences", "newton_recurrence", "matching_pursuit", "matching_pursuit_step",
+    "matching_pursuit_backward_gpu", "validation", "backends",
 )  # fmt: skip
+IN_CUDA = ("topk_encode_cuda", "linear_recurrence_cuda", "gated_recurrences_cuda", "matching_pursuit_cuda")
 OWN = (
     "here", "graphs", "streams", "memory", "large", "reproducible", "errors", "machinery", "training",
 )  # fmt: skip
@@ -102,6 +106,9 @@ def parts(python: str) -> list[Part]:
         for op in OPS
         for backend in ("cuda", "triton")
     ]
+    found += [pytest(name, str(tests / f"test_{name}.py"), "-k", "cuda-gpu") for name in IN_CUDA]
+    of_kernels = sorted((tests / "kernels").glob("test_*.py"))
+    found += [pytest(f"kernels/{path.stem.removeprefix('test_')}", str(path)) for path in of_kernels]
     found += sanitizers(python)
     found += [pytest(f"gpu/{name}", str(tests / f"gpu/test_{name}.py")) for name in OWN[1:]]
     others = [*map(str, sorted(tests.glob("test_*.py"))), str(tests / "nn")]

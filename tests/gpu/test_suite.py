@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,12 +25,25 @@ def go(tmp_path, *todo: Part, seconds: float = 30, jobs: int = 2) -> list[Outcom
     return run(list(todo), cwd=tmp_path, logs=tmp_path, until=time.time() + seconds, jobs=jobs)
 
 
+# What files hold whose tests have a GPU's backends for parameters: conftest's fixture, or one of their own.
+ON_BACKENDS = re.compile(r"def test_\w+\((?:[^)]*\W)?backend\W|\bGPU_BACKENDS\b|\bbackend_names\b")
+
+
+def names_of(folder: Path, holding: re.Pattern = re.compile("")) -> set[str]:
+    """The files of tests in a folder, by what follows ``test_``."""
+    files = (path for path in folder.glob("test_*.py") if holding.search(path.read_text()))
+    return {path.stem.removeprefix("test_") for path in files}
+
+
 def test_every_file_of_tests_has_a_part():
-    here = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    assert here - {"suite"} == set(suite.OWN)
+    here = Path(__file__).parent
+    assert names_of(here) - {"suite"} == set(suite.OWN)
+    assert names_of(here.parent, ON_BACKENDS) == {*suite.OPS, *suite.IN_CUDA}
+    assert names_of(here.parent, re.compile("gpu.library is not None")) == set(suite.IN_CUDA)
     names = [part.name for part in parts("python")]
     assert len(set(names)) == len(names)
     assert names[0] == "gpu/here"
+    assert {f"kernels/{name}" for name in names_of(here.parent / "kernels")} <= set(names)
     for part in parts("python"):
         assert all(Path(word).exists() for word in part.command if word.endswith(".py"))
 
