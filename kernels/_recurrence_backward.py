@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from fastsparse.kernels._cells import back, load_weights, step_with_derivative
-from fastsparse.kernels._corrections import last, shifted, spread
+from fastsparse.kernels._corrections import shifted, spread
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
-from fastsparse.kernels._scan import finite, is_sound, solve
+from fastsparse.kernels._scan import carried, finite, is_sound, solve
 from fastsparse.kernels._sequences import Tile, load_state, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
@@ -165,7 +165,7 @@ def _recurrence_backward(
             through = _where(
                 inside, _plus(d, shifted(mus, spread(onward), ahead)), _zeros(STATES, inside.shape)
             )
-            onward = last(mus, ahead)
+            onward = carried(mus, ahead)
             _, d_inputs, more = back(w, inputs, state, through)
             terms = _plus(terms, more)
             if d_u is not None:
@@ -175,7 +175,7 @@ def _recurrence_backward(
                     if again:
                         wanted = inside & (finite(_load(out, 0, inside)) == 0)
                     tl.store(out, d_inputs[i].to(d_u.dtype.element_ty), mask=wanted)
-        # What isn't finite is made again, step by step.
+        # Where anything isn't finite it is made again, step by step, and so are the sums that it went into.
         mu = _where(sound, mu, onward)
         sums = _where(sound, sums, _totals(terms))
         sound = is_sound(mu)

@@ -1,8 +1,9 @@
 """Linear recurrences down the rows of a tile, by a scan, and what it takes to trust one.
 
 A scan multiplies factors that the recurrence keeps apart: their product may overflow where no state does,
-and infinity times zero is NaN. What isn't finite stays so down to the last row, whichever way it came about,
-so that the state after a sequence tells whether to take its steps again, one by one, as they are defined.
+and infinity times zero is NaN. That may be of some rows alone, and the last one be finite; so what goes on
+to the next tile is NaN where any row isn't finite, and stays so. The state after a sequence then tells
+whether to take its steps again, one by one, as they are defined.
 """
 
 import triton
@@ -43,6 +44,15 @@ def solve(a, b, start):
         x, y = start[0][None, :], start[1][None, :]
         states = tl.fma(f, x, tl.fma(g, y, h)), tl.fma(p, x, tl.fma(q, y, k))
     return states
+
+
+@triton.jit
+def carried(states, place):
+    """Vectors of the last row's states, NaN where any row's isn't finite; ``place`` counts rows, (., 1)."""
+    found = ()
+    for i in tl.static_range(len(states)):
+        found += (tl.sum(tl.where(place == place.shape[0] - 1, states[i], states[i] * 0), axis=0),)
+    return found
 
 
 @triton.jit

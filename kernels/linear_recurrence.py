@@ -11,9 +11,8 @@ from itertools import product
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._corrections import last
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
-from fastsparse.kernels._scan import finite, is_sound, solve
+from fastsparse.kernels._scan import carried, finite, is_sound, solve
 from fastsparse.kernels._sequences import DTYPES, Tile, load_state, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
@@ -98,7 +97,7 @@ def _linear_recurrence(
                 if again:
                     wanted = inside & (finite(_load(out, inside)) == 0)
                 tl.store(out, states[i].to(h.dtype.element_ty), mask=wanted)
-            state = last(states, ahead)
+            state = carried(states, ahead)
         # What isn't finite is made again, step by step.
         end = tl.where(tl.min(is_sound(state).to(tl.int32), axis=0) == 0, length, 0)
         tl.debug_barrier()
