@@ -152,6 +152,40 @@ def test_factors_whose_product_overflows(backend, reverse, pairs):
     torch.testing.assert_close(h, right.expand_as(h))
 
 
+def factors_apart(T, distances, first, *, pairs, dtype=torch.float32):
+    """a, b, h0: of the four factors that aren't 1 the middle two overflow, but not after the one before them.
+
+    They stand from ``first`` on, each channel's at a distance of its own. All b are 0.
+    """
+    scale = 8 if dtype == torch.float64 else 1
+    a = torch.ones(1, T, len(distances), dtype=dtype)
+    for channel, distance in enumerate(distances):
+        for i, exponent in enumerate((-30, 25, 25, -30)):
+            a[0, first + i * distance, channel] = 10.0 ** (scale * exponent)
+    b = torch.zeros_like(a)
+    if pairs:
+        turns = torch.where(a == 1, 0.0, 0.8)
+        cos = torch.where(a == 1, 1.0, 0.6)
+        a = a[:, :, None, None] * torch.stack((cos, -turns, turns, cos), 2).unflatten(2, (2, 2))
+        b = torch.stack((b, b), 2)
+    return a, b, torch.full_like(b[:, 0], 10.0 ** (scale * 10))
+
+
+@forms
+@directions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_factors_whose_product_overflows_in_other_orders(backend, dtype, reverse, pairs):
+    """Than the loop's: those that threads have between them, wherever these meet."""
+    for distances in (range(1, 9), range(9, 17), range(17, 25)):
+        for first in (0, 3):
+            a, b, h0 = factors_apart(76, distances, first, pairs=pairs, dtype=dtype)
+            if reverse:
+                a = a.flip(1)
+            h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
+            assert_recurrence(h, a, b, h0, reverse)
+            assert not fastsparse.linear_recurrence(a, b, reverse=reverse).any()
+
+
 @forms
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0)])
 def test_nothing_to_do(backend, shape, pairs):

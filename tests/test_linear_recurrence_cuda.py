@@ -4,8 +4,8 @@ import pytest
 import torch
 from backends import GPU_BACKENDS, OPS, Op, missing, running
 from oracle import random
-from recurrences import CELLS
-from test_linear_recurrence import assert_recurrence, directions, forms, problem
+from recurrences import CELLS, GRU
+from test_linear_recurrence import assert_recurrence, directions, factors_apart, forms, problem
 
 import fastsparse
 
@@ -15,6 +15,7 @@ PACKED = torch.tensor([0, 7, 7, 1200, 1300])
 # (B, T, H) that the emulated GPU, of four multiprocessors, takes with a thread a line, in chunks of two warps
 # and of one, and in segments of time, of chunks of parts of warps. PACKED is of the last one's steps.
 SHAPES = [(35, 19, 64), (8, 40, 64), (2, 130, 65), (1, 1500, 3), (1, 1300, 3)]
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 
@@ -52,6 +53,14 @@ def test_products_of_factors_may_overflow(backend, pairs, T):
 
 
 @forms
+@pytest.mark.parametrize("first", [0, 300])
+def test_products_of_factors_may_overflow_between_segments(backend, pairs, first):
+    a, b, h0 = factors_apart(1500, [40, 170, 390], first, pairs=pairs)
+    assert_recurrence(fastsparse.linear_recurrence(a, b, h0), a, b, h0)
+    assert not fastsparse.linear_recurrence(a, b).any()
+
+
+@forms
 def test_what_is_not_finite_stays_in_its_segments(backend, pairs):
     a, b, h0 = problem(1, 1500, 3, pairs=pairs)
     clean = fastsparse.linear_recurrence(a, b, h0)
@@ -62,22 +71,51 @@ def test_what_is_not_finite_stays_in_its_segments(backend, pairs):
     assert h[:, 700:, ..., 1].isnan().all()
 
 
-@pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
+def gradients(cell, u, weights, state, upstream, dtype, **options):
+    leaves = [part.detach().to(dtype).requires_grad_() for part in (u, *weights, *state)]
+    split = 1 + len(weights)
+    outs = cell.run(leaves[0], leaves[1:split], tuple(leaves[split:]), **options)
+    return torch.autograd.grad(outs, leaves, [part.to(dtype) for part in upstream])
+
+
+@cells
 @shapes
 def test_gradients(backend, cell, shape):
     bounds = PACKED if shape[1] == PACKED[-1] else None
     u, weights, state = cell.problem(*shape, S=None if bounds is None else 4)
     upstream = [random(*shape, seed=30 + i) for i in range(cell.states)]
-
-    def gradients(dtype):
-        leaves = [part.detach().to(dtype).requires_grad_() for part in (u, *weights, *state)]
-        split = 1 + len(weights)
-        outs = cell.run(leaves[0], leaves[1:split], tuple(leaves[split:]), cu_seqlens=bounds)
-        return torch.autograd.grad(outs, leaves, [part.to(dtype) for part in upstream])
-
-    found = gradients(torch.float32)
+    found = gradients(cell, u, weights, state, upstream, torch.float32, cu_seqlens=bounds)
     with fastsparse.use_backend("reference"):
-        right = gradients(torch.float64)
+        right = gradients(cell, u, weights, state, upstream, torch.float64, cu_seqlens=bounds)
     for mine, theirs in zip(found, right, strict=True):
         atol = 64 * torch.finfo(torch.float32).eps * theirs.abs().max().item()
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=atol)
+
+
+@cells
+@pytest.mark.parametrize("distances", [range(2, 10), range(10, 18), (40, 170, 390)], ids=str)
+@pytest.mark.parametrize("first", [0, 3])
+def test_gradients_whose_factors_overflow_in_other_orders(backend, cell, distances, first):
+    """The weight of a tanh, 1e20, is in the derivative, next to gates that are saturated."""
+    T = 3 * max(distances) + 5
+    u, weights, state = cell.problem(1, T, len(distances))
+    for part in (*weights, *state):
+        part.zero_()  # and so all states are
+    weights[0][2] = 1e20
+    u[:, :, 0], u[:, :, 1], u[:, :, 2] = -200 if cell is GRU else 200, 200, 0
+    for channel, distance in enumerate(distances):
+        for i, pre in enumerate((-80, 200, 200, -80)):  # a derivative of 2e-15, or of 1e20
+            t = first + i * distance
+            if cell is GRU:
+                u[0, t, :2, channel] = torch.tensor([200.0, pre])
+            else:  # from c to h, and back
+                u[0, t + 1, 0, channel] = -200
+                u[0, t, 1, channel] = pre
+    upstream = [torch.zeros(1, T, len(distances)) for _ in range(cell.states)]
+    upstream[-1][:, -1] = 1e-10  # so that no gradient overflows
+    found = gradients(cell, u, weights, state, upstream, torch.float32)
+    with fastsparse.use_backend("reference"):
+        right = gradients(cell, u, weights, state, upstream, torch.float64)
+    assert right[0].abs().max() > 1e10
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-37)

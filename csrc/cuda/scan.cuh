@@ -8,8 +8,9 @@
 // line is one chunk, and a step is all there is. Where even blocks of few lines don't, time is cut into segments, and
 // each has a block: scan_maps joins the maps of each segment, and scan_steps finds from them where its own starts.
 //
-// A product of many A overflows where no state does, if states are near 0. A chunk that would start from what isn't
-// finite takes the state that the chunk before it has come to instead: infinities and NaN are those of the loop.
+// A product of some A overflows where no state does, if states are near 0, or what shrinks them again comes later. Which
+// products are taken differs from chunk to chunk, so each is asked: one that would start from what isn't finite takes the
+// state that the chunk before it has come to instead. Where a state was finite, infinities and NaN are those of the loop.
 //
 // All sums are in a fixed order: the same call gives the same bits. The maps and steps themselves are those of a type
 // `Steps`, which has
@@ -22,6 +23,7 @@
 #pragma once
 
 #include "cuda/affine.cuh"
+#include "cuda/sequences.cuh"
 
 namespace fastsparse::cuda {
 
@@ -43,9 +45,9 @@ template <typename C, int Sums> struct Line {
 
   __device__ __forceinline__ Line(const Time& time, int64_t line) : s(line / time.H), H(time.H) {
     channel = line - s * H;
-    int64_t begin = time.bounds ? time.bounds[s] : s * time.T;
-    length = time.bounds ? time.bounds[s + 1] - begin : time.T;
-    first = (time.against ? begin + length - 1 : begin) * H;
+    Span steps = span_of(time.bounds, s, time.T);
+    length = steps.count;
+    first = (time.against ? steps.first + length - 1 : steps.first) * H;
     stride = time.against ? -H : H;
   }
   __device__ __forceinline__ int64_t element(int64_t i) const { return first + i * stride; }
@@ -92,7 +94,7 @@ template <typename Steps> struct Standing {
       int64_t line = number - slot, last = line + width <= time.lines ? line + width - 1 : time.lines - 1;
       longest = 0;
       for (int64_t s = line / time.H; s <= last / time.H; ++s) {
-        int64_t length = time.bounds[s + 1] - time.bounds[s];
+        int64_t length = span_of(time.bounds, s, time.T).count;
         longest = length > longest ? length : longest;
       }
     }
@@ -206,10 +208,10 @@ __global__ void __launch_bounds__(kScanThreads, Steps::kBlocks)
         Map below = from_below(joined, at.width);
         if (lane >= at.width) advance(here, below);
       }
-      const bool lost = finite(state) && !finite(end);
+      const bool sound = finite(state), lost = sound && !(finite(here) && finite(end));
       if (__syncthreads_or(lost)) {
         for (int c = 0; c < at.chunks; ++c) {
-          if (lost && at.chunk == c) {
+          if (sound && at.chunk == c) {
             if (!finite(here)) assign(here, shared.states[at.slot]);
             C walked[N];
             assign(walked, here);
@@ -220,7 +222,7 @@ __global__ void __launch_bounds__(kScanThreads, Steps::kBlocks)
           }
           __syncthreads();
         }
-        if (lost) assign(end, shared.states[at.slot]);
+        if (sound && !finite(end)) assign(end, shared.states[at.slot]);
       }
       assign(state, end);
     }
