@@ -6,6 +6,7 @@ sequences, fill it too. Everything here is in vectors of one element a channel.
 
 import triton
 import triton.language as tl
+from fastsparse.kernels._sequences import line_of, load_or_zeros
 
 
 @triton.jit
@@ -15,15 +16,8 @@ def block_of_channels(cu_seqlens, channels, T, H, BLOCK: tl.constexpr):
     real = place < channels
     sequence = tl.where(real, place // H, 0)
     channel = tl.where(real, place - sequence * H, 0)
-    if cu_seqlens is None:
-        row = sequence
-        begin = tl.zeros_like(sequence)
-        end = begin + T
-    else:  # bounds that nobody has checked go nowhere outside
-        row = tl.zeros_like(sequence)
-        begin = tl.minimum(tl.maximum(tl.load(cu_seqlens + sequence), 0), T)
-        end = tl.minimum(tl.load(cu_seqlens + sequence + 1), T)
-    return place, real, channel, row, begin, tl.where(real, tl.maximum(end - begin, 0), 0)
+    row, begin, length = line_of(cu_seqlens, sequence, T)
+    return place, real, channel, row, begin, tl.where(real, length, 0)
 
 
 @triton.jit
@@ -35,17 +29,8 @@ def wide(size):
 @triton.jit
 def load_state(h0, c0, place, real, PAIRS: tl.constexpr):
     """The states before the first step, (h,) or (c, h), of zeros where there are none."""
-    h = _load_or_zeros(h0, place, real)
-    return (_load_or_zeros(c0, place, real), h) if PAIRS else (h,)
-
-
-@triton.jit
-def _load_or_zeros(state, place, real):
-    if state is None:
-        found = tl.zeros(place.shape, tl.float32)
-    else:
-        found = tl.load(state + place, mask=real, other=0.0).to(tl.float32)
-    return found
+    h = load_or_zeros(h0, place, real)
+    return (load_or_zeros(c0, place, real), h) if PAIRS else (h,)
 
 
 @triton.jit

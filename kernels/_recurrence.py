@@ -12,9 +12,9 @@ from fastsparse.kernels._launch import INTERPRETED, OPTIONS, WARP, pointer, spec
 from fastsparse.kernels._recurrence_newton import newton
 from fastsparse.kernels._recurrence_sequential import sequential
 from fastsparse.kernels._recurrence_shooting import shooting
+from fastsparse.kernels._sequences import sequences
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SOLVERS = ("auto", "sequential", "newton", "shooting")
 NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
@@ -56,13 +56,13 @@ class Problem:
         cu_seqlens: Tensor | None,
     ) -> "Problem":
         B, T, _, H = u.shape
-        S = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
         small = (
             None if part is None else part.contiguous() for part in (weight, peephole, h0, c0, cu_seqlens)
         )
         h = u.new_empty(B, T, H)
         c = None if peephole is None else torch.empty_like(h)
-        return Problem(u, *small, h, c, u.new_zeros(S, H, dtype=torch.int32))
+        # Which the parallel solvers fill in; of the sequential one they are none.
+        return Problem(u, *small, h, c, u.new_empty(sequences(u, cu_seqlens), H, dtype=torch.int32))
 
     def launch(self, kernel, layout: dict, **more: int) -> None:
         _, T, _, H = self.u.shape
@@ -91,6 +91,7 @@ class Problem:
         if solver not in SOLVERS:
             raise ValueError(f"{op}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
         if self.h.numel() == 0:
+            self.passes.zero_()
             return
         if solver == "auto":
             solver = fastest(self.passes.numel(), self.u.shape[1], _multiprocessors(self.u.device))
@@ -98,6 +99,8 @@ class Problem:
             self.launch(newton, NEWTON if self.peephole is None else NEWTON_OF_PAIRS)
         elif solver == "shooting":
             self.launch(shooting, SHOOTING)
+        else:
+            self.passes.zero_()
         self.launch(sequential, SEQUENTIAL, below=int(solver == "sequential"))
 
 

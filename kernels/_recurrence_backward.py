@@ -15,7 +15,7 @@ from fastsparse.kernels._cells import back, load_weights, step_with_derivative
 from fastsparse.kernels._corrections import shifted, spread
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
 from fastsparse.kernels._scan import carried, finite, is_sound, solve
-from fastsparse.kernels._sequences import Tile, load_state, place_of, sequence_of, sequences, tile_of
+from fastsparse.kernels._sequences import Tile, load_or_zeros, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
 # 32 channels, so that rows are lines of memory; two elements a thread, as registers allow.
@@ -130,8 +130,9 @@ def _recurrence_backward(
     there = channel < H
     w = load_weights(weight, peephole, channel, there, H)
     STATES: tl.constexpr = 1 if c is None else 2
-    start_h = load_state(h0, s, channels, H)
-    start_c = load_state(c0, s, channels, H)
+    real = channels < H
+    start_h = load_or_zeros(h0, s * H + channels, real)
+    start_c = load_or_zeros(c0, s * H + channels, real)
     mu = _zeros(STATES, (BLOCK_H,))
     sums = _zeros(len(w), (BLOCK_H,))
     end = length
@@ -184,12 +185,12 @@ def _recurrence_backward(
     if d_weights is not None:
         for i in tl.static_range(len(sums)):
             out = d_weights + (s * len(sums) + i) * H + channels
-            tl.store(out, sums[i], mask=channels < H)
+            tl.store(out, sums[i], mask=real)
     if d_h0 is not None:
         out = s * H + channels
-        tl.store(d_h0 + out, mu[STATES - 1].to(d_h0.dtype.element_ty), mask=channels < H)
+        tl.store(d_h0 + out, mu[STATES - 1].to(d_h0.dtype.element_ty), mask=real)
         if d_c0 is not None:
-            tl.store(d_c0 + out, mu[0].to(d_c0.dtype.element_ty), mask=channels < H)
+            tl.store(d_c0 + out, mu[0].to(d_c0.dtype.element_ty), mask=real)
 
 
 def recurrence_backward(

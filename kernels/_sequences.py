@@ -15,16 +15,27 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs; states are
 
 
 @triton.jit
+def line_of(cu_seqlens, s, T):
+    """Where sequences lie, one or many: in which row, from which step on, and for how many.
+
+    Bounds that nobody has checked go nowhere outside.
+    """
+    if cu_seqlens is None:
+        row, begin, end = s, s * 0, s * 0 + T
+    else:
+        row, begin = s * 0, tl.minimum(tl.maximum(tl.load(cu_seqlens + s), 0), T)
+        end = tl.minimum(tl.load(cu_seqlens + s + 1), T)
+    return row, begin, tl.maximum(end - begin, 0)
+
+
+@triton.jit
 def sequence_of(cu_seqlens, T, H, BLOCK_H: tl.constexpr):
     """The program's sequence s, the row it lies in, its first step there, its length, and channels (1, .)."""
     blocks = tl.cdiv(H, BLOCK_H)
     s = (tl.program_id(0) // blocks).to(tl.int64)
     channel = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
-    if cu_seqlens is None:
-        row, begin, end = s, s * 0, s * 0 + T
-    else:
-        row, begin, end = s * 0, tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
-    return s, row, begin, end - begin, channel
+    row, begin, length = line_of(cu_seqlens, s, T)
+    return s, row, begin, length, channel
 
 
 @triton.jit
@@ -34,11 +45,11 @@ def place_of(step, begin, length, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def load_state(state, s, channel, H):
-    """A state (S, H), contiguous, or zeros where there is none, in fp32."""
-    loaded = tl.zeros(channel.shape, tl.float32)
+def load_or_zeros(state, place, real):
+    """What is at places of states, or zeros where there are none, in fp32."""
+    loaded = tl.zeros(place.shape, tl.float32)
     if state is not None:
-        loaded = tl.load(state + s * H + channel, mask=channel < H, other=0.0).to(tl.float32)
+        loaded = tl.load(state + place, mask=real, other=0.0).to(tl.float32)
     return loaded
 
 

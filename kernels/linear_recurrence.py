@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
 from fastsparse.kernels._scan import carried, finite, is_sound, solve
-from fastsparse.kernels._sequences import DTYPES, Tile, load_state, place_of, sequence_of, sequences, tile_of
+from fastsparse.kernels._sequences import (
+    DTYPES,
+    Tile,
+    load_or_zeros,
+    place_of,
+    sequence_of,
+    sequences,
+    tile_of,
+)
 from torch import Tensor
 
 __all__ = ["DTYPES", "linear_recurrence", "specimens"]
@@ -75,14 +83,16 @@ def _linear_recurrence(
     a += row * a_sequence + (channel * a_channel)[None, :]
     b += row * b_sequence + (channel * b_channel)[None, :]
     h += row * T * width + channel[None, :]
-    there = (channel < H)[None, :]
+    real = channel < H
+    there = real[None, :]
     unread = 1 if h0 is None else 0  # without a state the first factor isn't read
     end = length
     for again in tl.static_range(2):
+        start = s * width + channel
         if PAIRS:
-            state = load_state(h0, 2 * s, channel, H), load_state(h0, 2 * s + 1, channel, H)
+            state = load_or_zeros(h0, start, real), load_or_zeros(h0, start + H, real)
         else:
-            state = (load_state(h0, s, channel, H),)
+            state = (load_or_zeros(h0, start, real),)
         ahead = tl.arange(0, 1 if again else BLOCK_T)[:, None]
         for first in tl.range(0, end, ahead.shape[0], num_stages=1 if again else STAGES):
             step = first + ahead.to(tl.int64)

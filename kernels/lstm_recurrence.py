@@ -1,8 +1,8 @@
 """The diagonal LSTM in Triton; its solvers are those of every gated recurrence."""
 
 from fastsparse.kernels import _recurrence
-from fastsparse.kernels._recurrence import DTYPES as DTYPES
 from fastsparse.kernels._recurrence import Problem
+from fastsparse.kernels._sequences import DTYPES as DTYPES
 from torch import Tensor
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from backends import missing, running
-from recurrences import CELLS, GRU, assert_same_states
+from recurrences import CELLS, GRU, assert_same_states, textbook
 from triton_interpreter import interpreting
 
 pytest.importorskip("triton")
@@ -15,6 +15,7 @@ from fastsparse.kernels._cells import sigmoid, tanh
 
 BACKEND = "triton-gpu" if torch.cuda.is_available() else "triton-interpreted"
 LAYOUTS = {"newton": ("NEWTON", "NEWTON_OF_PAIRS"), "shooting": ("SHOOTING",)}
+WRONG_BOUNDS = [0, 5, 99], [-7, 4, 10], [0, 8, 3], [50, 60, 70]
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
 
 
@@ -80,8 +81,41 @@ def test_bounds_that_nobody_checked_lead_nowhere_outside(monkeypatch, solver):
     if BACKEND != "triton-interpreted":
         pytest.skip("only the interpreter checks addresses")
     u, (weight,), _ = GRU.problem(1, 10, 3)
-    for bounds in ([0, 5, 99], [-7, 4, 10], [0, 8, 3], [50, 60, 70]):
+    for bounds in WRONG_BOUNDS:
         torch.ops.fastsparse.gru_recurrence.default(u, weight, None, torch.tensor(bounds), solver)
+
+
+def test_nor_do_they_on_the_way_back():
+    if BACKEND != "triton-interpreted":
+        pytest.skip("only the interpreter checks addresses")
+    for cell in CELLS.values():
+        u, weights, _ = cell.problem(1, 10, 3)
+        out, none = torch.zeros(1, 10, 3), (None,) * cell.states
+        states = (out,) * (2 * cell.states)  # and their gradients
+        backward = getattr(torch.ops.fastsparse, f"{cell.name}_backward").default
+        for bounds in WRONG_BOUNDS:
+            backward(u, *weights, *none, torch.tensor(bounds), *states, True, True, True)
+
+
+@cells
+def test_derivatives_whose_product_overflows_on_the_way_alone(cell):
+    """Between gates that are shut no gradient is large, nor is any at the end, by which one could tell."""
+    u, weights = torch.zeros(1, 32, 3, 2), [torch.zeros(rows, 2) for rows in cell.weights]
+    weights[0][2, 0] = 4000  # a state of zeros stays, and is left in strides of some 1000
+    for shut in (slice(0, 8), slice(24, 32)):
+        u[:, shut, 0] = 200 if cell is GRU else -200
+        u[:, shut, 1] = -200
+    leaves = [leaf.requires_grad_() for leaf in (u, *weights)]
+    out = cell.run(u, tuple(weights))[0]
+    upstream = torch.zeros_like(out)
+    upstream[0, [9, 28]] = 1
+    found = torch.autograd.grad(out, leaves, upstream)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = textbook(cell, wide[0], tuple(wide[1:]))[0]
+    right = torch.autograd.grad(exact, wide, upstream.double(), materialize_grads=True)
+    assert right[0].any()
+    for mine, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_auto_is_a_solver_by_size():
