@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsparse._validation import check_count, check_float, check_shape
+from fastsparse._validation import (
+    check_alike,
+    check_count,
+    check_cu_seqlens,
+    check_flag,
+    check_float,
+    check_shape,
+    check_tolerance,
+)
+from fastsparse.functional._tensors import autocast
 from fastsparse.functional.recurrences import SOLVERS
 
 
@@ -50,7 +59,10 @@ class ParaRNN(nn.Module, ABC):
                 f"{name}: num_heads must divide input_size and hidden_size ({input_size} and {hidden_size}), "
                 f"got num_heads={num_heads}"
             )
-        if not 0 <= dropout <= 1:
+        check_flag(name, "bias", bias)
+        check_flag(name, "batch_first", batch_first)
+        check_tolerance(name, "dropout", dropout)
+        if dropout > 1:
             raise ValueError(f"{name}: dropout must be in [0, 1], got {dropout}")
         if solver not in SOLVERS:
             raise ValueError(f"{name}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
@@ -90,7 +102,8 @@ class ParaRNN(nn.Module, ABC):
         """Run all layers over whole sequences.
 
         Args:
-            x: (B, T, D), or (T, B, D) with ``batch_first=False``.
+            x: (B, T, D), or (T, B, D) with ``batch_first=False``, of the weights' dtype. Under autocast, its
+                dtype is what everything is brought to, and what comes out.
             state: of each layer before the first step, (num_layers, B, H); zeros if None. An LSTM's is a pair
                 of these, (h, c).
             cu_seqlens: (S + 1,), for S sequences of different lengths one after the other in B = 1; see
@@ -101,7 +114,8 @@ class ParaRNN(nn.Module, ABC):
             after the last step, in the form of ``state``.
 
         Raises:
-            TypeError, ValueError: x or state have another shape or dtype than they should.
+            TypeError, ValueError: x or state have another shape or dtype than they should, or cu_seqlens
+                don't go from 0 to T.
         """
         name = type(self).__name__
         check_float(name, "x", x)
@@ -111,13 +125,17 @@ class ParaRNN(nn.Module, ABC):
                 f"{name}: x must have shape {form} with D = {self.input_size}, got shape {tuple(x.shape)}"
             )
         h = x if self.batch_first else x.transpose(0, 1)
+        if cu_seqlens is not None:
+            check_cu_seqlens(name, cu_seqlens, "x" if self.batch_first else "x.transpose(0, 1)", h)
         S = h.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         starts = self._unpacked(state, S)
+        h, weight, *starts = autocast(h, self.weight_ih_l0[:0], *starts)
+        check_alike(name, (("weight_ih_l0", weight), ("x", h), *(("state", part) for part in starts)))
         ends = []
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
                 h = F.dropout(h, self.dropout)
-            start = None if starts is None else tuple(part[layer] for part in starts)
+            start = tuple(part[layer] for part in starts) or None
             found = self._recur(self._gates(h, layer), layer, start, cu_seqlens)
             ends.append([_last(part, i, start, S, cu_seqlens) for i, part in enumerate(found)])
             h = found[0]
@@ -163,10 +181,10 @@ class ParaRNN(nn.Module, ABC):
     def _recur(self, u: Tensor, layer: int, start: tuple[Tensor, ...] | None, cu_seqlens: Tensor | None):
         """The states along time, h first, each (B, T, H)."""
 
-    def _unpacked(self, state, S: int) -> tuple[Tensor, ...] | None:
-        """The parts of a state, each (num_layers, S, H)."""
+    def _unpacked(self, state, S: int) -> tuple[Tensor, ...]:
+        """The parts of a state, each (num_layers, S, H); none of None."""
         if state is None:
-            return None
+            return ()
         name, shape = type(self).__name__, (self.num_layers, S, self.hidden_size)
         if self.states > 1 and (not isinstance(state, (tuple, list)) or len(state) != self.states):
             raise TypeError(f"{name}: state must be a pair (h, c), got {type(state).__name__}")

@@ -129,6 +129,26 @@ def test_sequences_of_many_lengths(kind):
 
 @everywhere
 @kinds
+@pytest.mark.parametrize("lengths", [None, (3, 2), (5, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None], ids=str)
+def test_autocast(kind, dtype, lengths):
+    """All that comes out is of its dtype, however it went in; for fp64 PyTorch has no autocast."""
+    module, x = build(kind, 6, 8, 2), random(1, 5, 6, seed=1)
+    spans = None if lengths is None else torch.tensor((0, *lengths)).cumsum(0)
+    start = tuple(random(2, len(lengths or "1"), 8, seed=2 + i) for i in range(kind.states))
+    right, _ = module(x, None if dtype is None else joined(start), cu_seqlens=spans)
+    cast = None if dtype is None else joined(tuple(part.to(dtype) for part in start))
+    with torch.autocast("cpu", torch.bfloat16):
+        for steps in (5, 0) if lengths is None else (5,):
+            output, state = module(x[:, :steps], cast, cu_seqlens=spans)
+            assert {part.dtype for part in (output, *parts(state))} == {torch.bfloat16}
+            torch.testing.assert_close(output.float(), right[:, :steps], rtol=0.05, atol=0.05)
+        output, state = module.double()(x.double(), cu_seqlens=spans)
+        assert {part.dtype for part in (output, *parts(state))} == {torch.float64}
+
+
+@everywhere
+@kinds
 def test_gradients_reach_everything(kind):
     module = build(kind, 4, 6, 2, dtype=torch.float64)
     x = random(2, 5, 4, seed=1, dtype=torch.float64).requires_grad_()
@@ -275,12 +295,25 @@ def test_bad_arguments(kind):
         ((6, 8.0), {}, TypeError, "hidden_size must be an int, got 8.0"),
         ((6, 8), {"num_heads": 4}, ValueError, "num_heads must divide input_size and hidden_size (6 and 8)"),
         ((6, 8), {"dropout": 1.5}, ValueError, "dropout must be in [0, 1], got 1.5"),
+        ((6, 8), {"dropout": -0.5}, ValueError, "dropout must be finite and at least 0, got dropout=-0.5"),
+        ((6, 8), {"dropout": "a"}, TypeError, "dropout must be a float, got 'a' of type str"),
+        ((6, 8), {"dropout": None}, TypeError, "dropout must be a float, got None of type NoneType"),
+        ((6, 8), {"bias": 0}, TypeError, "bias must be a bool, got 0 of type int"),
+        ((6, 8), {"batch_first": "no"}, TypeError, "batch_first must be a bool, got 'no' of type str"),
         ((6, 8), {"solver": "fast"}, ValueError, "solver must be one of auto, sequential, newton, shooting"),
     ]:
         with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
             kind(*sizes, **options)
     module, x = build(kind, 6, 8), torch.zeros(2, 5, 6)
+    late = build(kind, 6, 8, batch_first=False)
     state = [torch.zeros(1, 2, 8)] * kind.states
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(
+            ValueError, match=re.escape("x must have the dtype of weight_ih_l0 (bfloat16), got float64")
+        ),
+    ):
+        module(x.double())
     for call, error, message in [
         (lambda: module(x[0]), ValueError, "x must have shape (B, T, D) with D = 6, got shape (5, 6)"),
         (
@@ -293,6 +326,53 @@ def test_bad_arguments(kind):
         (lambda: module.step(x[0, 0]), ValueError, "x must have shape (B, D) with D = 6, got shape (6,)"),
         (lambda: module.step(x[:, 0].int()), TypeError, "x must be float32"),
         (lambda: module(x, joined([part[:, :1] for part in state])), ValueError, "state must have shape"),
+        (
+            lambda: module(x.double()),
+            ValueError,
+            "x must have the dtype of weight_ih_l0 (float32), got float64",
+        ),
+        (
+            lambda: module.step(x[:, 0].half()),
+            ValueError,
+            "x must have the dtype of weight_ih_l0 (float32), got float16",
+        ),
+        (
+            lambda: module(x, joined([part.double() for part in state])),
+            ValueError,
+            "state must have the dtype of weight_ih_l0 (float32), got float64",
+        ),
+        (lambda: module(x[:1], cu_seqlens=[0, 5]), TypeError, "cu_seqlens must be a torch.Tensor, got list"),
+        (
+            lambda: module(x[:1], cu_seqlens=torch.tensor([0.0, 5.0])),
+            TypeError,
+            "cu_seqlens must be int32 or int64, got float32",
+        ),
+        (
+            lambda: module(x[:1], cu_seqlens=torch.tensor(5)),
+            ValueError,
+            "cu_seqlens must have shape (S + 1,) for S sequences, got shape ()",
+        ),
+        (
+            lambda: module(x[:1], cu_seqlens=torch.tensor([[0, 5]])),
+            ValueError,
+            "cu_seqlens must have shape (S + 1,) for S sequences, got shape (1, 2)",
+        ),
+        (
+            lambda: module(x[:1], cu_seqlens=torch.tensor([0, 4])),
+            ValueError,
+            "cu_seqlens must go from 0 to T = 5, got one from 0 to 4",
+        ),
+        (
+            lambda: module(x, joined(state), cu_seqlens=torch.tensor([0, 5])),
+            ValueError,
+            "x must have B = 1 with cu_seqlens, its sequences one after the other, got shape (2, 5, 6)",
+        ),
+        (
+            lambda: late(x.transpose(0, 1), cu_seqlens=torch.tensor([0, 5])),
+            ValueError,
+            "x.transpose(0, 1) must have B = 1 with cu_seqlens, its sequences one after the other, "
+            "got shape (2, 5, 6)",
+        ),
     ]:
         with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
             call()
