@@ -12,7 +12,10 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)); NaN stays NaN."""
+    """1 / (1 + exp(-x)), to a few units in the last place, and |x| more where x < 0; NaN stays NaN.
+
+    Triton's exp is 2^(x log2(e)) on a GPU in fp32: that product is rounded.
+    """
     return 1 / (1 + tl.exp(-x))
 
 

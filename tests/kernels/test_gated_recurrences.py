@@ -145,7 +145,10 @@ def _activate(x, s, t, size, BLOCK: tl.constexpr):
 
 
 def test_activations():
-    """To a few units in the last place, wherever they aren't beneath all that a state can notice."""
+    """To a few units in the last place, wherever they aren't beneath all that a state can notice.
+
+    Of a sigmoid |x| more, which a GPU may lose to a rounded argument of 2^x.
+    """
     sizes = torch.cat((torch.logspace(-38, 2, 20_000), torch.linspace(0.4, 0.6, 20_000)))
     x = torch.cat((sizes, -sizes, torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])))
     device = "cuda" if BACKEND == "triton-gpu" else "cpu"
@@ -154,5 +157,7 @@ def test_activations():
     with interpreting():
         _activate[(triton.cdiv(len(x), 8192),)](x, s, t, len(x), BLOCK=8192)
     eps = torch.finfo(torch.float32).eps
-    for found, exact in ((s, torch.sigmoid(x.double())), (t, torch.tanh(x.double()))):
-        torch.testing.assert_close(found.double(), exact, rtol=4 * eps, atol=1e-37, equal_nan=True)
+    wide, size = x.double(), x.double().abs().clamp(max=100)
+    for found, exact, units in ((s, wide.sigmoid(), 4 + size), (t, wide.tanh(), 4)):
+        near = (found.double() - exact).abs() <= units * eps * exact.abs() + 1e-37
+        assert (near | (found.isnan() & exact.isnan())).all()
