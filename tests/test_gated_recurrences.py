@@ -24,6 +24,7 @@ from fastsparse.reference import _solvers
 
 SOLVERS = ("sequential", "newton", "shooting")
 PARALLEL = SOLVERS[1:]
+LEVELS = [name for name in host_backend_names() if name.startswith("cpu-")]
 BOUNDS = torch.tensor([0, 3, 3, 80, 81, 150, 150])  # of six sequences, two of them empty
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
 solvers = pytest.mark.parametrize("solver", SOLVERS)
@@ -100,7 +101,7 @@ def test_a_sequence_can_be_gone_on_with(backend, cell):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("backend", [name for name in host_backend_names() if name.startswith("cpu-")])
+@pytest.mark.parametrize("backend", LEVELS)
 def test_the_error_of_sigmoid_and_tanh(backend, dtype):
     """A GRU's first state is z n: sigmoid where n is 1, tanh where z is. To 4 ulp, where 2.9 were seen."""
     infinity = torch.tensor(torch.inf, dtype=dtype)
@@ -175,6 +176,25 @@ def test_many_chunks_and_blocks_of_channels(backend, cell, solver, shape):
     *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
     assert_states(cell, outs, u, weights, state)
     assert info.converged.all()
+    if solver in PARALLEL or (shape == (1, 4200, 1) and backend.startswith("cpu-")):
+        assert (info.passes > 0).all()
+
+
+@cells
+def test_where_shooting_does_not_converge_the_loop_steps_in(backend, cell):
+    """In chaos, for these channels, whose neighbours shooting certifies."""
+    u, weights, state = cell.problem(2, 2000, 64, scale=4)
+    u, weights, state = u[:1, ..., 19:26], [rows[:, 19:26] for rows in weights], [h[:1, 19:26] for h in state]
+    *outs, info = cell.run(u, weights, state, solver="shooting", return_info=True)
+    loop = cell.run(u, weights, state, solver="sequential")
+    failed = ~info.converged
+    assert failed.any()
+    assert not failed.all()
+    assert (info.passes[failed] == -1).all()
+    assert (info.passes[~failed] > 0).all()
+    assert all(torch.equal(*(part.mT[failed] for part in pair)) for pair in zip(outs, loop, strict=True))
+    assert_states(cell, outs, u, weights, state)
+    assert_follows(cell, outs, u, weights, state)
 
 
 @cells
@@ -267,6 +287,37 @@ def test_what_is_not_finite_stays_in_its_channel(backend, cell, solver, bad, gat
     assert_same_states(outs, cell.run(u, weights, state, solver="sequential"))
     if bad != bad:
         assert outs[0][1, 70:, 3].isnan().all()
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("T", [40, 130])
+def test_what_is_not_finite_changes_no_bit_of_other_channels(backend, cell, solver, T):
+    u, weights, state = cell.problem(2, T, 6)
+    clean = cell.run(u, weights, state, solver=solver, return_info=True)
+    u[:, T // 2, :, ::5] = torch.nan
+    wild = cell.run(u, weights, state, solver=solver, return_info=True)
+    assert (wild[-1].passes[:, ::5] == (0 if solver == "sequential" else -1)).all()
+    for mine, right in zip((*wild[:-1], wild[-1].passes), (*clean[:-1], clean[-1].passes), strict=True):
+        assert torch.equal(mine[..., 1:5], right[..., 1:5])
+
+
+@cells
+@solvers
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_slice_of_channels_is_that_of_the_whole(cell, level, solver):
+    """Bit by bit on CPUs, of every level, whose vectors hold other channels then, or end elsewhere."""
+    for T, H in (40, 37), (200, 70), (2100, 3):
+        u, weights, state = cell.problem(2, T, H)
+        for part in slice(1, 2), slice(1, H - 1), slice(H // 2, H):
+            alone = [rows[:, part] for rows in weights], [start[:, part] for start in state]
+            with running(level):
+                whole = cell.run(u, weights, state, solver=solver, return_info=True)
+                found = cell.run(u[..., part], *alone, solver=solver, return_info=True)
+            for mine, right in zip(
+                (*found[:-1], found[-1].passes), (*whole[:-1], whole[-1].passes), strict=True
+            ):
+                assert torch.equal(mine, right[..., part])
 
 
 @cells
@@ -393,14 +444,21 @@ def test_second_derivatives_are_the_references(cell, solver):
 
 
 @cells
-def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, cell):
-    u, weights, state = cell.problem(5, 70, 37)
+@pytest.mark.parametrize(
+    ("solver", "shape"),
+    [("auto", (5, 70, 37)), *((solver, (7, 70, H)) for solver in SOLVERS for H in (1, 3, 20))],
+    ids=str,
+)
+def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, cell, solver, shape):
+    if backend == "triton-interpreted" and solver != "auto":
+        pytest.skip("Triton's interpreter has no threads, and takes seconds for each of these")
+    u, weights, state = cell.problem(*shape)
     runs = []
     for count in (1, 2, 3, 1):
         threads(count)
         leaves = [leaf.detach().clone().requires_grad_() for leaf in (u, *weights, *state)]
         split = 1 + len(weights)
-        outs = cell.run(leaves[0], leaves[1:split], tuple(leaves[split:]))
+        outs = cell.run(leaves[0], leaves[1:split], tuple(leaves[split:]), solver=solver)
         sum(out.sin().sum() for out in outs).backward()
         runs.append([*outs, *(leaf.grad for leaf in leaves)])
     for other in runs[1:]:
