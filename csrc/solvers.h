@@ -23,6 +23,10 @@ inline constexpr int kNewtonPasses = 12, kShootingPasses = 8;  // at most
 template <typename C> inline constexpr C kSmall = C(0x1p-18);
 template <> inline constexpr double kSmall<double> = 0x1p-47;
 
+// What shooting's chunks are run once more for, from starts so corrected, although they are certified: states are then
+// off by what is of second order in it.
+template <typename C> inline constexpr C kNegligible = kSmall<C> / 16;
+
 // What `passes` says of a channel of a sequence, where it isn't the pass that certified it.
 inline constexpr int kNoPasses = 0;  // step by step, as asked
 inline constexpr int kGivenUp = -1;  // not certified, hence step by step

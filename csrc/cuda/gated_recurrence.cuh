@@ -9,6 +9,7 @@
 #include "cells.h"
 #include "cuda/activations.cuh"
 #include "cuda/affine.cuh"
+#include "cuda/sequences.cuh"
 #include "solvers.h"
 
 namespace fastsparse::cuda {
@@ -41,15 +42,11 @@ template <typename T, template <typename> typename Form> struct GatedLine {
 
   __device__ __forceinline__ GatedLine(const Recurrence<T, n>& problem, int64_t s, int64_t channel)
       : step_stride(problem.step_stride), gate_stride(problem.gate_stride), H(problem.H) {
-    int64_t row = s, first = 0;
-    length = problem.steps;
-    if (problem.bounds) {  // which nobody has checked
-      row = 0;
-      first = min(max(problem.bounds[s], int64_t{0}), problem.steps);
-      length = min(max(problem.bounds[s + 1], first), problem.steps) - first;
-    }
+    Span steps = span_of(problem.bounds, s, problem.steps);
+    int64_t row = problem.bounds ? 0 : s, first = steps.first - row * problem.steps;
+    length = steps.count;
     u = problem.u + row * problem.row_stride + first * step_stride + channel * problem.channel_stride;
-    place = (row * problem.steps + first) * H + channel;
+    place = steps.first * H + channel;
 #pragma unroll
     for (int i = 0; i < Cell::kWeights; ++i)
       cell.w[i] = widen(i < 3 ? problem.weight[i * H + channel] : problem.peephole[(i - 3) * H + channel]);
@@ -162,6 +159,7 @@ template <typename C, int n> constexpr int64_t parallel_shared_bytes(int threads
 
 // What is said of a channel in a pass.
 inline constexpr int kOff = 1, kHopeless = 2;  // not certified; NaN, which no pass mends
+inline constexpr int kRough = 4;               // certified, and not negligible
 
 template <typename C, int n> struct Team {
   int channels, chunks, mine, channel, chunk;  // mine: this thread's place
@@ -262,7 +260,7 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
   if (active && team.chunk > 0) line.guess(line.input(first - 1), start);
 
   int result = line.length > 0 ? kGivenUp : kNoPasses;
-  bool open = active;
+  bool open = active, once_more = false;
   for (int pass = 1; pass <= kShootingPasses; ++pass) {
     // Ends and tangents, and how large any tangent was. States are kept from the second pass on: none of the first is
     // right, but where there is one chunk alone.
@@ -310,14 +308,16 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
 #pragma unroll
         for (int j = 0; j < n; ++j) bound += largest[i * n + j] * fabs(D[j]);
         if (!(bound < kSmall<C>)) off |= D[i] == D[i] ? kOff : kHopeless;
+        else if (!(bound < kNegligible<C>)) off |= kRough;
       }
-      if (off) atomicOr(&team.said[team.channel], off);
+      if (off && !once_more) atomicOr(&team.said[team.channel], off);
     }
     __syncthreads();
     if (open) {
       int said = team.said[team.channel];
-      if (!said) result = pass;
-      open = said == kOff;
+      once_more = !(said & (kOff | kHopeless));
+      if (!said || (once_more && pass == kShootingPasses)) result = pass;
+      open = said && !(said & kHopeless);
 #pragma unroll
       for (int i = 0; i < n; ++i) start[i] += D[i];
     }
