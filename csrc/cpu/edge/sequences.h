@@ -20,8 +20,8 @@ Tensor with_unit_channels(const Tensor& tensor);
 Series series_of(const Tensor& tensor);
 Series states_of(const Tensor& tensor);
 
-// How many channels to give to a task: 128, or as few as 16, whole cache lines, where it
-// takes that to give every thread some tasks.
+// How many channels to give to a task: 128, or as few as 16 (a cache line in fp32), where it takes that to give every
+// thread some tasks.
 int64_t channels_a_task(int64_t sequences, int64_t H);
 
 // Calls task(s, channels) for all sequences and blocks of channels, a channel of one being so many bytes of work.
