@@ -5,7 +5,7 @@ States, derivatives and corrections are tuples of blocks, as _cells.py has them.
 
 import triton
 import triton.language as tl
-from fastsparse.kernels._scan import join, join_pairs
+from fastsparse.kernels._scan import joined
 
 SMALL = tl.constexpr(2**-18)  # what a state may be off by at most, beside its size or 1: 32 eps
 
@@ -67,16 +67,5 @@ def within(d, state):
 @triton.jit
 def corrections(J, missed):
     """d[i] = J[i] d[i - 1] + missed[i] down the rows, from zeros, by a scan; NaN where that overflows."""
-    return _of_channels(J[0], missed[0]) if len(missed) == 1 else _of_pairs(J, missed)
-
-
-@triton.jit
-def _of_channels(a, b):
-    _, d = tl.associative_scan((a, b), 0, join)
-    return (d,)
-
-
-@triton.jit
-def _of_pairs(a, b):
-    found = tl.associative_scan((a[0], a[1], a[2], a[3], b[0], b[1]), 0, join_pairs)
-    return found[4], found[5]
+    _, d = joined(J, missed)
+    return d

@@ -25,6 +25,7 @@ from fastsparse.kernels._corrections import (
     spread,
     within,
 )
+from fastsparse.kernels._scan import product_of_pairs
 
 
 @triton.jit
@@ -175,17 +176,7 @@ def _infinities(values):
 
 @triton.jit
 def _product(J, P):
-    return (J[0] * P[0],) if len(P) == 1 else _product_of_pairs(J, P)
-
-
-@triton.jit
-def _product_of_pairs(J, P):
-    return (
-        tl.fma(J[0], P[0], J[1] * P[2]),
-        tl.fma(J[0], P[1], J[1] * P[3]),
-        tl.fma(J[2], P[0], J[3] * P[2]),
-        tl.fma(J[2], P[1], J[3] * P[3]),
-    )
+    return (J[0] * P[0],) if len(P) == 1 else product_of_pairs(J, P)
 
 
 @triton.jit

@@ -17,16 +17,40 @@ def join(a, b, later_a, later_b):
 
 
 @triton.jit
+def product_of_pairs(J, P):
+    """Of factors [[0, 1], [2, 3]]."""
+    return (
+        tl.fma(J[0], P[0], J[1] * P[2]),
+        tl.fma(J[0], P[1], J[1] * P[3]),
+        tl.fma(J[2], P[0], J[3] * P[2]),
+        tl.fma(J[2], P[1], J[3] * P[3]),
+    )
+
+
+@triton.jit
 def join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y):
     """Of pairs, with factors [[a, b], [c, d]] and addends (x, y)."""
+    factors = product_of_pairs((later_a, later_b, later_c, later_d), (a, b, c, d))
     return (
-        tl.fma(later_a, a, later_b * c),
-        tl.fma(later_a, b, later_b * d),
-        tl.fma(later_c, a, later_d * c),
-        tl.fma(later_c, b, later_d * d),
+        factors[0],
+        factors[1],
+        factors[2],
+        factors[3],
         tl.fma(later_a, x, tl.fma(later_b, y, later_x)),
         tl.fma(later_c, x, tl.fma(later_d, y, later_y)),
     )
+
+
+@triton.jit
+def joined(a, b):
+    """The factors and addends of all steps up to each row, as one step. Tuples, as those of :func:`solve`."""
+    if len(b) == 1:
+        factor, addend = tl.associative_scan((a[0], b[0]), 0, join)
+        found = (factor,), (addend,)
+    else:
+        f, g, p, q, x, y = tl.associative_scan((a[0], a[1], a[2], a[3], b[0], b[1]), 0, join_pairs)
+        found = (f, g, p, q), (x, y)
+    return found
 
 
 @triton.jit
@@ -35,14 +59,12 @@ def solve(a, b, start):
 
     Tuples: (a,) and (b,), or of pairs (a00, a01, a10, a11) and (b0, b1); so are start and what is returned.
     """
+    f, h = joined(a, b)
     if len(b) == 1:
-        factor, h = tl.associative_scan((a[0], b[0]), 0, join)
-        states = (tl.fma(factor, start[0][None, :], h),)
+        states = (tl.fma(f[0], start[0][None, :], h[0]),)
     else:
-        steps = a[0], a[1], a[2], a[3], b[0], b[1]
-        f, g, p, q, h, k = tl.associative_scan(steps, 0, join_pairs)
         x, y = start[0][None, :], start[1][None, :]
-        states = tl.fma(f, x, tl.fma(g, y, h)), tl.fma(p, x, tl.fma(q, y, k))
+        states = tl.fma(f[0], x, tl.fma(f[1], y, h[0])), tl.fma(f[2], x, tl.fma(f[3], y, h[1]))
     return states
 
 
