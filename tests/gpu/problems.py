@@ -54,6 +54,12 @@ def make(name: str, dtype: torch.dtype, seed: int) -> Tensor:
     return random(*SHAPES[name], seed=seed + len(name), dtype=dtype, scale=scale)
 
 
+def gradients(call: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Of what a call returns, from ones."""
+    leaves = [value.detach().requires_grad_() for value in inputs]
+    return torch.autograd.grad(call(*leaves).sum(), leaves)
+
+
 SOLVERS = ("sequential", "newton", "shooting")
 PROBLEMS = {
     "topk_encode": Problem(
@@ -136,6 +142,15 @@ PROBLEMS = {
         )
         for solver in SOLVERS
     },
+    **{
+        f"lstm_recurrence, {solver}, packed": Problem(
+            lambda u, weight, peephole, h0, c0, bounds, solver=solver: fastsparse.lstm_recurrence(
+                u[:1], weight, peephole, (h0, c0), cu_seqlens=bounds, solver=solver
+            ),
+            ("u", "recurrent", "peephole", "h0", "cell0", "bounds"),
+        )
+        for solver in SOLVERS
+    },
     "gru_recurrence_backward": Problem(
         lambda u, weight, h0, h, d_h: torch.ops.fastsparse.gru_recurrence_backward.default(
             u, weight, h0, None, h, d_h, True, True, True
@@ -147,6 +162,29 @@ PROBLEMS = {
             u, weight, peephole, h0, c0, None, h, h.tanh(), d_h, None, True, True, True
         ),
         ("u", "recurrent", "peephole", "h0", "cell0", "states", "upstream"),
+    ),
+    "gru_recurrence_backward, packed": Problem(
+        lambda u, weight, h0, bounds, h, d_h: torch.ops.fastsparse.gru_recurrence_backward.default(
+            u[:1], weight, h0, bounds, h[:1], d_h[:1], True, True, True
+        ),
+        ("u", "recurrent", "h0", "bounds", "states", "upstream"),
+    ),
+    "lstm_recurrence_backward, packed": Problem(
+        lambda u, weight, peephole, h0, c0, bounds, h, d_h: (
+            torch.ops.fastsparse.lstm_recurrence_backward.default(
+                u[:1], weight, peephole, h0, c0, bounds, h[:1], h[:1].tanh(), d_h[:1], None, True, True, True
+            )
+        ),
+        ("u", "recurrent", "peephole", "h0", "cell0", "bounds", "states", "upstream"),
+    ),
+    "linear_recurrence, packed, gradients": Problem(
+        lambda a, b, h0, bounds: gradients(
+            lambda a, b, h0: fastsparse.linear_recurrence(a[:1].tanh(), b[:1], h0, cu_seqlens=bounds),
+            a,
+            b,
+            h0,
+        ),
+        ("states", "upstream", "h0", "bounds"),
     ),
 }
 

@@ -63,30 +63,42 @@ def check(N: int, D: int, M: int, k: int, dtype: torch.dtype, device: torch.devi
 
 
 def check_recurrences(B: int, T: int, H: int, dtype: torch.dtype, device: torch.device) -> None:
-    generator = torch.Generator().manual_seed(T)
-    u, weight, a, b = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64).mul(0.5).to(dtype)
-        for shape in ((B, T, 3, H), (3, H), (B, T, H), (B, T, H))
-    )
-    u_, weight_, a_, b_ = (tensor.to(device) for tensor in (u, weight, a, b))
-    for solver in ("sequential", "newton", "shooting"):
-        h, _ = torch.ops.fastsparse.gru_recurrence.default(u_, weight_, None, None, solver)
-        close(f"gru_recurrence, {solver}", h, reference.gru_recurrence(u, weight)[0], dtype)
-    for reverse in (False, True):
-        h = fastsparse.linear_recurrence(a_, b_, reverse=reverse)
-        close("linear_recurrence", h, reference.linear_recurrence(a, b, reverse=reverse), dtype)
-    needs = True, True, False
-    found = torch.ops.fastsparse.gru_recurrence_backward.default(u_, weight_, None, None, a_, b_, *needs)
-    right = reference.gru_recurrence_backward(u, weight, None, None, a, b, *needs)
-    c_ = a_.tanh()
-    p_, states = weight_[:2], (None, None, None)
-    lstm = u_, weight_, p_, *states, a_, c_, b_, None, True, True, False
-    found += torch.ops.fastsparse.lstm_recurrence_backward.default(*lstm)
-    lstm = (value.cpu() if isinstance(value, torch.Tensor) else value for value in lstm)
-    right += reference.lstm_recurrence_backward(*lstm)
-    for mine, theirs in zip(found, right, strict=True):
-        if mine.numel():
-            close("gradients of gated recurrences", mine, theirs, dtype)
+    """Sequences of one length, and one row of three, the middle one empty; every output is asked for."""
+    needs = True, True, True
+    for bounds in (None, torch.tensor([0, T // 3, T // 3, T])):
+        rows, S = (B, B) if bounds is None else (1, 3)
+        shapes = (rows, T, 3, H), (3, H), (2, H), (S, H), (S, H), (rows, T, H), (rows, T, H)
+        generator = torch.Generator().manual_seed(T)
+        u, weight, peephole, h0, c0, h, d_h = (
+            torch.randn(*shape, generator=generator, dtype=torch.float64).mul(0.5).to(dtype)
+            for shape in shapes
+        )
+        gru, lstm = (u, weight, h0), (u, weight, peephole, h0, c0)
+        calls = [
+            ("gru_recurrence_backward", (*gru, bounds, h, d_h, *needs)),
+            *(
+                ("lstm_recurrence_backward", (*lstm, bounds, h, h.tanh(), *d_states, *needs))
+                for d_states in ((d_h, None), (None, d_h))
+            ),
+            *(("linear_recurrence", (h, d_h, h0, reverse, bounds)) for reverse in (False, True)),
+        ]
+        for solver in ("sequential", "newton", "shooting"):
+            calls += [
+                ("gru_recurrence", (*gru, bounds, solver)),
+                ("lstm_recurrence", (*lstm, bounds, solver)),
+            ]
+        for op, arguments in calls:
+            there = (value.to(device) if isinstance(value, torch.Tensor) else value for value in arguments)
+            found = getattr(torch.ops.fastsparse, op).default(*there)
+            solver = arguments[-1] if isinstance(arguments[-1], str) else None
+            if solver:  # not the passes, which are its own
+                right = getattr(reference, op)(*arguments[:-1])[:-1]
+                found = found[:-1]
+            else:
+                right = getattr(reference, op)(*arguments)
+            pairs = [(found, right)] if op == "linear_recurrence" else zip(found, right, strict=True)
+            for mine, theirs in pairs:
+                close(f"{op}, {solver}, {'one length' if bounds is None else 'packed'}", mine, theirs, dtype)
 
 
 def close(op: str, got: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> None:

@@ -127,6 +127,34 @@ def test_recurrences_where_the_states_are_large(room, backend, solver):
         assert_states(GRU, (states.contiguous(),), steps, (weight.cpu(),), (start,))
 
 
+def test_gradients_of_recurrences_where_the_states_are_large(room, backend):
+    """Upstream is zero but at both ends and in the middle, so that all of a sum is known."""
+    device = room(56)
+    T, H = 720_000, 3000
+    assert T * H > OVER
+    weight, start = normal(device, 3, H).mul_(0.3), normal(device, 1, H)
+    u, d_h = normal(device, 1, T, 3, H), torch.zeros(1, T, H, device=device, dtype=torch.bfloat16)
+    h = fastsparse.gru_recurrence(u, weight, start, solver="sequential")
+    ends = 40, T // 2, T
+    for end in ends:
+        d_h[:, end - 40 : end] = normal(device, 1, 40, H)
+    backward = torch.ops.fastsparse.gru_recurrence_backward.default
+    d_u, d_weight, d_start = backward(u, weight, start, None, h, d_h, True, True, True)
+    total = torch.zeros(3, H)
+    for end in ends:  # what a state still owes to the one 160 steps before is nothing
+        first = max(0, end - 200)
+        before = h[:, first - 1] if first else start
+        parts = [part.float().cpu() for part in (u[:, first:end], weight, before)]
+        states = [part[:, first:end].float().cpu() for part in (h, d_h)]
+        right = reference.gru_recurrence_backward(*parts, None, *states, True, True, True)
+        torch.testing.assert_close(d_u[:, first:end].float().cpu(), right[0], rtol=2**-7, atol=1e-3)
+        total += right[1]
+        if first == 0:
+            torch.testing.assert_close(d_start.float().cpu(), right[2], rtol=2**-7, atol=1e-3)
+    torch.testing.assert_close(d_weight.float().cpu(), total, rtol=2**-7, atol=1e-2)
+    assert not d_u[:, ends[0] : ends[1] - 4000].any()
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_linear_recurrences_where_the_states_are_large(room, backend, reverse):
     device = room(40)
