@@ -24,8 +24,8 @@ def line_of(cu_seqlens, s, T):
         row, begin, end = s, s * 0, s * 0 + T
     else:
         row, begin = s * 0, tl.minimum(tl.maximum(tl.load(cu_seqlens + s), 0), T)
-        end = tl.minimum(tl.load(cu_seqlens + s + 1), T)
-    return row, begin, tl.maximum(end - begin, 0)
+        end = tl.maximum(tl.minimum(tl.load(cu_seqlens + s + 1), T), begin)
+    return row, begin, end - begin
 
 
 @triton.jit
