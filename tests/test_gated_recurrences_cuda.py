@@ -65,6 +65,20 @@ def test_what_a_channel_gets_is_its_own_affair(backend, cell, solver):
 
 
 @cells
+@pytest.mark.parametrize("solver", ["newton", "shooting"])
+def test_where_a_solver_does_not_converge_the_loop_steps_in(backend, cell, solver):
+    """In chaos, which these weights bring to some channels."""
+    u, weights, state = cell.problem(1, 900, 8, scale=6)
+    *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    loop = cell.run(u, weights, state, solver="sequential")
+    failed = ~info.converged
+    assert failed.any()
+    assert not failed.all()
+    assert (info.passes[failed] == -1).all()
+    assert all(torch.equal(*(part.mT[failed] for part in pair)) for pair in zip(outs, loop, strict=True))
+
+
+@cells
 @solvers
 def test_states_of_any_size(backend, cell, solver):
     """What gates remember of a start that is large, which nothing brings back to 1 soon."""
