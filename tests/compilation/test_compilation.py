@@ -36,6 +36,8 @@ def test_cuda_kernels():
     try:
         records = cuda_records()
     except MissingError as missing:
+        if os.environ.get("FASTSPARSE_CUDA") == "1":  # insisted on, as .ci/run does where nvcc is
+            raise
         pytest.skip(str(missing))
     assert_fit(records)
     assert_listed("CUDA C++", records)
