@@ -3,11 +3,7 @@
 // Every kernel of every backend in C++ takes these steps, so that its solvers agree to the last bit where they should.
 #pragma once
 
-#ifdef __CUDACC__
-#define FASTSPARSE_ANYWHERE __host__ __device__ __forceinline__
-#else
-#define FASTSPARSE_ANYWHERE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace fastsparse {
 
@@ -18,13 +14,13 @@ template <typename Math> struct GruCell {
 
   V w[kWeights];  // z, r, n
 
-  FASTSPARSE_ANYWHERE void step(const V (&u)[3], V (&h)[1]) const {
+  FASTSPARSE_INLINE void step(const V (&u)[3], V (&h)[1]) const {
     Gates gate = gates(u, h[0]);
     h[0] += gate.z * (gate.n - h[0]);
   }
 
   // Also the derivative of the next state in the one before.
-  FASTSPARSE_ANYWHERE void step(const V (&u)[3], V (&h)[1], V (&J)[1]) const {
+  FASTSPARSE_INLINE void step(const V (&u)[3], V (&h)[1], V (&J)[1]) const {
     Gates gate = gates(u, h[0]);
     J[0] = derivative(gate, h[0]);
     h[0] += gate.z * (gate.n - h[0]);
@@ -32,7 +28,7 @@ template <typename Math> struct GruCell {
 
   // From the state before the step and the gradient of the one after it: that of the state before, in its place, that
   // of u, and what the step adds to that of w.
-  FASTSPARSE_ANYWHERE void back(const V (&u)[3], const V (&h)[1], V (&through)[1], V (&d_u)[3], V (&d_w)[3]) const {
+  FASTSPARSE_INLINE void back(const V (&u)[3], const V (&h)[1], V (&through)[1], V (&d_u)[3], V (&d_w)[3]) const {
     Gates gate = gates(u, h[0]);
     d_u[0] = through[0] * (gate.n - h[0]) * (gate.z * (1 - gate.z));
     d_u[2] = through[0] * gate.z * (1 - gate.n * gate.n);
@@ -46,12 +42,12 @@ template <typename Math> struct GruCell {
  private:
   struct Gates { V z, r, n; };
 
-  FASTSPARSE_ANYWHERE Gates gates(const V (&u)[3], V h) const {
+  FASTSPARSE_INLINE Gates gates(const V (&u)[3], V h) const {
     V z = Math::sigmoid(w[0] * h + u[0]), r = Math::sigmoid(w[1] * h + u[1]);
     return {z, r, Math::tanh(w[2] * h * r + u[2])};
   }
 
-  FASTSPARSE_ANYWHERE V derivative(const Gates& gate, V h) const {
+  FASTSPARSE_INLINE V derivative(const Gates& gate, V h) const {
     V of_n = w[2] * gate.r * (1 + h * w[1] * (1 - gate.r));
     return (1 - gate.z) + gate.z * ((1 - gate.z) * (gate.n - h) * w[0] + (1 - gate.n * gate.n) * of_n);
   }
@@ -65,14 +61,14 @@ template <typename Math> struct LstmCell {
 
   V w[kWeights];  // of h in f, o, g; of c in f, o
 
-  FASTSPARSE_ANYWHERE void step(const V (&u)[3], V (&state)[2]) const {
+  FASTSPARSE_INLINE void step(const V (&u)[3], V (&state)[2]) const {
     Gates gate = gates(u, state);
     state[0] = gate.c;
     state[1] = gate.o * gate.squashed;
   }
 
   // Also the derivative: J[2 i + j] is that of the next state i in the state j before.
-  FASTSPARSE_ANYWHERE void step(const V (&u)[3], V (&state)[2], V (&J)[4]) const {
+  FASTSPARSE_INLINE void step(const V (&u)[3], V (&state)[2], V (&J)[4]) const {
     Gates gate = gates(u, state);
     V of_f = gate.f * (1 - gate.f) * (state[0] - gate.g), of_o = gate.o * (1 - gate.o) * gate.squashed;
     V of_c = of_o * w[4] + gate.o * (1 - gate.squashed * gate.squashed);  // of the next h in the next c
@@ -86,7 +82,7 @@ template <typename Math> struct LstmCell {
 
   // From the state before the step and the gradient of the one after it: that of the state before, in its place, that
   // of u, and what the step adds to that of w.
-  FASTSPARSE_ANYWHERE void back(const V (&u)[3], const V (&state)[2], V (&through)[2], V (&d_u)[3], V (&d_w)[5]) const {
+  FASTSPARSE_INLINE void back(const V (&u)[3], const V (&state)[2], V (&through)[2], V (&d_u)[3], V (&d_w)[5]) const {
     Gates gate = gates(u, state);
     d_u[1] = through[1] * gate.squashed * (gate.o * (1 - gate.o));
     V d_c = through[0] + through[1] * gate.o * (1 - gate.squashed * gate.squashed) + d_u[1] * w[4];
@@ -102,7 +98,7 @@ template <typename Math> struct LstmCell {
  private:
   struct Gates { V f, g, c, o, squashed; };  // c: the next
 
-  FASTSPARSE_ANYWHERE Gates gates(const V (&u)[3], const V (&state)[2]) const {
+  FASTSPARSE_INLINE Gates gates(const V (&u)[3], const V (&state)[2]) const {
     V f = Math::sigmoid(w[0] * state[1] + w[3] * state[0] + u[0]), g = Math::tanh(w[2] * state[1] + u[2]);
     V c = g + f * (state[0] - g);
     V o = Math::sigmoid(w[1] * state[1] + w[4] * c + u[1]);

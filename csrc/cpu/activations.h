@@ -9,10 +9,8 @@
 
 #include <type_traits>
 
+#include "inline.h"
 #include "cpu/simd.h"
-
-// Files have so much of this that GCC leaves some of it out of line, at half the speed.
-#define FASTSPARSE_INLINE inline __attribute__((always_inline))
 
 namespace fastsparse::FASTSPARSE_ISA {
 
