@@ -20,11 +20,11 @@ NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
 
 # How solvers are laid out: channels a program, warps, and what else their kernels must know. The parallel
-# ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and two or four elements
-# a thread. The interpreter's time goes by operations, not by elements.
+# ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and Newton's method two
+# or four elements a thread, shooting one. The interpreter's time goes by operations, not by elements.
 SEQUENTIAL = {"BLOCK": WARP, "AHEAD": 8, "num_warps": 1}
 NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 8}
-SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 8}
+SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 256 // WARP}
 if INTERPRETED:
     SEQUENTIAL |= {"BLOCK": 64, "AHEAD": 2}
     NEWTON |= {"BLOCK": 64}
