@@ -27,6 +27,10 @@ template <> inline constexpr double kSmall<double> = 0x1p-47;
 // off by what is of second order in it.
 template <typename C> inline constexpr C kNegligible = kSmall<C> / 16;
 
+// How much a rounding error may grow, from a chunk's start to any later state, in what shooting certifies. Its states
+// are rounded elsewhere than those taken step by step; where the two part, chunks fit together all the same.
+inline constexpr int kMostGrowth = 1 << 13;
+
 // What `passes` says of a channel of a sequence, where it isn't the pass that certified it.
 inline constexpr int kNoPasses = 0;  // step by step, as asked
 inline constexpr int kGivenUp = -1;  // not certified, hence step by step

@@ -8,6 +8,7 @@ import triton.language as tl
 from fastsparse.kernels._scan import joined
 
 SMALL = tl.constexpr(2**-18)  # what a state may be off by at most, beside its size or 1: 32 eps
+MOST_GROWTH = tl.constexpr(2**13)  # of rounding errors, in what shooting certifies
 
 
 @triton.jit

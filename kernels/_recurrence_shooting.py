@@ -16,6 +16,7 @@ import triton.language as tl
 from fastsparse.kernels._cells import load_weights, step, step_with_derivative
 from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state, wide
 from fastsparse.kernels._corrections import (
+    MOST_GROWTH,
     SMALL,
     corrected,
     corrections,
@@ -63,6 +64,7 @@ def shooting(
     source = (u + row * u_row + begin * u_time + channel * u_channel)[None, :] + chunk * steps * u_time
     target = ((row * T + begin) * H + channel)[None, :] + chunk * steps * H
     most = tl.zeros([BLOCK], tl.int32)
+    errors = _zeros(carry)  # of rounding, in units of one, that carry has
     first = tl.zeros_like(longest)
     while first < longest:
         left = tl.maximum(tl.minimum((length - first)[None, :] - chunk * steps, steps), 0).to(tl.int32)
@@ -70,18 +72,22 @@ def shooting(
         starts = _everywhere(start, left)
         trying = (length > first) & (most >= 0)
         taken = tl.zeros([BLOCK], tl.int32)
+        later = errors
         attempt = 0
         while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
             attempt += 1
             ends, P, largest, least = _run(w, source, u_time, u_gate, starts, left, steps)
             missed = difference(shifted(ends, start, chunk), starts)
             D = corrections(shifted(P, P, chunk), missed)
+            grown, later = _grown(P, largest, errors, chunk)
             small = within(D, starts) & _carried_within(D, ends, P, largest, least)
+            small = small & _steady(largest, grown)
             certain = tl.min((small | (left == 0)).to(tl.int32), axis=0) > 0
             starts = corrected(starts, D, trying[None, :])
             taken = tl.where(trying & certain, attempt, taken)
             trying = trying & (certain == 0)
         most = tl.where(trying | (most < 0), -1, tl.maximum(most, taken))
+        errors = later
         carry = last(_write(w, source, u_time, u_gate, starts, left, steps, h, c, target, H), chunk)
         longest = tl.max(tl.where(most < 0, 0, length), axis=0)
         first += CHUNKS * steps
@@ -143,6 +149,33 @@ def _carried_within(D, ends, P, largest, least):
 
 
 @triton.jit
+def _grown(P, largest, errors, chunk):
+    """What each chunk's start has of rounding errors, in units of one: those of the chunks before.
+
+    ``errors``, vectors of channels, are those of the first start. Also those behind the last chunk.
+    """
+    sizes = _sizes(P)
+    made = _applied(largest, spread(_ones(errors)))
+    grown = corrections(shifted(sizes, sizes, chunk), shifted(made, spread(errors), chunk))
+    after = _applied(sizes, grown)
+    left = ()
+    for i in tl.static_range(len(made)):
+        left += (after[i] + made[i],)
+    return grown, last(left, chunk)
+
+
+@triton.jit
+def _steady(largest, grown):
+    """Whether a rounding error at a chunk's start, and those before it, grow but little in the chunk."""
+    one = _ones(grown)
+    here, before = _applied(largest, one), _applied(largest, grown)
+    found = here[0] + before[0] <= MOST_GROWTH
+    if len(here) == 2:
+        found = found & (here[1] + before[1] <= MOST_GROWTH)
+    return found
+
+
+@triton.jit
 def _everywhere(values, like):
     """Vectors of channels, spread, as full blocks."""
     found = ()
@@ -167,10 +200,36 @@ def _zeros(values):
 
 
 @triton.jit
+def _ones(values):
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.full(values[i].shape, 1.0, tl.float32),)
+    return found
+
+
+@triton.jit
+def _sizes(values):
+    found = ()
+    for i in tl.static_range(len(values)):
+        found += (tl.abs(values[i]),)
+    return found
+
+
+@triton.jit
 def _infinities(values):
     found = ()
     for i in tl.static_range(len(values)):
         found += (tl.full(values[i].shape, float("inf"), tl.float32),)
+    return found
+
+
+@triton.jit
+def _applied(P, x):
+    """P x."""
+    if len(x) == 1:
+        found = (P[0] * x[0],)
+    else:
+        found = tl.fma(P[0], x[0], P[1] * x[1]), tl.fma(P[2], x[0], P[3] * x[1])
     return found
 
 

@@ -199,6 +199,37 @@ def test_where_shooting_does_not_converge_the_loop_steps_in(backend, cell):
 
 @cells
 @parallel
+def test_what_is_certified_is_what_steps_make(backend, cell, solver):
+    """In chaos too, where states that are rounded in two ways part: of these channels none is certified."""
+    u, weights, state = cell.problem(2, 320, 48, scale=4)
+    *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
+    loop = cell.run(u, weights, state, solver="sequential")
+    assert info.converged.any()
+    for out, other in zip(outs, loop, strict=True):
+        off = (out - other).abs().amax(1)
+        assert off[info.converged].max() < 16 * _solvers.MOST_GROWTH * torch.finfo(torch.float32).eps
+
+
+@cells
+@solvers
+@pytest.mark.parametrize(
+    ("dtype", "first", "T"), [(torch.float32, 1e-25, 300), (torch.float64, 1e-200, 700)], ids=str
+)
+def test_what_begins_next_to_nothing_may_grow(backend, cell, solver, dtype, first, T):
+    """Nothing would stay nothing here, but all else goes away from it."""
+    u, weights, state = cell.problem(1, T, 1, dtype=dtype)
+    for part in (u, *weights):
+        part.zero_()
+    for part in state:
+        part.fill_(first)
+    weights[0][2] = 8
+    outs = cell.run(u, weights, state, solver=solver)
+    assert_same_states(outs, cell.run(u, weights, state, solver="sequential"))
+    assert (outs[0][:, -1] > 0.1).all()
+
+
+@cells
+@parallel
 def test_where_a_reference_solver_gives_up_the_loop_steps_in(monkeypatch, cell, solver):
     u, weights, state = cell.problem(2, 200, 5, scale=2)
     monkeypatch.setattr(_solvers, "CHUNK", 16)

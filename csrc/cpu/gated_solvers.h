@@ -2,6 +2,8 @@
 // Lanes are chunks of time, which run side by side.
 #pragma once
 
+#include <limits>
+
 #include "cpu/gated_recurrence.h"
 #include "solvers.h"
 
@@ -85,6 +87,7 @@ template <template <typename> class Cell, typename T> class InTime {
           continue;
         }
         corrections(i, P, D, [&](int64_t lane, int k) { return state[k * kRow + lane - n_] - start[k * kRow + lane]; });
+        sure = steady(i, P, most);
         for (int64_t lane = i; lane < plan_.chunks * n_; lane += n_) {
           C off = 0;  // at most, of every state of the chunk
           for (int k = 0; k < kStates; ++k) {
@@ -241,9 +244,9 @@ template <template <typename> class Cell, typename T> class InTime {
       for (int64_t lane = n_; lane < plan_.chunks * n_; ++lane) start[k * kRow + lane] = u_[k * kRow + lane - n_];
   }
 
-  // 0 for what is too little to matter, before it is so little that arithmetic with it is slow.
+  // 0 for derivatives so little that arithmetic with them is slow. (Corrections may be as little, and grow again.)
   template <int Count> static FASTSPARSE_INLINE void flush(V (&values)[Count]) {
-    constexpr C least = sizeof(C) == 4 ? C(0x1p-64) : C(0x1p-512);
+    constexpr C least = std::numeric_limits<C>::min();
 #pragma GCC unroll 4
     for (V& value : values)
 #pragma GCC unroll 8
@@ -272,6 +275,25 @@ template <template <typename> class Cell, typename T> class InTime {
       for (int k = 0; k < kStates; ++k) store_pack(h[k], out + (k * kTileSteps + s) * kRow + group);
     }
     store_rows(h, state, group), store_rows(tangent, P, group), store_rows(largest, most, group);
+  }
+
+  // Whether rounding errors of a channel grow but little, from a chunk's start to any later state: `grown` is what the
+  // start has of them from the chunks before, the sum of a state's parts, in units of one.
+  bool steady(int64_t channel, const C* P, const C* most) const {
+    bool within = true;
+    C grown = 0;
+    for (int64_t lane = channel; lane < plan_.chunks * n_; lane += n_) {
+      C largest = 0, of_end = 0;  // of P's columns
+      for (int j = 0; j < kStates; ++j) {
+        C column = 0;
+        for (int i = 0; i < kStates; ++i) column += magnitude(P[(i * kStates + j) * kRow + lane]);
+        if (!(column <= of_end)) of_end = column;
+        if (!(most[j * kRow + lane] <= largest)) largest = most[j * kRow + lane];
+      }
+      within &= largest * (grown + 1) <= C(kMostGrowth);  // NaN is not
+      grown = of_end * grown + largest;
+    }
+    return within;
   }
 
   // D[j] = P[j - 1] D[j - 1] + missed(j) for a channel's chunks j, D[0] being 0.
@@ -312,7 +334,7 @@ template <template <typename> class Cell, typename T> class InTime {
       multiply<kStates, 1>(J, offset);
       for (int k = 0; k < kStates; ++k) offset[k] += state[k] - old[k];
       multiply<kStates, kStates>(J, tangent);
-      flush(offset), flush(tangent);
+      flush(tangent);
       store_rows(offset, q + (t + s) * kStates * kRow, group);
       store_rows(tangent, P + (t + s) * kSquare * kRow, group);
     }

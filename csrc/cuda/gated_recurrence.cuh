@@ -296,18 +296,33 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
 #pragma unroll
       for (int i = 0; i < n; ++i) tangent.b[i] = state[i] - next[i];
     }
-    C D[n];
+    C D[n], grown[n];
     team.across(tangent, D);
+    // Of rounding errors, in units of one: what starts have of them from the chunks before.
+    Affine<C, n> growth;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      growth.b[i] = 0;
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        growth.A[i * n + j] = fabs(tangent.A[i * n + j]);
+        growth.b[i] += largest[i * n + j];
+      }
+    }
+    team.across(growth, grown);
     // Every state of the chunk, and its start, are off by at most largest |D|: stricter than the reference where states
     // exceed 1, which those of gates only do while they remember a start that did.
     if (open) {
       int off = kept ? 0 : kOff;
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        C bound = 0;
+        C bound = 0, rounding = 0;
 #pragma unroll
-        for (int j = 0; j < n; ++j) bound += largest[i * n + j] * fabs(D[j]);
-        if (!(bound < kSmall<C>)) off |= D[i] == D[i] ? kOff : kHopeless;
+        for (int j = 0; j < n; ++j) {
+          bound += largest[i * n + j] * fabs(D[j]);
+          rounding += largest[i * n + j] * (grown[j] + 1);
+        }
+        if (!(bound < kSmall<C> && rounding <= kMostGrowth)) off |= D[i] == D[i] ? kOff : kHopeless;
         else if (!(bound < kNegligible<C>)) off |= kRough;
       }
       if (off && !once_more) atomicOr(&team.said[team.channel], off);

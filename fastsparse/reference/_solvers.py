@@ -16,6 +16,7 @@ from fastsparse.reference.linear_recurrence import compose, multiply, scan, stac
 NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
 CHUNK = 64
+MOST_GROWTH = 2.0**13  # of rounding errors along a sequence that shooting may certify: 1e-3 in fp32
 SOLVERS = ("auto", "sequential", "newton", "shooting")
 
 
@@ -85,6 +86,9 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     next one's start, by m, the starts are off by D_j = P_{j-1} D_{j-1} + m_j, a linear recurrence over
     chunks. The states of a chunk are off by P D, which certifies them where it is small, as D must be. Where
     it isn't negligible they are run once more, from corrected starts.
+
+    Chunks that fit together are a sequence of states, rounded elsewhere than the loop's. Where rounding
+    errors grow that may be another sequence: a channel where they grow much is not certified.
     """
     S, T, H = u.shape[0], u.shape[1], u.shape[-1]
     chunks = -(-T // CHUNK)
@@ -111,13 +115,30 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         off = torch.where(inside.view(chunks, CHUNK, *(1,) * (off.dim() - 3)), off, 0.0)
         todo = passes < 0
         answer = states if answer is None else torch.where(over_time(todo, states), states, answer)
-        certain = small(off, states) & small(D, starts)
+        certain = small(off, states) & small(D, starts) & steady(P, tangents, inside)
         fine = attempt == SHOOTING_PASSES or small(16 * off, states) & small(16 * D, starts)
         passes = torch.where(todo & (once_more | certain & fine), attempt, passes)
         if not torch.compiler.is_compiling() and not (passes < 0).any():
             break
         starts, once_more = starts + D, certain
     return answer.flatten(1, 2)[:, :T].contiguous(), passes
+
+
+def steady(P: Tensor, tangents: Tensor, inside: Tensor) -> Tensor:
+    """Whether rounding errors grow but little, from a chunk's start to any later state: (S, H).
+
+    P (S, chunks, ..., H) is the derivative of chunks' ends in their starts, tangents (S, chunks, CHUNK, ...,
+    H) that of all their states. Beside one such error a start has those of the chunks before,
+    E_j = |P_{j-1}| E_{j-1} + the most that one has become in chunk j - 1.
+    """
+    inside = inside.view(*inside.shape, *(1,) * (tangents.dim() - 3))
+    most = torch.where(inside, tangents.abs(), 0.0).amax(dim=2)
+    one = torch.ones_like(most.select(-2, 0) if P.dim() > 3 else most)
+    made = multiply(most, one).roll(1, dims=1)
+    made[:, 0] = 0
+    E = scan(P.abs().roll(1, dims=1), made)
+    within = multiply(most, E + one) <= MOST_GROWTH  # NaN is not
+    return within.flatten(1, -2).all(dim=1)
 
 
 def small(d: Tensor, h: Tensor) -> Tensor:
