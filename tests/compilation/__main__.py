@@ -13,7 +13,9 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/compilation.{json,md}")
     arguments = parser.parse_args()
     sources = {
-        f"Triton {version}": lambda version=version: triton_records(version, kernel_modules())
+        f"Triton {version}": lambda version=version: triton_records(
+            version, kernel_modules(), known=table.known(f"Triton {version}")
+        )
         for version in TRITON_VERSIONS
     } | {"CUDA C++": cuda_records}
     sections = {}

@@ -9,12 +9,15 @@ from .usage import SHARED_LIMITS, Usage
 DATA = ROOT / "docs" / "compilation.json"
 PAGE = ROOT / "docs" / "compilation.md"
 
-HEAD = """# What the GPU kernels need of a GPU
+ANEW = "sm_90"  # what Triton's kernels are compiled for whether or not anything has changed
+
+HEAD = f"""# What the GPU kernels need of a GPU
 
 Made by `python -m tests.compilation --write`, without a GPU. A cell holds the registers of a thread (VGPRs
 on AMD's GPUs) and the shared memory of a block in KB; of CUDA C++ kernels that is what they declare, a
-launch may add to it. No kernel spills: `make test` compiles them all again, and fails where one does, where
-one doesn't compile, and where one wants more shared memory than the GPU has.
+launch may add to it. No kernel spills: `make test` fails where one does, where one doesn't compile, and where
+one wants more shared memory than the GPU has. It compiles Triton's kernels for {ANEW} every time, and for the
+other GPUs those of which something has changed since, as a hash of all that goes into a compilation tells.
 """
 
 
@@ -51,6 +54,11 @@ def write(sections: dict[str, list[dict]]) -> None:
 
 def read() -> dict[str, list[dict]]:
     return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+
+
+def known(title: str) -> list[dict]:
+    """The records of a section that need no compiling again, if their keys are still the same."""
+    return [record for record in read().get(title, []) if "key" in record and record["target"] != ANEW]
 
 
 def page(data: dict[str, list[dict]]) -> str:

@@ -14,10 +14,10 @@ from compilation.tools import TRITON_VERSIONS, MissingError, cuda_records, kerne
 from compilation.usage import SHARED_LIMITS, Usage, cuobjdump, of_amd_assembly, of_cuda_binary
 
 
-def under_triton(version: str, modules: list[str], *paths: Path) -> list[dict]:
+def under_triton(version: str, modules: list[str], *paths: Path, **options) -> list[dict]:
     """Records, or a skip with the reason why there can be none; in CI that is an error."""
     try:
-        return triton_records(version, modules, *paths)
+        return triton_records(version, modules, *paths, **options)
     except MissingError as missing:
         if os.environ.get("CI") == "true":
             raise
@@ -27,9 +27,10 @@ def under_triton(version: str, modules: list[str], *paths: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", TRITON_VERSIONS)
 def test_triton_kernels(version):
-    records = under_triton(version, kernel_modules())
+    title = f"Triton {version}"
+    records = under_triton(version, kernel_modules(), known=table.known(title))
     assert_fit(records)
-    assert_listed(f"Triton {version}", records)
+    assert_listed(title, records)
 
 
 def test_cuda_kernels():
@@ -131,9 +132,9 @@ def specimens():
 def planted(tmp_path):
     """Compiles a module of Triton kernels given as text, under the newest Triton."""
 
-    def compiled(text: str) -> list[dict]:
+    def compiled(text: str, **options) -> list[dict]:
         (tmp_path / "planted.py").write_text(text)
-        return under_triton(TRITON_VERSIONS[-1], ["planted"], tmp_path)
+        return under_triton(TRITON_VERSIONS[-1], ["planted"], tmp_path, **options)
 
     return compiled
 
@@ -171,6 +172,24 @@ def test_specimens_must_be_all_kernels_and_their_very_arguments(planted, spoil, 
     assert PLANTED.count(spoil[0]) == 1
     with pytest.raises(RuntimeError, match=message):
         planted(PLANTED.replace(*spoil))
+
+
+@pytest.mark.slow
+def test_what_is_known_is_compiled_again_only_if_it_has_changed(planted, tmp_path):
+    start, end = PLANTED.index('        ("spills"'), PLANTED.index("    ]\n")
+    text = PLANTED[:start] + PLANTED[end:]  # what fits alone
+
+    def registers(text: str, cache: str, known: list[dict] = ()) -> dict[tuple[str, str], int]:
+        found = planted(text, cache=tmp_path / cache, known=known)
+        return {(record["target"], record["key"]): record["registers"] for record in found}
+
+    records = planted(text, cache=tmp_path / "first")
+    known = [record | {"registers": 1000 + record["registers"]} for record in records[1:]]
+    again = registers(text, "again", known)
+    assert again == {(record["target"], record["key"]): record["registers"] for record in records[:1] + known}
+    changed = registers(text.replace("return x + x", "return x * x"), "changed", known)
+    assert not again.keys() & changed.keys()
+    assert max(changed.values()) < 1000
 
 
 def test_cuda_spills_are_found(tmp_path):

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import fastsparse
@@ -16,6 +17,7 @@ from .usage import cuobjdump, of_cuda_binary
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "compilation"
+RECORDS = BUILD / "records"
 # The oldest that the kernels are for, and the newest of the day.
 TRITON_VERSIONS = ("3.6.0", "3.9.0")
 
@@ -52,12 +54,25 @@ def triton(version: str) -> Path:
     return folder
 
 
-def triton_records(version: str, modules: list[str], *paths: Path) -> list[dict]:
-    """What the kernels of modules need under a version of Triton; see triton_kernels.py."""
+def triton_records(
+    version: str,
+    modules: list[str],
+    *paths: Path,
+    known: Iterable[dict] = (),
+    cache: Path = RECORDS,
+) -> list[dict]:
+    """What the kernels of modules need under a version of Triton; see triton_kernels.py.
+
+    Of records that are ``known`` those are taken whose keys say that a compilation would be the same again.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    for record in known:
+        usage = {name: record[name] for name in ("registers", "shared", "spilled")}
+        (cache / f"{record['key']}.json").write_text(json.dumps(usage))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     places = [triton(version), *paths, os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(str(place) for place in places if str(place))
-    command = [sys.executable, "-m", "tests.compilation.triton_kernels", BUILD / "records", *modules]
+    command = [sys.executable, "-m", "tests.compilation.triton_kernels", cache, *modules]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"compiling under triton {version} failed:\n{done.stderr}")

@@ -3,7 +3,7 @@
     python -m tests.compilation.triton_kernels CACHE MODULE...
 
 prints a list of records as JSON. Each compilation is a child process, because a compiler may abort; its
-record is kept in the folder CACHE under a hash of all that went into it.
+record is kept in the folder CACHE under a hash of all that went into it, its key.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Job:
         """A hash of all that the outcome depends on."""
         parts = (triton.__version__, self.target, self.source.hash(), sorted(self.options.items()))
         reader = inspect.getsource(usage) + Path(__file__).with_name("usage.py").read_text()
-        return hashlib.sha256((repr(parts) + reader).encode()).hexdigest()
+        return hashlib.sha256((repr(parts) + reader).encode()).hexdigest()[:16]
 
 
 def specimens(module_name: str) -> Iterator[Job]:
@@ -137,7 +137,7 @@ def _compile(job: Job, record: Path, log: Path) -> None:
 
 
 def compile_all(jobs: list[Job], cache: Path, processes: int) -> list[dict]:
-    """A record of every job, ``processes`` of them at once: name, target, and usage or error."""
+    """A record of every job, ``processes`` of them at once: name, target, key, and usage or error."""
     cache.mkdir(parents=True, exist_ok=True)
     records = {job: cache / f"{job.key}.json" for job in jobs}
     waiting = [job for job in jobs if not records[job].exists()]
@@ -159,7 +159,7 @@ def compile_all(jobs: list[Job], cache: Path, processes: int) -> list[dict]:
                 why = signal.Signals(-child.exitcode).name if child.exitcode < 0 else "an error"
                 errors[job] = "\n".join([f"the compiler ended with {why}", *said[-30:]])
     return [
-        {"name": job.name, "target": job.target}
+        {"name": job.name, "target": job.target, "key": job.key}
         | ({"error": errors[job]} if job in errors else json.loads(records[job].read_text()))
         for job in jobs
     ]
