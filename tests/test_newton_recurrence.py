@@ -271,6 +271,51 @@ def test_a_step_that_mixes_is_refused(name, jacobian):
         fastsparse.newton_recurrence(MIXTURES[name], x, h0, jacobian=jacobian)
 
 
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: x.cumsum(1),
+        lambda x: x - x.mean(1, keepdim=True),
+        lambda x: x + torch.arange(x.shape[1]).view(1, -1, 1),
+    ],
+    ids=["sum", "mean", "count"],
+)
+def test_a_step_that_mixes_the_inputs_of_time_steps_is_refused(mixed):
+    x, h0 = random(2, 20, 3, seed=1), random(2, 3, seed=2)
+    with pytest.raises(ValueError, match="step must make the same of time steps at once as of each alone"):
+        fastsparse.newton_recurrence(lambda h, x: torch.tanh(0.5 * h + mixed(x)), x, h0)
+
+
+def test_a_step_that_mixes_later_on_is_refused_a_gradient():
+    x, h0 = torch.zeros(2, 30, 3, requires_grad=True), random(2, 3, seed=2)
+    wild = torch.arange(30).view(1, -1, 1) > 20
+
+    def step(h, x):
+        return torch.where(x.abs() > 0.5, 0.5 * torch.tanh(h.roll(1, -1)), 0.9 * h) + x
+
+    with pytest.raises(ValueError, match=r"step must make each state from its own alone"):
+        fastsparse.newton_recurrence(step, x + wild, h0)
+
+
+def test_a_step_may_write_into_its_states():
+    h0 = torch.ones(2, 3)
+    h, _ = fastsparse.newton_recurrence(lambda h, x: (0.5 * h).add_(x), torch.ones(2, 5, 3), h0)
+    assert torch.equal(h0, torch.ones(2, 3))
+    torch.testing.assert_close(h[:, 0], torch.full((2, 3), 1.5))
+    with pytest.raises(RuntimeError, match="in-place"):
+        fastsparse.newton_recurrence(lambda h, x: h.mul_(0.5), torch.ones(2, 5, 3), h0)
+    assert torch.equal(h0, torch.ones(2, 3))
+
+
+def test_inside_torch_compile():
+    x, h0 = random(2, 20, 3, seed=1), random(2, 3, seed=2)
+
+    def run(x, h0):
+        return fastsparse.newton_recurrence(lambda h, x: torch.tanh(0.5 * h + x), 2 * x, h0)[0] + 1
+
+    torch.testing.assert_close(torch.compile(run, backend="aot_eager")(x, h0), run(x, h0))
+
+
 def test_pairs_may_mix():
     x, h0 = random(2, 9, 2, 4, seed=1), random(2, 2, 4, seed=2)
 

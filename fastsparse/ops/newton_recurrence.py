@@ -14,12 +14,14 @@ NEAR = 1e-2  # corrections from which Newton's method finds the rest of the way 
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
+@torch._disable_dynamo  # torch.compiler.disable, which would import the compiler here
 def newton_recurrence(
     step: Step, x: Tensor, h0: Tensor, max_iter: int, tol: float, damping: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x (B, T, ...), h0 (B, H) or, for pairs of states, (B, 2, H).
 
     Returns h (B, T, H) or (B, T, 2, H), and of every channel, (B, H): iterations, residual, converged.
+    ``torch.compile`` leaves it as it is: what it goes on with depends on what it finds.
     """
     check_step(step, x, h0)
     if wants_reference(h0):
@@ -34,7 +36,7 @@ def newton_recurrence(
     residual = residual.amax(dim=1) if residual.shape[1] else torch.zeros_like(iterations, dtype=h.dtype)
     if ahead.requires_grad:
         with torch.no_grad():
-            _, J = derivative(step, before.detach(), x.detach())
+            J = check_apart(step, before.detach(), x.detach())
         h = _Implicit.apply(ahead, h, J)
     return h, iterations, residual, converged
 
@@ -75,7 +77,7 @@ def _solve(
 def derivative(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The next states, and their derivative in h: of h's shape, or of pairs (B, T, 2, 2, H).
 
-    It sums over what enters a state, or its pair: all there is, as :func:`check_step` has seen.
+    It sums over what enters a state, or its pair: all there is, as :func:`check_apart` sees.
     """
     ahead, pull = _pullback(step, h, x)
     if h.dim() == 3:
@@ -85,41 +87,58 @@ def derivative(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_step(step: Step, x: Tensor, h0: Tensor) -> None:
-    """The function takes time steps together and mixes nothing, as a sample of it shows.
+    """The function takes time steps together and mixes nothing, as a sample of up to eight steps shows.
 
-    Of up to eight steps, along their states: the derivative against random signs, which a mixture of
-    channels, sequences or steps can't withstand.
+    See :func:`check_apart`; and they must come to the same as one by one, as inputs could be mixed, too.
     """
     with torch.no_grad():
         x, h0 = x[:, :8].detach(), h0.detach()
         if x.shape[1] == 0 or h0.numel() == 0:
             return
-        first = step(h0.unsqueeze(1), x[:, :1])
         like = h0.unsqueeze(1)
+        first = step(like.clone(), x[:, :1])  # a step that writes into its states must not do so in h0
         if not isinstance(first, Tensor) or first.shape != like.shape or first.dtype != like.dtype:
             got = f"{tuple(first.shape)} {first.dtype}" if isinstance(first, Tensor) else type(first).__name__
             raise ValueError(
                 "newton_recurrence: step must return states like those it is given, "
                 f"of shape {tuple(like.shape)} {like.dtype}, got {got}"
             )
-        h = _before(reference.newton_recurrence(step, x, h0), h0)
-        ahead, pull = _pullback(step, h, x)
-        if ahead.shape != h.shape:
+        states = reference.newton_recurrence(step, x, h0.clone())
+        before = _before(states, h0)
+        ahead = step(before.clone(), x)
+        if ahead.shape != states.shape:
             raise ValueError(
                 "newton_recurrence: step must work on any number of time steps at once: "
-                f"it made {tuple(ahead.shape)} of states {tuple(h.shape)}"
+                f"it made {tuple(ahead.shape)} of states {tuple(before.shape)}"
             )
-        _, J = derivative(step, h, x)
-        signs = torch.randint(0, 2, h.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(h)
-        apart = J * signs if h.dim() == 3 else (J * signs.unsqueeze(-2)).sum(-3)
-        off = (pull(signs) - apart).abs().nan_to_num(0.0, 0.0, 0.0)
-        # Signs are exact; sums of two, in a pair, are not.
-        if off.max() > 64 * torch.finfo(h.dtype).eps * J.abs().nan_to_num(0.0, 0.0, 0.0).max():
-            form = "each state from its own" if h.dim() == 3 else "each pair of states from its own"
+        check_apart(step, before, x)
+        off = (ahead - states).abs().nan_to_num(0.0, 0.0, 0.0)
+        # Products of more rows may be summed in another order.
+        if (off > 2**10 * torch.finfo(off.dtype).eps * states.abs().clamp_min(1)).any():
             raise ValueError(
-                f"newton_recurrence: step must make {form} alone, as jacobian promises, got one that mixes "
-                "channels, sequences or time steps"
+                "newton_recurrence: step must make the same of time steps at once as of each alone, "
+                f"got what is off by up to {off.max().item():g}"
             )
+
+
+def check_apart(step: Step, h: Tensor, x: Tensor) -> Tensor:
+    """The derivative of :func:`derivative`, if that is all there is: if the function mixes nothing.
+
+    It is held against random signs, which a mixture of channels, sequences or steps can't withstand.
+    """
+    _, pull = _pullback(step, h, x)
+    _, J = derivative(step, h, x)
+    signs = torch.randint(0, 2, h.shape, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).to(h)
+    apart = J * signs if h.dim() == 3 else (J * signs.unsqueeze(-2)).sum(-3)
+    off = (pull(signs) - apart).abs().nan_to_num(0.0, 0.0, 0.0)
+    # Signs are exact; sums of two, in a pair, are not.
+    if off.numel() and off.max() > 64 * torch.finfo(h.dtype).eps * J.abs().nan_to_num(0.0, 0.0, 0.0).max():
+        form = "each state from its own" if h.dim() == 3 else "each pair of states from its own"
+        raise ValueError(
+            f"newton_recurrence: step must make {form} alone, as jacobian promises, got one that mixes "
+            "channels, sequences or time steps"
+        )
+    return J
 
 
 def _pullback(step: Step, h: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
