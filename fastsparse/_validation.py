@@ -267,8 +267,11 @@ def check_alike(op: str, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
 def check_shape(op: str, name: str, tensor: Tensor, form: str, shape: Sequence[int | None]) -> None:
     """A floating tensor whose shape is written as ``form``; None for sizes that are free."""
     check_float(op, name, tensor)
-    sizes = zip(tensor.shape, shape, strict=False)
-    if tensor.dim() != len(shape) or any(want is not None and size != want for size, want in sizes):
+    right = tensor.dim() == len(shape)
+    if right:
+        for size, want in zip(tensor.shape, shape, strict=True):
+            right = right and (want is None or size == want)
+    if not right:
         wanted = form if None in shape else f"{form} = {tuple(shape)}"
         raise ValueError(f"{op}: {name} must have shape {wanted}, got shape {_shape(tensor)}")
 

@@ -438,3 +438,23 @@ def test_forward_mode_is_the_reference_or_refused(name):
     torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), atol=1e-6, rtol=1e-6)
     with torch.autograd.forward_ad.dual_level():  # no tangent here, so nothing to refuse
         assert torch.equal(function(*primals), function(*primals))
+
+
+@functions
+def test_functional_gradients_are_the_reference_or_refused(name):
+    function, inputs = FUNCTIONS[name]
+    primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
+    with pytest.raises(NotImplementedError, match=r"gradients by torch\.func must be taken inside"):
+        torch.func.grad(lambda *leaves: function(*leaves).sum())(*primals)
+    leaves = tensors(*inputs, dtype=torch.float64)
+    with fastsparse.use_backend("reference"):
+        found = torch.func.grad(lambda *leaves: function(*leaves).sum())(*primals)
+    torch.testing.assert_close(found, torch.autograd.grad(function(*leaves).sum(), leaves[0])[0])
+
+
+def test_functional_gradients_may_pass_an_op_by():
+    values, weight = (leaf.detach() for leaf in tensors("values", "weight"))
+    found = torch.func.grad(lambda factor: (factor * fastsparse.spmm(values, INDICES, weight)).sum())(
+        torch.ones(())
+    )
+    torch.testing.assert_close(found, fastsparse.spmm(values, INDICES, weight).sum())

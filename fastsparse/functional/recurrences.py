@@ -28,7 +28,8 @@ class SolverInfo(NamedTuple):
     """How the states of every channel were found. They are the sequential recurrence's in any case.
 
     Attributes:
-        passes: (S, H) int32, how many times a parallel solver went through the sequence; 0 where none did.
+        passes: (S, H) int32, how many times a parallel solver went through the sequence; 0 where none did, -1
+            where it gave up.
         converged: (S, H) bool; False where a parallel solver gave up, and steps were taken one by one.
     """
 
@@ -246,13 +247,13 @@ def newton_recurrence(
     first order is what they are off by, is below ``tol``. Where that doesn't happen, steps are taken one by
     one: what comes out is the recurrence. The gradient is that of the implicit function: however many
     iterations there were, what is kept for it is one evaluation of ``step`` over all time and its derivative
-    in h. Second derivatives are the reference's alone. The host waits for the result, so that neither
-    ``torch.compile`` nor CUDA graphs can hold it.
+    in h. Second derivatives are the reference's alone. The host waits for the result, so that CUDA graphs
+    can't hold it, and ``torch.compile`` only with a graph break.
 
     Args:
         step: from states h (B, T', H) and inputs (B, T', ...) to the next states, for any number T' of time
-            steps at once, which it must not mix, nor sequences, nor channels; checked on a sample. Gradients
-            also reach the tensors that it holds.
+            steps at once, which it must not mix, nor sequences, nor channels; checked on the first eight, and
+            for a gradient on all. It must not write into h. Gradients also reach the tensors that it holds.
         x: (B, T, ...) inputs, of any dtype.
         h0: (B, H), fp32 or fp64, the state before the first step.
         jacobian: ``"diagonal"``: each state depends on itself alone. ``"block"``: channels are pairs of
@@ -348,4 +349,5 @@ def _check_state(
 
 
 def _named(value: object) -> str:
-    return f"{value!r} of type {type(value).__name__}"
+    kind = type(value).__name__
+    return kind if isinstance(value, (Tensor, tuple, list)) else f"{value!r} of type {kind}"

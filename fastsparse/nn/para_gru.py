@@ -18,12 +18,16 @@ class ParaGRU(ParaRNN):
         n = tanh(weight_hh[2] * h * r + weight_ih[2] @ x + bias[2])
         h = (1 - z) * h + z * n
 
+    It is used like ``nn.GRU``, with these differences: batches come first unless told otherwise and are never
+    left out, sequences of many lengths go by ``cu_seqlens`` instead of a ``PackedSequence``, the initial
+    state is called ``state``, and there is one direction.
+
     Args:
         input_size: D, the width of the inputs.
         hidden_size: H, the number of channels.
         num_layers: how many layers; each takes the one before as its inputs.
         bias: whether gates have one.
-        batch_first: inputs and outputs are (B, T, ...), unlike ``nn.GRU``'s default; False for (T, B, ...).
+        batch_first: inputs and outputs are (B, T, ...); False for (T, B, ...).
         dropout: the probability of dropping an input of a layer after the first, in training.
         num_heads: inputs and channels fall into as many groups, and channels see inputs of their own group.
         solver: see :func:`fastsparse.gru_recurrence`.

@@ -118,6 +118,8 @@ class ParaRNN(nn.Module, ABC):
                 don't go from 0 to T.
         """
         name = type(self).__name__
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            raise TypeError(f"{name}: x must be a torch.Tensor; sequences of many lengths go by cu_seqlens")
         check_float(name, "x", x)
         if x.dim() != 3 or x.shape[-1] != self.input_size:
             form = "(B, T, D)" if self.batch_first else "(T, B, D)"
@@ -187,7 +189,8 @@ class ParaRNN(nn.Module, ABC):
             return ()
         name, shape = type(self).__name__, (self.num_layers, S, self.hidden_size)
         if self.states > 1 and (not isinstance(state, (tuple, list)) or len(state) != self.states):
-            raise TypeError(f"{name}: state must be a pair (h, c), got {type(state).__name__}")
+            got = f"{len(state)} of them" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(f"{name}: state must be a pair (h, c), got {got}")
         parts = tuple(state) if self.states > 1 else (state,)
         for part in parts:
             check_float(name, "state", part)
@@ -205,32 +208,42 @@ class ParaRNN(nn.Module, ABC):
         Args:
             state_dicts: one for each layer, of a ``GRUDiagMH`` for a ParaGRU, of an ``LSTMCIFGDiagMH`` for a
                 ParaLSTM, with the nonlinearities that they have by default.
-            options: ``batch_first``, ``dropout``, ``solver``, ``device``, ``dtype``.
+            options: ``batch_first``, ``dropout``, ``solver``, ``device``, ``dtype``; the last two are
+                those of the weights if not given.
 
         Returns:
             The module, which computes the same.
 
         Raises:
+            TypeError: something else than dicts of floating tensors was given.
             ValueError: there is no cell, names are not those of such cells, or cells don't fit together.
 
         Source: https://github.com/apple/ml-pararnn
         """
-        wanted = {"B", "b"} | {cls.recurrent_of_ml_pararnn[name] for name in cls.recurrent}
+        op = f"{cls.__name__}.from_ml_pararnn"
+        rows = {cls.recurrent_of_ml_pararnn[name]: rows for name, rows in cls.recurrent.items()}
         for state_dict in state_dicts or ({},):
-            if set(state_dict) != wanted:
+            if not isinstance(state_dict, Mapping):
+                raise TypeError(
+                    f"{op}: state_dicts must be dicts of tensors, one for each layer, "
+                    f"got {type(state_dict).__name__}"
+                )
+            if set(state_dict) != (wanted := {"B", "b", *rows}):
                 raise ValueError(
-                    f"{cls.__name__}.from_ml_pararnn: each state_dict must hold {', '.join(sorted(wanted))}, "
+                    f"{op}: each state_dict must hold {', '.join(sorted(wanted))}, "
                     f"got {', '.join(sorted(state_dict)) or 'nothing'}"
                 )
-        blocks = [state_dict["B"] for state_dict in state_dicts]  # (heads, D / heads, 3, H / heads)
-        heads, inputs, _, outputs = blocks[0].shape
-        for block in blocks[1:]:
-            if block.shape != (heads, outputs, 3, outputs):
-                raise ValueError(
-                    f"{cls.__name__}.from_ml_pararnn: B of a layer after the first must have shape "
-                    f"{(heads, outputs, 3, outputs)}, got {tuple(block.shape)}"
-                )
-        module = cls(heads * inputs, heads * outputs, len(blocks), num_heads=heads, **options)
+        first = state_dicts[0]["B"]
+        check_shape(op, "B", first, "(heads, D / heads, 3, H / heads)", (None, None, 3, None))
+        heads, inputs, _, outputs = first.shape
+        for layer, state_dict in enumerate(state_dicts):
+            shape = heads, outputs if layer else inputs, 3, outputs
+            check_shape(op, f"B of layer {layer}", state_dict["B"], "(heads, ., 3, H / heads)", shape)
+            for name, count in {"b": 3, **rows}.items():
+                shape = count, heads * outputs
+                check_shape(op, f"{name} of layer {layer}", state_dict[name], f"({count}, H)", shape)
+        options = {"dtype": first.dtype, "device": first.device} | options
+        module = cls(heads * inputs, heads * outputs, len(state_dicts), num_heads=heads, **options)
         loaded = {}
         for layer, state_dict in enumerate(state_dicts):
             loaded[f"weight_ih_l{layer}"] = state_dict["B"].permute(2, 0, 3, 1).flatten(1, 2)
@@ -251,14 +264,22 @@ class ParaRNN(nn.Module, ABC):
                 mixes channels in time, has no counterpart here.
             max_recurrent_norm: that of the cell, which clamps its recurrent weights to within it as it runs;
                 here they are clamped once, now. None for a cell that doesn't.
-            options: ``batch_first``, ``dropout``, ``solver``, ``device``, ``dtype``.
+            options: ``batch_first``, ``dropout``, ``solver``, ``device``, ``dtype``; the last two are
+                those of the weights if not given.
 
         Returns:
             The module, which computes the same.
 
         Raises:
-            ValueError: the names are not those of such cells.
+            TypeError: something else than a dict of floating tensors was given.
+            ValueError: the names are not those of such cells, cells don't fit together, or the norm is
+                negative.
         """
+        op = f"{cls.__name__}.from_pararnn_torch"
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"{op}: state_dict must be a dict of tensors, got {type(state_dict).__name__}")
+        if max_recurrent_norm is not None:
+            check_tolerance(op, "max_recurrent_norm", max_recurrent_norm)
         prefixes = [""] if "W_x.weight" in state_dict else []
         while f"layers.{len(prefixes)}.W_x.weight" in state_dict:
             prefixes.append(f"layers.{len(prefixes)}.")
@@ -268,11 +289,25 @@ class ParaRNN(nn.Module, ABC):
         known = {prefix + name for prefix in prefixes for name in wanted}
         if not known or known != set(state_dict):
             raise ValueError(
-                f"{cls.__name__}.from_pararnn_torch: state_dict must hold {', '.join(sorted(wanted))}, or "
+                f"{op}: state_dict must hold {', '.join(sorted(wanted))}, or "
                 f"these of layers.0, layers.1, ..., got {', '.join(sorted(state_dict)) or 'nothing'}"
             )
-        width, inputs = state_dict[f"{prefixes[0]}W_x.weight"].shape
-        module = cls(inputs, width // 3, len(prefixes), **options)
+        first = state_dict[f"{prefixes[0]}W_x.weight"]
+        check_shape(op, f"{prefixes[0]}W_x.weight", first, "(3 H, D)", (None, None))
+        inputs, H = first.shape[1], first.shape[0] // 3
+        for layer, prefix in enumerate(prefixes):
+            check_shape(
+                op,
+                f"{prefix}W_x.weight",
+                state_dict[f"{prefix}W_x.weight"],
+                "(3 H, D)",
+                (3 * H, H if layer else inputs),
+            )
+            check_shape(op, f"{prefix}W_x.bias", state_dict[f"{prefix}W_x.bias"], "(3 H,)", (3 * H,))
+            for name in (name for names in sources.values() for name in names):
+                check_shape(op, prefix + name, state_dict[prefix + name], "(H,)", (H,))
+        options = {"dtype": first.dtype, "device": first.device} | options
+        module = cls(inputs, H, len(prefixes), **options)
         rows = [cls.order.index(letter) for letter in cls.gates]
         loaded = {}
         for layer, prefix in enumerate(prefixes):
@@ -298,10 +333,10 @@ def _last(
     states: Tensor, i: int, start: tuple[Tensor, ...] | None, S: int, cu_seqlens: Tensor | None
 ) -> Tensor:
     """(S, H), the state after each sequence's last step; the one it started from if it has none."""
+    if cu_seqlens is None and states.shape[1]:
+        return states[:, -1]
     before = states.new_zeros(S, states.shape[-1]) if start is None else start[i]
     if states.shape[1] == 0:
         return before
-    if cu_seqlens is None:
-        return states[:, -1]
     some = (cu_seqlens.diff() > 0).unsqueeze(-1)
     return torch.where(some, states[0, (cu_seqlens[1:] - 1).clamp_min(0)], before)

@@ -41,6 +41,8 @@ def register(
             return op(*arguments)
         _refuse_forward_mode(name, arguments)  # torch.func.jvp too
         if torch._C._are_functorch_transforms_active():
+            if torch.is_grad_enabled():
+                _refuse_functional_gradient(name, arguments)
             return op(*arguments)
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             return op(*arguments)
@@ -90,3 +92,18 @@ def _refuse_forward_mode(op: str, arguments: tuple) -> None:
             f'{op}: forward-mode differentiation must run inside fastsparse.use_backend("reference"), '
             "the kernels have none"
         )
+
+
+def _refuse_functional_gradient(op: str, arguments: tuple) -> None:
+    """Raise where PyTorch would say no more than that the op's autograd.Function lacks a method."""
+    functorch = torch._C._functorch
+    for argument in arguments:
+        if not isinstance(argument, Tensor) or not argument.is_floating_point():
+            continue
+        while functorch.is_functorch_wrapped_tensor(argument):
+            if functorch.is_gradtrackingtensor(argument):
+                raise NotImplementedError(
+                    f"{op}: gradients by torch.func must be taken inside "
+                    'fastsparse.use_backend("reference"); the kernels have those of torch.autograd'
+                )
+            argument = functorch.get_unwrapped(argument)

@@ -236,9 +236,22 @@ def test_layers_of_ml_pararnn(kind):
         ):
             kind.from_ml_pararnn(*bad)
     with pytest.raises(
-        ValueError, match=re.escape("after the first must have shape (2, 4, 3, 4), got (2, 3, 3, 4)")
+        ValueError,
+        match=re.escape("B of layer 1 must have shape (heads, ., 3, H / heads) = (2, 4, 3, 4), got"),
     ):
         kind.from_ml_pararnn(first, first)
+    for spoilt, message in [
+        ({"B": first["B"][0]}, "B must have shape (heads, D / heads, 3, H / heads), got shape (3, 3, 4)"),
+        ({"A": first["A"][:, :4]}, "A of layer 0 must have shape (3, H) = (3, 8), got shape (3, 4)"),
+        ({"b": first["b"].T}, "b of layer 0 must have shape (3, H) = (3, 8), got shape (8, 3)"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kind.from_ml_pararnn(first | spoilt)
+    with pytest.raises(TypeError, match="state_dicts must be dicts of tensors, one for each layer, got list"):
+        kind.from_ml_pararnn([first, second])
+    half = {name: weight.bfloat16() for name, weight in first.items()}
+    assert {weight.dtype for weight in kind.from_ml_pararnn(half).parameters()} == {torch.bfloat16}
+    assert kind.from_ml_pararnn(half, dtype=torch.float32).weight_hh_l0.dtype == torch.float32
 
 
 def foreign(kind, inputs, H, prefix="") -> dict[str, torch.Tensor]:
@@ -286,6 +299,19 @@ def test_layers_of_pararnn_torch(kind):
             ValueError, match=rf"^{kind.__name__}.from_pararnn_torch: state_dict must hold W_x"
         ):
             kind.from_pararnn_torch(bad)
+    for spoilt, message in [
+        ({"W_x.weight": first["W_x.weight"][0]}, "W_x.weight must have shape (3 H, D), got shape (5,)"),
+        ({"W_x.weight": first["W_x.weight"][1:]}, "W_x.weight must have shape (3 H, D) = (18, 5), got"),
+        ({"a_z": first["a_z"][1:]}, "a_z must have shape (H,) = (7,), got shape (6,)"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kind.from_pararnn_torch(first | spoilt)
+    with pytest.raises(TypeError, match="state_dict must be a dict of tensors, got list"):
+        kind.from_pararnn_torch([first])
+    with pytest.raises(ValueError, match="max_recurrent_norm must be finite and at least 0, got"):
+        kind.from_pararnn_torch(first, max_recurrent_norm=-1.0)
+    double = {name: weight.double() for name, weight in first.items()}
+    assert {weight.dtype for weight in kind.from_pararnn_torch(double).parameters()} == {torch.float64}
 
 
 @kinds
