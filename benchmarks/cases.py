@@ -14,6 +14,7 @@ from benchmarks.shapes import Sequences, Shape
 AnyShape = TypeVar("AnyShape", Shape, Sequences)
 OURS = "fastsparse"
 COPY = "copy"  # not a library's, but a copy of as many bytes
+ANOTHER_MODEL = "another model: its answers are not compared"  # a check that is none
 HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 
 

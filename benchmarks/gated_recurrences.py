@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import shapes
 from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import COPY, OURS, Options, describe, run_case
+from benchmarks.cases import ANOTHER_MODEL, COPY, OURS, Options, describe, run_case
 from benchmarks.cases import wrong as wrong_answers
 from benchmarks.checks import state_errors
 from benchmarks.harness import Contender, WrongAnswer
@@ -129,7 +129,7 @@ def dense(layer: Layer) -> Callable[[], list[Tensor]]:
 def finite(found: list[Tensor]) -> str:
     if not all(bool(part.isfinite().all()) for part in found):
         raise WrongAnswer("not finite")
-    return "another model: its answers are not compared"
+    return ANOTHER_MODEL
 
 
 def _errors(cell: Cell, options: Options) -> Iterator[Found]:

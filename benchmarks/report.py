@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import COPY, OURS, quantity
+from benchmarks.cases import ANOTHER_MODEL, COPY, OURS, quantity
 from benchmarks.results import ORDER, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PART = "\\*"  # marks a figure that was scaled
+MODEL = "†"  # marks what another model took
 README = Path(__file__).parents[1] / "README.md"
 NO_GPU = (
     "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
@@ -58,6 +59,8 @@ def machine(folder: Path, readme: Path) -> str:
         parts.append(
             f"{PART} That library was timed on part of the tokens; its time is scaled to all of them."
         )
+    if any(MODEL in part for part in parts):
+        parts.append(f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.")
     if any(f"| {COPY} |" in part for part in parts):
         parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
     parts.append(f"All cases, as pictures: {', '.join(runs)}.")
@@ -104,8 +107,9 @@ def table(bench: str, files: list[dict[str, Any]]) -> str | None:
                 continue
             row = rows.setdefault(case["name"], {"case": case, "ours": ours, "ratios": {}})
             for other, ratio in case["ratios"].get(OURS, {}).items():
-                part = PART if "share" in case["contenders"].get(other, {}) else ""
-                row["ratios"].setdefault(other, f"{ratio['of_medians']:.2f}x{part}")
+                record = case["contenders"].get(other, {})
+                mark = PART if "share" in record else MODEL if record.get("check") == ANOTHER_MODEL else ""
+                row["ratios"].setdefault(other, f"{ratio['of_medians']:.2f}x{mark}")
                 columns += [] if other in columns else [other]
     if not rows:
         return None
