@@ -7,6 +7,11 @@
 
 namespace fastsparse {
 
+// Channels that go along together, at most. What is read and written of a step is then in long pieces, best in one that
+// follows on that of the step before: a processor fetches ahead what is gone through from end to end, in either direction,
+// and that is up to three times as fast as pieces with gaps between them.
+inline constexpr int64_t kLinearChannels = 4096;
+
 struct LinearRecurrenceArgs {
   Sequences sequences;
   Series a, b;  // (B, T, H) both; of pairs (B, T, 2, 2, H) and (B, T, 2, H)

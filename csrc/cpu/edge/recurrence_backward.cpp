@@ -62,7 +62,7 @@ Tensor recurrence_backward(const char* op, RecurrenceBackward run, const Tensor&
 
   if (S > 0 && H > 0) {
     int64_t bytes = 20 * element * B * T / groups;
-    parallel_channels(groups, H, bytes, [&](int64_t group, Range channels) {
+    parallel_channels(groups, H, bytes, {128, 4}, [&](int64_t group, Range channels) {
       run(args, group, {group * S / groups, (group + 1) * S / groups}, channels);
     });
   }

@@ -42,8 +42,8 @@ Series states_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), stride_of(tensor, 0), 0, stride_of(tensor, 1), 0};
 }
 
-int64_t channels_a_task(int64_t sequences, int64_t H) {
-  int64_t width = 128, wanted = 4 * int64_t(torch::stable::get_num_threads());
+int64_t channels_a_task(int64_t sequences, int64_t H, Shares shares) {
+  int64_t width = shares.channels, wanted = shares.tasks * int64_t(torch::stable::get_num_threads());
   while (width > 16 && sequences * ((H + width - 1) / width) < wanted) width /= 2;
   return width;
 }

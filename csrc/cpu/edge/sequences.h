@@ -20,15 +20,16 @@ Tensor with_unit_channels(const Tensor& tensor);
 Series series_of(const Tensor& tensor);
 Series states_of(const Tensor& tensor);
 
-// How many channels to give to a task: 128, or as few as 16 (a cache line in fp32), where it takes that to give every
-// thread some tasks.
-int64_t channels_a_task(int64_t sequences, int64_t H);
+// How channels are shared out: at most so many a task, which are halved, down to 16 (a cache line in fp32), until every
+// thread has so many tasks.
+struct Shares { int64_t channels, tasks; };
+int64_t channels_a_task(int64_t sequences, int64_t H, Shares shares);
 
 // Calls task(s, channels) for all sequences and blocks of channels, a channel of one being so many bytes of work.
 template <typename Task>
-void parallel_channels(int64_t sequences, int64_t H, int64_t bytes, const Task& task) {
-  int64_t width = channels_a_task(sequences, H), blocks = (H + width - 1) / width;
-  parallel(sequences * blocks, rows_a_task(width * bytes), [&](int64_t begin, int64_t end) {
+void parallel_channels(int64_t sequences, int64_t H, int64_t bytes, Shares shares, const Task& task) {
+  int64_t width = channels_a_task(sequences, H, shares), blocks = (H + width - 1) / width;
+  parallel(sequences * blocks, rows_a_task((width < H ? width : H) * bytes), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       int64_t first = i % blocks * width;
       task(i / blocks, Range{first, first + width < H ? first + width : H});
