@@ -52,6 +52,7 @@ KERNELS = [
     "linear_recurrence",
     "gru_recurrence",
     "lstm_recurrence",
+    "linear_recurrence_backward",
     "gru_recurrence_backward",
     "lstm_recurrence_backward",
 ]

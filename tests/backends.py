@@ -67,6 +67,7 @@ OPS = {
         lambda values, indices, residual, dictionary, *_: (indices, len(dictionary)),
     ),
     "linear_recurrence": Op(lambda a, b, *_: 32 * len(b) * max(32, b.shape[1]) * max(32, b.shape[-1])),
+    "linear_recurrence_backward": Op(lambda a, *_: 64 * len(a) * max(32, a.shape[1]) * max(32, a.shape[-1])),
     **dict.fromkeys(
         ("gru_recurrence", "lstm_recurrence"),
         Op(lambda u, *_: u.shape[1] * max(20_000, 64 * u.shape[0] * max(32, u.shape[3]))),

@@ -148,6 +148,11 @@ OP_INPUTS |= {
         lambda *_: (*tensors("blocks", "pairs"), None, True, None),
         lambda *_: (*tensors("factors", "terms", tokens=1), random(2, D, seed=3), True, SPANS),
     ],
+    "linear_recurrence_backward": [
+        lambda *_: _upstream(*tensors("factors", "state"), False, None, "terms", True, True, True),
+        lambda *_: _upstream(*tensors("blocks"), None, True, None, "pairs", True, False, False),
+        lambda *_: _upstream(*tensors("factors", tokens=1), None, False, SPANS, "terms", False, True, False),
+    ],
     "gru_recurrence": [
         lambda *_: (*tensors("u", "gates", "state"), None, "auto"),
         lambda *_: (*tensors("u", "gates", tokens=1), None, SPANS, "newton"),
@@ -167,6 +172,12 @@ OP_INPUTS |= {
     ],
 }
 SPANS = torch.tensor([0, 1, T])
+
+
+def _upstream(a, h0, reverse, spans, name, *needs):
+    """What linear_recurrence's gradient starts from: its inputs, any states, and what reaches them."""
+    h, d_h = tensors(name, name, tokens=len(a))
+    return a, h0, reverse, spans, h, d_h, *needs
 
 
 def _solved(op, *names):
@@ -278,6 +289,8 @@ def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
     u, gates = random(1, 4, 3, D, seed=2), random(3, D, seed=3)
     with pytest.raises(ValueError, match="linear_recurrence: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.linear_recurrence(x, x, None, False, spans)
+    with pytest.raises(ValueError, match="linear_recurrence_backward: cu_seqlens must go from 0 to T = 4"):
+        torch.ops.fastsparse.linear_recurrence_backward(x, None, False, spans, x, x, True, True, False)
     with pytest.raises(ValueError, match="gru_recurrence: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.gru_recurrence(u, gates, None, spans, "auto")
     with pytest.raises(ValueError, match="gru_recurrence_backward: cu_seqlens must go from 0 to T = 4"):

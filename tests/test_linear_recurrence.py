@@ -1,6 +1,7 @@
 """linear_recurrence on every backend: channels and pairs, both directions, sequences of many lengths."""
 
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from recurrences import laid_out_apart, spans
 from strategies import tensors
 
 import fastsparse
+from fastsparse.ops.linear_recurrence import linear_recurrence_backward
 from fastsparse.reference.linear_recurrence import scan
 
 BOUNDS = torch.tensor([0, 3, 3, 80, 81, 150, 150])  # of six sequences, two of them empty
@@ -27,11 +29,18 @@ def problem(B, T, H, *, pairs, S=None, dtype=torch.float32, decay=0.7):
 
 def assert_recurrence(h, a, b, h0=None, reverse=False, cu_seqlens=None):
     """h is the textbook's loop in fp64, to within what rounding in fp32 can do on the way."""
-    dtype, T = b.dtype, b.shape[1]
+    exact, errors = textbook(a, b, h0, reverse, cu_seqlens)
+    assert h.dtype == b.dtype
+    assert h.is_contiguous()
+    assert_within(h, exact, errors)
+
+
+def textbook(a, b, h0=None, reverse=False, cu_seqlens=None):
+    """The loop in fp64, and what the kernels' states may be off by."""
+    T, unit = b.shape[1], rounding(b.dtype)
     a, b = a.double(), b.double()
     times = (lambda a, h: (a * h).sum(-2)) if a.dim() > b.dim() else lambda a, h: (a * h)[..., 0, :]
     exact, errors = torch.zeros_like(b), torch.zeros_like(b)
-    unit = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     for s, (row, steps) in enumerate(spans(b.shape[0], T, cu_seqlens)):
         now = torch.zeros_like(b[0, 0]) if T and h0 is None else (None if h0 is None else h0[s].double())
         error = None if now is None else torch.zeros_like(now)
@@ -43,9 +52,41 @@ def assert_recurrence(h, a, b, h0=None, reverse=False, cu_seqlens=None):
             now = times(a_t, now) + b[row, t]
             error = times(a_t.abs(), error) + unit * size
             exact[row, t], errors[row, t] = now, error
-    assert h.dtype == dtype
-    assert h.is_contiguous()
-    assert_within(h, exact, errors.nan_to_num(torch.inf) + torch.finfo(torch.float32).tiny)
+    return exact, errors.nan_to_num(torch.inf) + torch.finfo(torch.float32).tiny
+
+
+def rounding(dtype):
+    return 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def assert_gradient(found, a, h0, h, d_h, reverse=False, cu_seqlens=None):
+    """The textbook's in fp64, to within what rounding can do: d_b is its loop in the other direction."""
+    d_a, d_b, d_h0 = found
+    pairs, unit, tiny = h.dim() == 4, rounding(h.dtype), torch.finfo(torch.float32).tiny
+    back = a.transpose(2, 3) if pairs else a
+    after = back.roll(1 if reverse else -1, 1)
+    through, off = textbook(after, d_h, None, not reverse, cu_seqlens)
+    assert_within(d_b, through, off)
+    off = off + unit * through.abs()
+    before, starts = torch.zeros_like(through), torch.zeros(2, *d_h0.shape, dtype=torch.float64)
+    for s, (row, steps) in enumerate(spans(*h.shape[:2], cu_seqlens)):
+        order = list(range(h.shape[1])[steps])[:: -1 if reverse else 1]
+        before[row, order[1:]] = h[row, order[:-1]].double()
+        if order and h0 is not None:
+            first = order[0]
+            before[row, first] = h0[s].double()
+            for part, factor, of in ((0, back, through), (1, back.abs(), off)):
+                terms = factor[row, first].double() * of[row, first]
+                starts[part, s] = terms.sum(-2) if pairs else terms
+    outer = (lambda x, y: x.unsqueeze(3) * y.unsqueeze(2)) if pairs else torch.mul
+    assert_within(d_a, outer(through, before), outer(off, before.abs()).nan_to_num(torch.inf) + tiny)
+    assert_within(d_h0, starts[0], starts[1].nan_to_num(torch.inf) + tiny)
+    assert all(part.dtype == h.dtype and part.is_contiguous() for part in found)
+
+
+def gradient(a, h0, h, d_h, reverse=False, cu_seqlens=None):
+    """d_a, d_b and d_h0, of states and gradients that need have nothing to do with each other."""
+    return linear_recurrence_backward(a, h0, reverse, cu_seqlens, h, d_h, True, True, h0 is not None)
 
 
 @forms
@@ -200,9 +241,91 @@ def test_nothing_to_do(backend, shape, pairs):
 
 @forms
 @directions
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_dtypes_and_layouts(backend, dtype, reverse, pairs):
+    a, h, h0 = problem(3, 40, 19, pairs=pairs, dtype=dtype)
+    d_h = random(*h.shape, seed=4, dtype=dtype)
+    assert_gradient(gradient(a, None, h, d_h, reverse), a, None, h, d_h, reverse)
+    right = gradient(a, h0, h, d_h, reverse)
+    assert_gradient(right, a, h0, h, d_h, reverse)
+    found = gradient(*(laid_out_apart(part) for part in (a, h0, h, d_h)), reverse)
+    assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
+    one = [part[:1].expand_as(part) for part in (a, h0, h)]
+    for same in (d_h[:1, :1].expand_as(d_h), d_h[0, 0, ..., :1].expand_as(d_h)):  # as of h.sum()
+        assert_gradient(gradient(*one, same, reverse), *one, same, reverse)
+
+
+@forms
+@directions
+def test_gradients_of_sequences_of_many_lengths(backend, reverse, pairs):
+    a, h, h0 = problem(1, 150, 4, pairs=pairs, S=6)
+    d_h = random(*h.shape, seed=4)
+    for start in (None, h0):
+        found = gradient(a, start, h, d_h, reverse, BOUNDS)
+        assert_gradient(found, a, start, h, d_h, reverse, BOUNDS)
+    assert not found[2][[1, 5]].any()  # of the empty ones
+    d_a, d_b, d_h0 = gradient(a[:, :0], h0[:2], h[:, :0], d_h[:, :0], reverse, torch.tensor([0, 0, 0]))
+    assert d_a.shape == a[:, :0].shape
+    assert d_b.shape == h[:, :0].shape
+    assert torch.equal(d_h0, torch.zeros_like(h0[:2]))
+
+
+@forms
+@directions
+def test_gradients_do_not_read_the_first_factor_without_a_state(backend, reverse, pairs):
+    """Whose own is 0, even of what is not finite."""
+    a, h, _ = problem(1, 150, 4, pairs=pairs)
+    d_h = random(*h.shape, seed=4)
+    right = gradient(a, None, h, d_h, reverse, BOUNDS)
+    first = [2, 79, 80, 149] if reverse else [0, 3, 80, 81]
+    a[:, first] = torch.nan
+    assert all(
+        torch.equal(*pair) for pair in zip(gradient(a, None, h, d_h, reverse, BOUNDS), right, strict=True)
+    )
+    d_h[:, first] = torch.nan
+    d_a, d_b, _ = gradient(a, None, h, d_h, reverse, BOUNDS)
+    assert not d_a[:, first].any()
+    assert d_b[:, first].isnan().all()
+
+
+@forms
+@directions
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_gradients_that_are_not_finite_stay_in_their_channel(backend, bad, reverse, pairs):
+    a, h, h0 = problem(3, 30, 5, pairs=pairs)
+    d_h = random(*h.shape, seed=4)
+    clean = gradient(a, h0, h, d_h, reverse)
+    d_h[1, 12, ..., 3] = bad
+    found = gradient(a, h0, h, d_h, reverse)
+    for mine, right in zip(found, clean, strict=True):
+        others = torch.ones_like(mine, dtype=torch.bool)
+        others[1, ..., 3] = False
+        if mine.dim() > h0.dim():
+            others[1, : 12 if reverse else 0] = True
+            others[1, 30 if reverse else 13 :] = True
+        assert torch.equal(mine[others], right[others])
+    assert not found[1][1, 12, ..., 3].isfinite().any()
+
+
+@forms
+@directions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_whose_factors_overflow_in_other_orders(backend, dtype, reverse, pairs):
+    """As test_factors_whose_product_overflows_in_other_orders, back from the last step."""
+    for distances in (range(1, 9), range(9, 17), range(17, 25)):
+        a, h, h0 = factors_apart(76, distances, 0, pairs=pairs, dtype=dtype)
+        d_h, last = torch.zeros_like(h), 0 if reverse else -1
+        h = random(*h.shape, seed=4, dtype=dtype)
+        assert not any(part.any() for part in gradient(a, h0, h, d_h, reverse))
+        d_h[:, last] = h0
+        assert_gradient(gradient(a, h0, h, d_h, reverse), a, h0, h, d_h, reverse)
+
+
+@forms
+@directions
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients(backend, reverse, packed, pairs):
-    """The first exactly; the second too, since the gradient is made of the recurrence."""
+def test_gradcheck(backend, reverse, packed, pairs):
+    """The first exactly; the second too, since the gradient's own is made of both ops."""
     bounds = torch.tensor([0, 2, 2, 7]) if packed else None
     inputs = problem(1 if packed else 2, 7, 2, pairs=pairs, S=3 if packed else 2, dtype=torch.float64)
 
@@ -221,6 +344,16 @@ def test_only_needed_gradients(backend, pairs):
         leaves = [part.requires_grad_(i == wanted) for i, part in enumerate(problem(2, 4, 3, pairs=pairs))]
         fastsparse.linear_recurrence(*leaves).sum().backward()
         assert [leaf.grad is not None for leaf in leaves] == [leaf.requires_grad for leaf in leaves]
+
+
+@forms
+def test_what_is_not_needed_is_empty(backend, pairs):
+    a, h, h0 = problem(2, 4, 3, pairs=pairs)
+    right = linear_recurrence_backward(a, h0, False, None, h, h, True, True, True)
+    for needs in product((False, True), repeat=3):
+        found = linear_recurrence_backward(a, h0, False, None, h, h, *needs)
+        for mine, part, needed in zip(found, right, needs, strict=True):
+            assert torch.equal(mine, part) if needed else mine.shape == (0,)
 
 
 @forms

@@ -1,10 +1,11 @@
-"""``fastsparse::linear_recurrence``. Its gradient is the same recurrence against time, and a product."""
+"""``fastsparse::linear_recurrence``, and its gradient, an op that has one too: made of the two again."""
 
 import torch
 from torch import Tensor
 
 from fastsparse import reference
 from fastsparse.ops._library import register
+from fastsparse.reference.linear_recurrence import multiply, transposed
 
 
 def _fake(a, b, h0, reverse, cu_seqlens):
@@ -17,25 +18,61 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, d_h: Tensor):
-    """l_t = d_h_t + a_{t+1}^T l_{t+1}, and then d_b = l, d_a_t = l_t h_{t-1}^T, d_h0 = a_1^T l_1.
-
-    In reverse t + 1 is the step before in memory. It doesn't matter which factor of a neighbour is shifted
-    into a sequence: of one without h0 the first factor isn't read.
-    """
     a, h0, cu_seqlens, h = ctx.saved_tensors
-    block = a.dim() > h.dim()
-    shift = 1 if ctx.reverse else -1
-    a_t = a.transpose(2, 3) if block else a
-    through = linear_recurrence(a_t.roll(shift, 1), d_h, None, not ctx.reverse, cu_seqlens)
-    d_a = d_h0 = None
+    wanted = ctx.needs_input_grad[:3]
+    found = linear_recurrence_backward(a, h0, ctx.reverse, cu_seqlens, h, d_h, *wanted)
+    return *(grad if needed else None for grad, needed in zip(found, wanted, strict=True)), None, None
+
+
+# a and b (B, T, H) and h0 (S, H), or blocks: a (B, T, 2, 2, H), b (B, T, 2, H), h0 (S, 2, H). S is B, or one
+# less than there are cu_seqlens, int64.
+linear_recurrence = register(
+    "linear_recurrence(Tensor a, Tensor b, Tensor? h0, bool reverse, Tensor? cu_seqlens) -> Tensor",
+    reference=reference.linear_recurrence,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _fake_backward(a, h0, reverse, cu_seqlens, h, d_h, needs_a, needs_b, needs_h0):
+    return (
+        a.new_empty(a.shape if needs_a else (0,)),
+        h.new_empty(h.shape if needs_b else (0,)),
+        h.new_empty(h0.shape if needs_h0 else (0,)),
+    )
+
+
+def _keep_for_second(ctx, inputs, output) -> None:
+    a, h0, ctx.reverse, cu_seqlens, h, d_h, *needs = inputs
+    ctx.mark_non_differentiable(*(part for part, needed in zip(output, needs, strict=True) if not needed))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(a, h0, cu_seqlens, h, d_h)
+
+
+def _second(ctx, g_a: Tensor | None, g_b: Tensor | None, g_h0: Tensor | None):
+    """What reaches a, h0, h and d_h from the gradients of d_a, d_b and d_h0.
+
+    With l_t = d_h_t + a_{t+1}^T l_{t+1} these are d_a_t = l_t h_{t-1}^T, d_b = l and d_h0 = a_1^T l_1. So
+    d_h gets r_t = a_t r_{t-1} + g_b_t + g_a_t h_{t-1}, from r_0 = g_h0: the recurrence itself. a_t gets
+    l_t r_{t-1}^T, as if r had been the states, and h_{t-1} gets g_a_t^T l_t.
+    """
+    a, h0, cu_seqlens, h, d_h = ctx.saved_tensors
+    needs_a, needs_h0, _, _, needs_h, _, *_ = ctx.needs_input_grad
     first = _First(h, cu_seqlens, ctx.reverse)
-    if ctx.needs_input_grad[0]:
-        before = first.before(h, h0)
-        d_a = through.unsqueeze(3) * before.unsqueeze(2) if block else through * before
-    if h0 is not None and ctx.needs_input_grad[2]:
-        ends_a, ends = first.take(a_t), first.take(through)
-        d_h0 = (ends_a * ends.unsqueeze(1)).sum(2) if block else ends_a * ends
-    return d_a, through if ctx.needs_input_grad[1] else None, d_h0, None, None
+    terms = torch.zeros_like(d_h) if g_b is None else g_b
+    if g_a is not None:
+        terms = terms + multiply(g_a, first.before(h, h0))
+    r = linear_recurrence(a, terms, g_h0, ctx.reverse, cu_seqlens)
+    needs_through = g_a is not None and (needs_h or needs_h0)
+    needs = needs_a, needs_through, False
+    to_a, through, _ = linear_recurrence_backward(a, g_h0, ctx.reverse, cu_seqlens, r, d_h, *needs)
+    to_h = to_h0 = None
+    if needs_through:
+        to_before = multiply(transposed(g_a, through), through)
+        to_h = _First(h, cu_seqlens, not ctx.reverse).before(to_before, None)  # before in the other direction
+        to_h0 = first.take(to_before) if needs_h0 else None
+    return to_a if needs_a else None, to_h0, None, None, to_h, r, None, None, None
 
 
 class _First:
@@ -72,12 +109,12 @@ class _First:
         return torch.where((bounds.diff() > 0).view(shape), values[0, steps], 0.0)
 
 
-# a and b (B, T, H) and h0 (S, H), or blocks: a (B, T, 2, 2, H), b (B, T, 2, H), h0 (S, 2, H). S is B, or one
-# less than there are cu_seqlens, int64.
-linear_recurrence = register(
-    "linear_recurrence(Tensor a, Tensor b, Tensor? h0, bool reverse, Tensor? cu_seqlens) -> Tensor",
-    reference=reference.linear_recurrence,
-    fake=_fake,
-    setup_context=_setup_context,
-    backward=_backward,
+# h as linear_recurrence returned it, d_h in any strides. An output that isn't needed is empty, of shape (0,).
+linear_recurrence_backward = register(
+    "linear_recurrence_backward(Tensor a, Tensor? h0, bool reverse, Tensor? cu_seqlens, Tensor h, "
+    "Tensor d_h, bool needs_a, bool needs_b, bool needs_h0) -> (Tensor d_a, Tensor d_b, Tensor d_h0)",
+    reference=reference.linear_recurrence_backward,
+    fake=_fake_backward,
+    setup_context=_keep_for_second,
+    backward=_second,
 )

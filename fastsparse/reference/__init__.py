@@ -4,7 +4,7 @@ Nothing here is fast. Where a kernel and its reference disagree, the reference i
 """
 
 from fastsparse.reference.gru_recurrence import gru_recurrence, gru_recurrence_backward
-from fastsparse.reference.linear_recurrence import linear_recurrence
+from fastsparse.reference.linear_recurrence import linear_recurrence, linear_recurrence_backward
 from fastsparse.reference.lstm_recurrence import lstm_recurrence, lstm_recurrence_backward
 from fastsparse.reference.matching_pursuit import matching_pursuit, matching_pursuit_backward
 from fastsparse.reference.matching_pursuit_step import matching_pursuit_step
@@ -18,6 +18,7 @@ __all__ = [
     "gru_recurrence",
     "gru_recurrence_backward",
     "linear_recurrence",
+    "linear_recurrence_backward",
     "lstm_recurrence",
     "lstm_recurrence_backward",
     "matching_pursuit",

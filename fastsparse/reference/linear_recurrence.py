@@ -30,6 +30,42 @@ def linear_recurrence(
     return sequences.join(stacked(states, rows_b)).to(b.dtype)
 
 
+def linear_recurrence_backward(
+    a: Tensor,
+    h0: Tensor | None,
+    reverse: bool,
+    cu_seqlens: Tensor | None,
+    h: Tensor,
+    d_h: Tensor,
+    needs_a: bool,
+    needs_b: bool,
+    needs_h0: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of :func:`linear_recurrence`, from the states h that it returned: d_a, d_b, d_h0.
+
+    What reaches a state in all is lambda_t = d_h_t + a_{t+1}^T lambda_{t+1}; then d_b = lambda,
+    d_a_t = lambda_t h_{t-1}^T, d_h0 = a_1^T lambda_1. Without h0 a sequence's first a isn't read, and its
+    gradient is 0. What isn't needed comes out empty, of shape (0,).
+    """
+    sequences = Sequences(cu_seqlens, h.shape[1], reverse)
+    factors, states, d_states = (sequences.split(accumulate(tensor)) for tensor in (a, h, d_h))
+    through = adjoint(factors, d_states)
+    d_a, d_b, d_h0 = (h.new_empty(0) for _ in range(3))
+    if needs_a:
+        start = torch.zeros_like(states[:, :1]) if h0 is None else accumulate(h0).unsqueeze(1)
+        before = torch.cat((start, states), dim=1)[:, : states.shape[1]]
+        products = through.unsqueeze(-2) * before.unsqueeze(-3) if h.dim() == 4 else through * before
+        if h0 is None:
+            products[:, :1] = 0
+        d_a = sequences.join(products).to(a.dtype)
+    if needs_b:
+        d_b = sequences.join(through).to(h.dtype)
+    if needs_h0:
+        first = multiply(transposed(factors, states), through)[:, :1]
+        d_h0 = first.sum(dim=1).to(h.dtype)  # zeros where there is no step
+    return d_a, d_b, d_h0
+
+
 def stacked(states: list[Tensor], empty: Tensor) -> Tensor:
     """States (S, ...) as (S, T, ...), or a copy of ``empty``, if T = 0."""
     return torch.stack(states, dim=1) if states else empty.clone(memory_format=torch.contiguous_format)
