@@ -14,7 +14,7 @@ import triton.language as tl
 from fastsparse.kernels._cells import back, load_weights, step_with_derivative
 from fastsparse.kernels._corrections import shifted, spread
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
-from fastsparse.kernels._scan import carried, finite, is_sound, solve
+from fastsparse.kernels._scan import carried, finite, is_sound, solve, times
 from fastsparse.kernels._sequences import Tile, load_or_zeros, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
@@ -31,15 +31,6 @@ def _transposed(J, inside):
         first = tl.where(inside, J[0], 1.0), tl.where(inside, J[2], 0.0)
         factors = first[0], first[1], tl.where(inside, J[1], 0.0), tl.where(inside, J[3], 1.0)
     return factors
-
-
-@triton.jit
-def _times(a, d):
-    if len(d) == 1:
-        product = (a[0] * d[0],)
-    else:
-        product = tl.fma(a[0], d[0], a[1] * d[1]), tl.fma(a[2], d[0], a[3] * d[1])
-    return product
 
 
 @triton.jit
@@ -162,7 +153,7 @@ def _recurrence_backward(
                 )
             _, J = step_with_derivative(w, inputs, state)
             J = _transposed(J, inside)
-            mus = solve(J, _times(J, d), onward)
+            mus = solve(J, times(J, d), onward)
             through = _where(
                 inside, _plus(d, shifted(mus, spread(onward), ahead)), _zeros(STATES, inside.shape)
             )

@@ -69,11 +69,53 @@ def solve(a, b, start):
 
 
 @triton.jit
+def load(at, mask):
+    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_factors(a, row, column, mask, other, PAIRS: tl.constexpr):
+    """At pointers, as :func:`solve` takes them; where they are masked ``other`` times one, or the identity.
+
+    With the strides of rows and columns exchanged they are transposed.
+    """
+    first = tl.load(a, mask=mask, other=other).to(tl.float32)
+    if PAIRS:
+        last = tl.load(a + row + column, mask=mask, other=other).to(tl.float32)
+        factors = first, load(a + column, mask), load(a + row, mask), last
+    else:
+        factors = (first,)
+    return factors
+
+
+@triton.jit
+def load_addends(b, row, mask, PAIRS: tl.constexpr):
+    if PAIRS:
+        addends = load(b, mask), load(b + row, mask)
+    else:
+        addends = (load(b, mask),)
+    return addends
+
+
+@triton.jit
+def times(a, d):
+    """Factors times what they are of."""
+    if len(d) == 1:
+        product = (a[0] * d[0],)
+    else:
+        product = tl.fma(a[0], d[0], a[1] * d[1]), tl.fma(a[2], d[0], a[3] * d[1])
+    return product
+
+
+@triton.jit
 def carried(states, place):
     """Vectors of the last row's states, NaN where any row's isn't finite; ``place`` counts rows, (., 1)."""
     found = ()
     for i in tl.static_range(len(states)):
-        found += (tl.sum(tl.where(place == place.shape[0] - 1, states[i], states[i] * 0), axis=0),)
+        if place.shape[0] == 1:  # of a sum of one row Triton 3.6 can't always make code for AMD
+            found += (tl.reshape(states[i], (states[i].shape[1],)),)
+        else:
+            found += (tl.sum(tl.where(place == place.shape[0] - 1, states[i], states[i] * 0), axis=0),)
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
-from fastsparse.kernels._scan import carried, finite, is_sound, solve
+from fastsparse.kernels._scan import carried, finite, is_sound, load, load_addends, load_factors, solve
 from fastsparse.kernels._sequences import (
     DTYPES,
     Tile,
@@ -28,30 +28,6 @@ __all__ = ["DTYPES", "linear_recurrence", "specimens"]
 
 # 32 channels, so that rows are lines of memory; eight elements a thread, or two pairs, as registers allow.
 TILES = {False: Tile(64, 32, 8), True: Tile(32, 32, 16)}  # of channels, of pairs
-
-
-@triton.jit
-def _load(at, mask):
-    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _load_factors(a, row, column, mask, PAIRS: tl.constexpr):
-    if PAIRS:
-        first = _load(a, mask), _load(a + column, mask)
-        factors = first[0], first[1], _load(a + row, mask), _load(a + row + column, mask)
-    else:
-        factors = (_load(a, mask),)
-    return factors
-
-
-@triton.jit
-def _load_addends(b, row, mask, PAIRS: tl.constexpr):
-    if PAIRS:
-        addends = _load(b, mask), _load(b + row, mask)
-    else:
-        addends = (_load(b, mask),)
-    return addends
 
 
 @triton.jit
@@ -99,13 +75,13 @@ def _linear_recurrence(
             place = place_of(step, begin, length, REVERSE)
             inside = there & (step < length)
             read = inside & (step >= unread)
-            factors = _load_factors(a + place * a_time, a_row, a_column, read, PAIRS)
-            states = solve(factors, _load_addends(b + place * b_time, b_row, inside, PAIRS), state)
+            factors = load_factors(a + place * a_time, a_row, a_column, read, 0.0, PAIRS)
+            states = solve(factors, load_addends(b + place * b_time, b_row, inside, PAIRS), state)
             for i in tl.static_range(len(states)):
                 out = h + place * width + i * H
                 wanted = inside
                 if again:
-                    wanted = inside & (finite(_load(out, inside)) == 0)
+                    wanted = inside & (finite(load(out, inside)) == 0)
                 tl.store(out, states[i].to(h.dtype.element_ty), mask=wanted)
             state = carried(states, ahead)
         # What isn't finite is made again, step by step.

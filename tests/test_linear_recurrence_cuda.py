@@ -5,7 +5,15 @@ import torch
 from backends import GPU_BACKENDS, OPS, Op, missing, running
 from oracle import random
 from recurrences import CELLS, GRU
-from test_linear_recurrence import assert_recurrence, directions, factors_apart, forms, problem
+from test_linear_recurrence import (
+    assert_gradient,
+    assert_recurrence,
+    directions,
+    factors_apart,
+    forms,
+    gradient,
+    problem,
+)
 
 import fastsparse
 
@@ -21,8 +29,9 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch) -> str:
-    for op in ("linear_recurrence", *CELLS, *(f"{cell}_backward" for cell in CELLS)):
-        monkeypatch.setitem(OPS, op, Op(lambda *_: 0))  # the limit on work is that of Triton's interpreter
+    for op in ("linear_recurrence", *CELLS):
+        for one in (op, f"{op}_backward"):
+            monkeypatch.setitem(OPS, one, Op(lambda *_: 0))  # the limit on work is Triton's interpreter's
     with running(request.param):
         yield request.param
 
@@ -35,6 +44,7 @@ def test_layouts_of_time(backend, shape, reverse, pairs):
     a, b, h0 = problem(*shape, pairs=pairs, S=None if bounds is None else 4)
     h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse, cu_seqlens=bounds)
     assert_recurrence(h, a, b, h0, reverse, bounds)
+    assert_gradient(gradient(a, h0, h, b, reverse, bounds), a, h0, h, b, reverse, bounds)
 
 
 @forms
@@ -58,14 +68,22 @@ def test_products_of_factors_may_overflow_between_segments(backend, pairs, first
     a, b, h0 = factors_apart(1500, [40, 170, 390], first, pairs=pairs)
     assert_recurrence(fastsparse.linear_recurrence(a, b, h0), a, b, h0)
     assert not fastsparse.linear_recurrence(a, b).any()
+    b[:, -1] = h0
+    assert_gradient(gradient(a, h0, b, b), a, h0, b, b)
 
 
 @forms
 def test_what_is_not_finite_stays_in_its_segments(backend, pairs):
     a, b, h0 = problem(1, 1500, 3, pairs=pairs)
     clean = fastsparse.linear_recurrence(a, b, h0)
+    d_clean = gradient(a, h0, clean, b)
     b[:, 700, ..., 1] = torch.nan
     h = fastsparse.linear_recurrence(a, b, h0)
+    d_a, d_b, d_h0 = gradient(a, h0, clean, b)
+    for mine, right in zip((d_a, d_b, d_h0), d_clean, strict=True):
+        assert torch.equal(mine[..., ::2], right[..., ::2])
+    assert torch.equal(d_b[:, 701:], d_clean[1][:, 701:])
+    assert d_b[:, :701, ..., 1].isnan().all()
     assert torch.equal(h[..., ::2], clean[..., ::2])
     assert torch.equal(h[:, :700], clean[:, :700])
     assert h[:, 700:, ..., 1].isnan().all()

@@ -23,7 +23,7 @@ ORDER = {
     "matching_pursuit_step": ("cuda", "triton"),
     "matching_pursuit_backward": ("cuda", "triton"),
     "linear_recurrence": ("cuda", "triton"),
-    "linear_recurrence_backward": (),
+    "linear_recurrence_backward": ("cuda", "triton"),
     "gru_recurrence": ("cuda", "triton"),
     "lstm_recurrence": ("cuda", "triton"),
     "gru_recurrence_backward": ("cuda", "triton"),

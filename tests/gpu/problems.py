@@ -151,6 +151,24 @@ PROBLEMS = {
         )
         for solver in SOLVERS
     },
+    "linear_recurrence_backward": Problem(
+        lambda a, h0, h, d_h: torch.ops.fastsparse.linear_recurrence_backward.default(
+            a.tanh(), h0, False, None, h, d_h, True, True, True
+        ),
+        ("states", "h0", "states", "upstream"),
+    ),
+    "linear_recurrence_backward, pairs, reverse": Problem(
+        lambda a, h: torch.ops.fastsparse.linear_recurrence_backward.default(
+            a, None, True, None, h, h.cos(), True, True, False
+        ),
+        ("blocks", "pairs"),
+    ),
+    "linear_recurrence_backward, packed": Problem(
+        lambda a, h0, bounds, h, d_h: torch.ops.fastsparse.linear_recurrence_backward.default(
+            a[:1].tanh(), h0, False, bounds, h[:1], d_h[:1], True, True, True
+        ),
+        ("states", "h0", "bounds", "states", "upstream"),
+    ),
     "gru_recurrence_backward": Problem(
         lambda u, weight, h0, h, d_h: torch.ops.fastsparse.gru_recurrence_backward.default(
             u, weight, h0, None, h, d_h, True, True, True

@@ -81,6 +81,10 @@ def check_recurrences(B: int, T: int, H: int, dtype: torch.dtype, device: torch.
                 for d_states in ((d_h, None), (None, d_h))
             ),
             *(("linear_recurrence", (h, d_h, h0, reverse, bounds)) for reverse in (False, True)),
+            *(
+                ("linear_recurrence_backward", (h, h0, reverse, bounds, d_h, u[:, :, 0], *needs))
+                for reverse in (False, True)
+            ),
         ]
         for solver in ("sequential", "newton", "shooting"):
             calls += [

@@ -49,5 +49,8 @@ def test_bounds_that_nobody_checked_lead_nowhere_outside(reverse, pairs):
     if BACKEND != "triton-interpreted":
         pytest.skip("only the interpreter checks addresses")
     a, b = torch.ones(1, 10, *(2, 2) * pairs, 3), torch.ones(1, 10, *(2,) * pairs, 3)
-    for bounds in ([0, 5, 99], [-7, 4, 10], [0, 8, 3], [50, 60, 70]):
-        torch.ops.fastsparse.linear_recurrence.default(a, b, None, reverse, torch.tensor(bounds))
+    for bounds in map(torch.tensor, ([0, 5, 99], [-7, 4, 10], [0, 8, 3], [50, 60, 70])):
+        torch.ops.fastsparse.linear_recurrence.default(a, b, None, reverse, bounds)
+        h0 = b[0, :2]
+        backward = torch.ops.fastsparse.linear_recurrence_backward.default
+        backward(a, h0, reverse, bounds, b, b, True, True, True)
