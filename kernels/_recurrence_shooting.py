@@ -26,7 +26,7 @@ from fastsparse.kernels._corrections import (
     spread,
     within,
 )
-from fastsparse.kernels._scan import product_of_pairs
+from fastsparse.kernels._scan import product_of_pairs, times
 
 
 @triton.jit
@@ -155,9 +155,9 @@ def _grown(P, largest, errors, chunk):
     ``errors``, vectors of channels, are those of the first start. Also those behind the last chunk.
     """
     sizes = _sizes(P)
-    made = _applied(largest, spread(_ones(errors)))
+    made = times(largest, spread(_ones(errors)))
     grown = corrections(shifted(sizes, sizes, chunk), shifted(made, spread(errors), chunk))
-    after = _applied(sizes, grown)
+    after = times(sizes, grown)
     left = ()
     for i in tl.static_range(len(made)):
         left += (after[i] + made[i],)
@@ -168,7 +168,7 @@ def _grown(P, largest, errors, chunk):
 def _steady(largest, grown):
     """Whether a rounding error at a chunk's start, and those before it, grow but little in the chunk."""
     one = _ones(grown)
-    here, before = _applied(largest, one), _applied(largest, grown)
+    here, before = times(largest, one), times(largest, grown)
     found = here[0] + before[0] <= MOST_GROWTH
     if len(here) == 2:
         found = found & (here[1] + before[1] <= MOST_GROWTH)
@@ -220,16 +220,6 @@ def _infinities(values):
     found = ()
     for i in tl.static_range(len(values)):
         found += (tl.full(values[i].shape, float("inf"), tl.float32),)
-    return found
-
-
-@triton.jit
-def _applied(P, x):
-    """P x."""
-    if len(x) == 1:
-        found = (P[0] * x[0],)
-    else:
-        found = tl.fma(P[0], x[0], P[1] * x[1]), tl.fma(P[2], x[0], P[3] * x[1])
     return found
 
 
