@@ -55,7 +55,8 @@ template <typename T, template <typename> typename Form> struct GatedLine {
   }
 
   __device__ __forceinline__ Input read(const T* at) const {
-    return {at[0], at[gate_stride], at[2 * gate_stride]};
+    const T *second = at + gate_stride, *third = second + gate_stride;
+    return {*at, *second, *third};
   }
   __device__ __forceinline__ Input input(int64_t t) const { return read(u + t * step_stride); }
 
@@ -82,33 +83,41 @@ template <typename T, template <typename> typename Form> struct GatedLine {
     for (int i = 0; i < n; ++i) states[i][at] = narrow<To>(state[i]);
   }
 
-  // Calls f(u, at(t)) for the steps t from `first` to before `last`. Their inputs are asked for Ahead steps early.
-  template <int Ahead, typename F> __device__ __forceinline__ void walk(int64_t first, int64_t last, F&& f) const {
-    const T* next = u + first * step_stride;  // addresses go from step to step: a sum each, and few registers
-    int64_t where = at(first), left = last - first;
-    Input ahead[Ahead] = {};
-    auto ask = [&](Input& input) {
-      input = read(next);
-      next += step_stride;
+  // Calls f(u, at(t)) for the steps t from `first` to before `last`. While it takes Batch of them, the inputs of the next
+  // Batch are on their way. A warp has six counters to wait by, and its loads share one or two: steps that each ask for
+  // inputs of a later one would wait for what was asked for last. A batch waits once, for what it all needs.
+  template <int Batch, typename F> __device__ __forceinline__ void walk(int64_t first, int64_t last, F&& f) const {
+    const T* from = u + first * step_stride;  // addresses go from step to step: a sum each, and few registers
+    int64_t where = at(first);
+    Input now[Batch], next[Batch] = {};
+    // Its branch is also what keeps the compiler from moving loads in among steps.
+    auto each = [](int64_t all, auto&& g) {
+      int count = int(min(all, int64_t{Batch}));
+      if (count == Batch) {
+#pragma unroll
+        for (int i = 0; i < Batch; ++i) g(i);
+      } else {
+#pragma unroll
+        for (int i = 0; i < Batch; ++i)
+          if (i < count) g(i);
+      }
     };
-    auto take = [&](Input& input, bool more) {
+    auto fetch = [&](int i) {
+      next[i] = read(from);
+      from += step_stride;
+    };
+    auto take = [&](int i) {
       C u[3];
-      widened(input, u);
-      if (more) ask(input);
+      widened(now[i], u);
       f(u, where);
       where += H;
     };
+    each(last - first, fetch);
+    for (int64_t left = last - first; left > 0; left -= Batch) {
 #pragma unroll
-    for (int i = 0; i < Ahead; ++i)
-      if (i < left) ask(ahead[i]);
-    for (; left >= 2 * Ahead; left -= Ahead) {
-#pragma unroll
-      for (int i = 0; i < Ahead; ++i) take(ahead[i], true);
-    }
-    for (; left > 0; left -= Ahead) {
-#pragma unroll
-      for (int i = 0; i < Ahead; ++i)
-        if (i < left) take(ahead[i], i + Ahead < left);
+      for (int i = 0; i < Batch; ++i) now[i] = next[i];
+      each(left - Batch, fetch);
+      each(left, take);
     }
   }
 };
@@ -273,7 +282,7 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
 #pragma unroll
     for (int i = 0; i < n * n; ++i) largest[i] = tangent.A[i];
     if (open)
-      line.template walk<sizeof(C) == 8 ? 4 : 6>(first, last, [&](const C (&u)[3], int64_t at) {
+      line.template walk<sizeof(C) == 8 ? 4 : 8>(first, last, [&](const C (&u)[3], int64_t at) {
         C J[n * n], product[n * n];
         line.cell.step(u, state, J);
         Affine<C, n>::multiply(J, tangent.A, product);
