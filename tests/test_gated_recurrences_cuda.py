@@ -79,6 +79,22 @@ def test_where_a_solver_does_not_converge_the_loop_steps_in(backend, cell, solve
 
 
 @cells
+@pytest.mark.parametrize(("S", "H"), [(70, 1), (300, 3), (130, 33)])
+def test_blocks_of_lines_of_several_sequences(backend, cell, S, H):
+    """Of any lengths: each is what it is alone, to the last bit."""
+    lengths = torch.arange(S) * 5 % 37
+    bounds = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    u, weights, state = cell.problem(1, int(bounds[-1]), H, S=S)
+    outs = cell.run(u, weights, state, solver="sequential", cu_seqlens=bounds)
+    assert_states(cell, outs, u, weights, state, cu_seqlens=bounds)
+    for s in range(S // 2, S // 2 + 5):
+        steps = slice(int(bounds[s]), int(bounds[s + 1]))
+        alone = tuple(part[s : s + 1] for part in state)
+        found = cell.run(u[:, steps], weights, alone, solver="sequential")
+        assert all(torch.equal(out[:, steps], part) for out, part in zip(outs, found, strict=True))
+
+
+@cells
 @solvers
 def test_states_of_any_size(backend, cell, solver):
     """What gates remember of a start that is large, which nothing brings back to 1 soon."""
