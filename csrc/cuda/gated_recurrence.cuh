@@ -1,9 +1,11 @@
 // Gated recurrences h_t = f(h_{t-1}, u_t), whose channels don't mix, by three solvers: device code.
 // fastsparse/reference/_solvers.py says what the solvers do, csrc/cells.h what a step is.
 //
-// Bytes an element-step, at least: 16 in fp32 (three inputs, one state; 20 for pairs of states), 8 in halves (10). The
-// chain from state to state is some 125 cycles, 70 ns: a machine with less than some 20000 threads waits for it, not
-// for memory. The parallel solvers cut time into chunks, a thread each, and read the inputs again in every pass.
+// Bytes an element-step, at least: 16 in fp32 (three inputs, one state; 20 for pairs of states), 8 in halves (10). From
+// state to state it is 160 to 175 cycles, 90 to 100 ns at 1.755 GHz. That is a model of the machine code for sm_90, of
+// what waits for what, with 20 cycles for an exponential or a reciprocal; nothing measured. So a machine with less than
+// some 25000 threads waits for that, not for memory. The parallel solvers cut time into chunks, a thread each, and read
+// the inputs again in every pass.
 #pragma once
 
 #include "cells.h"
@@ -83,9 +85,9 @@ template <typename T, template <typename> typename Form> struct GatedLine {
     for (int i = 0; i < n; ++i) states[i][at] = narrow<To>(state[i]);
   }
 
-  // Calls f(u, at(t)) for the steps t from `first` to before `last`. While it takes Batch of them, the inputs of the next
-  // Batch are on their way. A warp has six counters to wait by, and its loads share one or two: steps that each ask for
-  // inputs of a later one would wait for what was asked for last. A batch waits once, for what it all needs.
+  // Calls f(u, at(t)) for the steps t from `first` to before `last`. While it takes Batch of them, the inputs of the
+  // next Batch are on their way. A warp has six counters to wait by, and its loads share one or two: steps that each
+  // asked for inputs of a later one would wait for what was asked for last. A batch waits once, for all it needs.
   template <int Batch, typename F> __device__ __forceinline__ void walk(int64_t first, int64_t last, F&& f) const {
     const T* from = u + first * step_stride;  // addresses go from step to step: a sum each, and few registers
     int64_t where = at(first);
@@ -126,8 +128,8 @@ template <typename T, template <typename> typename Form> struct GatedLine {
 
 inline constexpr int kSequentialThreads = 128;
 
-// A thread a line, whatever sequences a block's lines are of. With `redo` only those that a parallel solver has given up.
-// At 70 ns a step, and some 700 ns from memory, 16 steps are on their way.
+// A thread a line, whatever sequences a block's lines are of. With `redo` only those that a parallel solver has given
+// up. Inputs are asked for 16 steps early, 1500 ns: from memory they take some 700, and longer where it is busy.
 template <typename T, template <typename> typename Form>
 __global__ void __launch_bounds__(kSequentialThreads)
     gated_sequential(Recurrence<T, GatedLine<T, Form>::n> problem, int64_t lines, bool redo) {

@@ -13,15 +13,17 @@
 
 namespace fastsparse::cuda {
 
-// What `auto` takes. A model, nothing measured: step by step is 70 ns a step however few the channels, and 16 bytes an
-// element-step (fp32) where they are many. Shooting's steps are side by side, but it reads its inputs twice or thrice:
-// 28 to 44 bytes, 6.5 to 10 ps at 4.3 TB/s, which 70 ns are worth of 7000 to 10000 channels of sequences; in halves
-// half the bytes, until instructions count. Taken: 48 channels a multiprocessor (of 132), 96 in halves, and as many
-// steps as are worth its barriers and second launch, some 20 us. Newton's method moves more bytes in more passes,
-// always. `steps` are those of all sequences, whose lengths aren't known here.
+// What `auto` takes. A model, nothing measured: step by step is 90 to 100 ns a step however few the channels
+// (gated_recurrence.cuh), and 16 bytes an element-step (fp32) where they are many. Shooting's steps are side by side,
+// but it reads its inputs twice or thrice: 28 to 44 bytes, 6.5 to 10 ps at 4.3 TB/s, which 95 ns are worth of 9500 to
+// 14500 channels of sequences; 8000 to 13000 where states are pairs. In halves it is half the bytes, but instructions
+// count: a warp's step is 65 of them (an LSTM's 100), a multiprocessor has four a cycle, and 132 of those take 4.5 to
+// 7 ps (7 to 10), worth 13000 to 20000 channels (9500 to 14500). Taken: 64 channels a multiprocessor, 96 in halves, and
+// as many steps as are worth its barriers and second launch, some 20 us. Newton's method moves more bytes in more
+// passes, always. `steps` are those of all sequences, whose lengths aren't known here.
 inline Solver automatic_solver(const Call& call, bool halves, int64_t S, int64_t steps, int64_t H) {
   constexpr int64_t kManySteps = 512;
-  bool few = S * H < (halves ? 96 : 48) * call.multiprocessors();
+  bool few = S * H < (halves ? 96 : 64) * call.multiprocessors();
   return few && steps >= kManySteps * S ? Solver::shooting : Solver::sequential;
 }
 
@@ -69,9 +71,9 @@ void solve_gated(const char* op, const Tensor& u, const Tensor& weight, const st
 
     auto blocks = [&](int64_t channels) { return S * ((H + channels - 1) / channels); };
     auto step_by_step = [&](bool redo) {
-      // Few lines are spread over all multiprocessors; a sequence of few channels then has a block of its own, and no lane
-      // waits for another's end. A scheduler has steps of two warps to issue while one waits, so that eight blocks of up to
-      // a warp are as fast as one.
+      // Few lines are spread over all multiprocessors; a sequence of few channels then has a block of its own, and no
+      // lane waits for another's end. While a warp's step waits, its scheduler can issue another's: eight blocks of up
+      // to a warp are as fast as one.
       int64_t lines = S * H, threads = std::min<int64_t>(kWarp, std::bit_ceil(uint64_t(H)));
       while (threads < kSequentialThreads && lines > 8 * call.multiprocessors() * threads) threads *= 2;
       call.launch("gated_sequential", gated_sequential<T, Form>, (lines + threads - 1) / threads, threads, 0, problem,
