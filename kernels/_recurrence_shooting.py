@@ -26,7 +26,7 @@ from fastsparse.kernels._corrections import (
     spread,
     within,
 )
-from fastsparse.kernels._scan import product_of_pairs, times
+from fastsparse.kernels._scan import product_of_pairs
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def shooting(
     source = (u + row * u_row + begin * u_time + channel * u_channel)[None, :] + chunk * steps * u_time
     target = ((row * T + begin) * H + channel)[None, :] + chunk * steps * H
     most = tl.zeros([BLOCK], tl.int32)
-    errors = _zeros(carry)  # of rounding, in units of one, that carry has
+    errors = tl.zeros([BLOCK], tl.float32)  # of rounding, in units of one, that carry has
     first = tl.zeros_like(longest)
     while first < longest:
         left = tl.maximum(tl.minimum((length - first)[None, :] - chunk * steps, steps), 0).to(tl.int32)
@@ -77,11 +77,11 @@ def shooting(
         while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
             attempt += 1
             ends, P, largest, least = _run(w, source, u_time, u_gate, starts, left, steps)
+            grown, later = _grown(P, largest, errors, chunk)
+            steady = _norm(largest) * (grown + 1) <= MOST_GROWTH
             missed = difference(shifted(ends, start, chunk), starts)
             D = corrections(shifted(P, P, chunk), missed)
-            grown, later = _grown(P, largest, errors, chunk)
-            small = within(D, starts) & _carried_within(D, ends, P, largest, least)
-            small = small & _steady(largest, grown)
+            small = steady & within(D, starts) & _carried_within(D, ends, P, largest, least)
             certain = tl.min((small | (left == 0)).to(tl.int32), axis=0) > 0
             starts = corrected(starts, D, trying[None, :])
             taken = tl.where(trying & certain, attempt, taken)
@@ -152,27 +152,21 @@ def _carried_within(D, ends, P, largest, least):
 def _grown(P, largest, errors, chunk):
     """What each chunk's start has of rounding errors, in units of one: those of the chunks before.
 
-    ``errors``, vectors of channels, are those of the first start. Also those behind the last chunk.
+    ``errors``, a vector of channels, are those of the first start. Also those behind the last chunk.
     """
-    sizes = _sizes(P)
-    made = times(largest, spread(_ones(errors)))
-    grown = corrections(shifted(sizes, sizes, chunk), shifted(made, spread(errors), chunk))
-    after = times(sizes, grown)
-    left = ()
-    for i in tl.static_range(len(made)):
-        left += (after[i] + made[i],)
-    return grown, last(left, chunk)
+    factors, made = (_norm(P),), (_norm(largest),)
+    grown = corrections(shifted(factors, factors, chunk), shifted(made, (errors[None, :],), chunk))
+    left = tl.fma(factors[0], grown[0], made[0])
+    return grown[0], last((left,), chunk)[0]
 
 
 @triton.jit
-def _steady(largest, grown):
-    """Whether a rounding error at a chunk's start, and those before it, grow but little in the chunk."""
-    one = _ones(grown)
-    here, before = times(largest, one), times(largest, grown)
-    found = here[0] + before[0] <= MOST_GROWTH
-    if len(here) == 2:
-        found = found & (here[1] + before[1] <= MOST_GROWTH)
-    return found
+def _norm(P):
+    """What the sum of a state's parts grows by at most: the largest sum of a column."""
+    size = tl.abs(P[0])
+    if len(P) == 4:
+        size = tl.maximum(size + tl.abs(P[2]), tl.abs(P[1]) + tl.abs(P[3]))
+    return size
 
 
 @triton.jit
@@ -196,22 +190,6 @@ def _zeros(values):
     found = ()
     for i in tl.static_range(len(values)):
         found += (tl.zeros(values[i].shape, tl.float32),)
-    return found
-
-
-@triton.jit
-def _ones(values):
-    found = ()
-    for i in tl.static_range(len(values)):
-        found += (tl.full(values[i].shape, 1.0, tl.float32),)
-    return found
-
-
-@triton.jit
-def _sizes(values):
-    found = ()
-    for i in tl.static_range(len(values)):
-        found += (tl.abs(values[i]),)
     return found
 
 
