@@ -8,7 +8,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hook
 
 from fastsparse import reference
 from fastsparse.backend import wants_reference
-from fastsparse.ops.linear_recurrence import linear_recurrence
+from fastsparse.ops.linear_recurrence import linear_recurrence, linear_recurrence_backward
 
 NEAR = 1e-2  # corrections from which Newton's method finds the rest of the way undamped
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -187,8 +187,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_h: Tensor):
         ahead, J = ctx.saved_tensors
-        back = J.transpose(2, 3) if J.dim() > d_h.dim() else J
-        through = linear_recurrence(back.roll(-1, 1), d_h, None, True, None)
+        _, through, _ = linear_recurrence_backward(J, None, False, None, ahead, d_h, False, True, False)
         return _Last.apply(through, ahead), None, None
 
 

@@ -3,7 +3,8 @@
 Every Triton kernel is compiled ahead of time for every GPU that it is meant for, under the oldest Triton
 that it is meant for and the newest; the CUDA kernels are read from the built library. Spills, a kernel that
 doesn't compile, and more shared memory than a GPU has are errors; registers are evidence, kept in
-docs/compilation.md.
+docs/compilation.md. A Triton kernel of which docs/compilation.json has a record with the same key, a hash of
+all that goes into its compilation, isn't compiled again, but for one of the GPUs.
 
     python -m tests.compilation           compile and print the table
     python -m tests.compilation --write   and write it
