@@ -39,7 +39,7 @@ VARIANTS = {
     "plain": ["-O2", "-g1"],
     # racecheck.cpp, not ThreadSanitizer, answers the calls that the compiler leaves at every access.
     "racecheck": ["-O1", "-g1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
-    "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "address": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
 }
 
 

@@ -24,7 +24,11 @@
 #define __global__
 #define __device__
 #define __host__
+#ifdef __SANITIZE_ADDRESS__  // see csrc/inline.h
+#define __forceinline__ inline
+#else
 #define __forceinline__ inline __attribute__((always_inline))
+#endif
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // The bound becomes that many no-ops in front of the kernel, where a launch can count them (see emulator.cpp); sizeof
