@@ -471,3 +471,18 @@ def test_functional_gradients_may_pass_an_op_by():
         torch.ones(())
     )
     torch.testing.assert_close(found, fastsparse.spmm(values, INDICES, weight).sum())
+
+
+def test_functional_gradients_may_pass_by_what_wants_none():
+    """Tensors that are made inside are tracked as well, and want no gradient."""
+    values = random(N, k, seed=1)
+
+    def function(factor):
+        return (factor * fastsparse.spmm(values, INDICES, torch.ones(M, D))).sum()
+
+    found = torch.func.grad(function)(torch.ones(()))
+    torch.testing.assert_close(found, function(torch.ones(())))
+    with pytest.raises(NotImplementedError, match=r"gradients by torch\.func must be taken inside"):
+        torch.func.vmap(
+            torch.func.grad(lambda values: fastsparse.spmm(values, INDICES, torch.ones(M, D)).sum())
+        )(torch.stack((values, values)))

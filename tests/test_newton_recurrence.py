@@ -297,7 +297,7 @@ def test_a_step_that_mixes_later_on_is_refused_a_gradient():
         fastsparse.newton_recurrence(step, x + wild, h0)
 
 
-def test_a_step_may_write_into_its_states():
+def test_a_step_that_writes_into_its_states_spoils_no_h0():
     h0 = torch.ones(2, 3)
     h, _ = fastsparse.newton_recurrence(lambda h, x: (0.5 * h).add_(x), torch.ones(2, 5, 3), h0)
     assert torch.equal(h0, torch.ones(2, 3))

@@ -101,7 +101,7 @@ def _refuse_functional_gradient(op: str, arguments: tuple) -> None:
         if not isinstance(argument, Tensor) or not argument.is_floating_point():
             continue
         while functorch.is_functorch_wrapped_tensor(argument):
-            if functorch.is_gradtrackingtensor(argument):
+            if functorch.is_gradtrackingtensor(argument) and argument.requires_grad:
                 raise NotImplementedError(
                     f"{op}: gradients by torch.func must be taken inside "
                     'fastsparse.use_backend("reference"); the kernels have those of torch.autograd'
