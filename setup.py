@@ -207,6 +207,11 @@ def cpp(source: Path, target: Path, extra: list[str]) -> Job:
     return source, target, [compiler(), *flags(), f"-I{CSRC}", *extra]
 
 
+def shared(objects: Path) -> list[Job]:
+    """What both op libraries have of PyTorch's."""
+    return [cpp(source, objects / f"{source.stem}.o", torch_flags()) for source in sorted(CSRC.glob("*.cpp"))]
+
+
 def ops_cpu(objects: Path) -> tuple[list[Job], list[str], list[str]]:
     jobs = [
         cpp(
@@ -221,7 +226,7 @@ def ops_cpu(objects: Path) -> tuple[list[Job], list[str], list[str]]:
         cpp(source, objects / f"edge_{source.stem}.o", torch_flags())
         for source in sorted((CSRC / "cpu" / "edge").glob("*.cpp"))
     ]
-    jobs += [cpp(CSRC / "tensors.cpp", objects / "tensors.o", torch_flags())]
+    jobs += shared(objects)
     jobs += [cpp(CSRC / "cpu" / "isa.cpp", objects / "isa.o", [])]
     return jobs, [compiler(), "-shared", *flags()], torch_libraries()
 
@@ -230,7 +235,7 @@ def ops_cuda(objects: Path) -> tuple[list[Job], list[str], list[str]]:
     told = [f"-I{CSRC}", *torch_flags(), f'-DFASTSPARSE_CUDA_CONTENTS="{cuda_contents()}"']
     sources = sorted((CSRC / "cuda").glob("*.cu"))
     jobs = [(source, objects / f"{source.stem}.o", [nvcc(), *nvcc_flags(), *told]) for source in sources]
-    jobs += [cpp(CSRC / "tensors.cpp", objects / "tensors.o", torch_flags())]
+    jobs += shared(objects)
     # CUDA's runtime goes inside, and its symbols are kept there: PyTorch brings a runtime of its own.
     link = [nvcc(), "-shared", "-ccbin", compiler(), "-cudart", "static", "--no-device-link"]
     return jobs, [*link, "-Xlinker", "--exclude-libs=ALL"], torch_libraries()

@@ -18,6 +18,7 @@ from benchmarks.checks import TopKOracle, close
 from benchmarks.harness import Contender
 from benchmarks.shapes import Shape
 from fastsparse import reference
+from fastsparse._options import ACTIVATIONS
 
 TINY = Shape("tiny", 4, 8, 16, 2)
 ALLOWED = 10.0  # microseconds
@@ -33,7 +34,7 @@ def run(options: Options) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
     yield _case(
         "topk_encode",
         partial(fastsparse.topk_encode, x, weight, bias, k=TINY.k),
-        partial(ops.topk_encode.default, x, weight, bias, TINY.k, "relu", None, None),
+        partial(ops.topk_encode.default, x, weight, bias, TINY.k, ACTIVATIONS.index("relu"), None, None),
         oracle.check,
         options,
     )

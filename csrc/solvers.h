@@ -2,20 +2,9 @@
 // they do): when a channel of a sequence is solved, and what is said of it.
 #pragma once
 
-#include <stdexcept>
-#include <string>
+#include "options.h"
 
 namespace fastsparse {
-
-enum class Solver : int { automatic, sequential, newton, shooting };
-
-inline Solver solver_of(const std::string& op, const std::string& name) {
-  if (name == "auto") return Solver::automatic;
-  if (name == "sequential") return Solver::sequential;
-  if (name == "newton") return Solver::newton;
-  if (name == "shooting") return Solver::shooting;
-  throw std::invalid_argument(op + ": solver must be one of auto, sequential, newton, shooting, got '" + name + "'");
-}
 
 inline constexpr int kNewtonPasses = 12, kShootingPasses = 8;  // at most
 

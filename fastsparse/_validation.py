@@ -1,6 +1,7 @@
 """Checks of tensor arguments; every message names the op, the argument, what it was and what it should be."""
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -81,13 +82,14 @@ def check_mask(op: str, name: str, tensor: Tensor, M: int) -> None:
         raise ValueError(f"{op}: {name} must have shape (M,) = ({M},), got shape {_shape(tensor)}")
 
 
-def check_indices(op: str, indices: Tensor) -> None:
-    """Latent indices (..., k) int64. Their range is checked by the kernels, which read them anyway."""
+def check_indices(op: str, indices: Tensor) -> Tensor:
+    """Latent indices (..., k), which come back as int64. Kernels check their range: they read them anyway."""
     check_tensor(op, "indices", indices)
-    if indices.dtype != torch.int64:
-        raise TypeError(f"{op}: indices must be int64, got {str(indices.dtype)[6:]}")
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{op}: indices must be int64 or int32, got {str(indices.dtype)[6:]}")
     if indices.dim() < 1:
         raise ValueError(f"{op}: indices must have shape (..., k), got a scalar")
+    return indices.long()
 
 
 def check_range(op: str, indices: Tensor, M: int) -> None:
@@ -118,12 +120,28 @@ def check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
         )
 
 
-def check_count(op: str, name: str, count: int, least: int) -> None:
-    """A whole number, of which bool is none; symbolic while tracing."""
-    if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name} must be an int, got {count!r} of type {type(count).__name__}")
+def whole_number(op: str, name: str, number: int) -> int:
+    """What PyTorch takes for an int: one of Python's or NumPy's, or a tensor of one; symbolic while tracing.
+
+    A bool is none, a float neither.
+    """
+    if type(number) is int or isinstance(number, torch.SymInt):
+        return number
+    try:
+        whole = operator.index(number)
+    except (TypeError, ValueError, RuntimeError):  # of tensors, by their dtype or their size
+        whole = None
+    if whole is None or isinstance(number, bool) or getattr(number, "dtype", None) == torch.bool:
+        raise TypeError(f"{op}: {name} must be an int, got {number!r} of type {type(number).__name__}")
+    return whole
+
+
+def check_count(op: str, name: str, count: int, least: int) -> int:
+    """A whole number of at least so much; returns it."""
+    count = whole_number(op, name, count)
     if count < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {name}={count}")
+    return count
 
 
 def check_flag(op: str, name: str, flag: bool) -> None:
@@ -209,15 +227,16 @@ def check_leading(op: str, name: str, tensor: Tensor, indices: Tensor) -> None:
         )
 
 
-def check_code(op: str, values: Tensor, indices: Tensor) -> None:
-    """Values and indices of one shape (..., k)."""
+def check_code(op: str, values: Tensor, indices: Tensor) -> Tensor:
+    """Values and indices of one shape (..., k); returns the indices as int64."""
     check_float(op, "values", values)
-    check_indices(op, indices)
+    indices = check_indices(op, indices)
     if values.shape != indices.shape:
         raise ValueError(
             f"{op}: values and indices must have one shape (..., k), "
             f"got {_shape(values)} and {_shape(indices)}"
         )
+    return indices
 
 
 def is_plain_code(values: Tensor, indices: Tensor, weight: Tensor) -> bool:

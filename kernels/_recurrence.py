@@ -15,7 +15,8 @@ from fastsparse.kernels._recurrence_shooting import shooting
 from fastsparse.kernels._sequences import sequences
 from torch import Tensor
 
-SOLVERS = ("auto", "sequential", "newton", "shooting")
+from fastsparse._options import SOLVERS, option_at
+
 NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
 
@@ -86,10 +87,9 @@ class Problem:
             **OPTIONS,
         )
 
-    def solve(self, op: str, solver: str) -> None:
+    def solve(self, op: str, position: int) -> None:
         """Fill in h, c and passes. Nothing here waits for the device."""
-        if solver not in SOLVERS:
-            raise ValueError(f"{op}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        solver = option_at(op, "solver", position, SOLVERS)
         if self.h.numel() == 0:
             self.passes.zero_()
             return

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gru_recurrence(
-    u: Tensor, weight: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, solver: str
+    u: Tensor, weight: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, solver: int
 ) -> tuple[Tensor, Tensor]:
     """u (B, T, 3, H), weight (3, H), h0 (S, H), cu_seqlens (S + 1,); h (B, T, H), passes (S, H) int32."""
     problem = Problem.of(u, weight, None, h0, None, cu_seqlens)

@@ -13,7 +13,7 @@ def lstm_recurrence(
     h0: Tensor | None,
     c0: Tensor | None,
     cu_seqlens: Tensor | None,
-    solver: str,
+    solver: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u (B, T, 3, H), weight (3, H), peephole (2, H), states (S, H); h and c (B, T, H), passes (S, H)."""
     problem = Problem.of(u, weight, peephole, h0, c0, cu_seqlens)

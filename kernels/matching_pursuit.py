@@ -10,6 +10,8 @@ from fastsparse.kernels import _pursuit_direct, _pursuit_gram
 from fastsparse.kernels._pursuit import Atoms
 from torch import Tensor
 
+from fastsparse._options import METHODS, option_at
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -17,10 +19,10 @@ def matching_pursuit(
     x: Tensor,
     dictionary: Tensor,
     k: int,
-    tol: float = 0.0,
-    nonnegative: bool = False,
-    normalized: bool = False,
-    method: str = "auto",
+    tol: float,
+    nonnegative: bool,
+    normalized: bool,
+    method: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (N, D), dictionary (M, D); returns values (N, k), indices (N, k) and the residual (N, D).
 
@@ -30,10 +32,11 @@ def matching_pursuit(
     (N, D), M = x.shape, dictionary.shape[0]
     values, indices = x.new_zeros(N, k), x.new_zeros(N, k, dtype=torch.int64)
     residual = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    chosen = option_at("matching_pursuit", "method", method, METHODS)
     if N * D * k > 0:
-        if method == "auto":
-            method = "gram" if N * (k - 1) > M and _gram_limit() >= 4 * M * M else "direct"
-        pursue = _pursuit_gram.pursue if method == "gram" else _pursuit_direct.pursue
+        if chosen == "auto":
+            chosen = "gram" if N * (k - 1) > M and _gram_limit() >= 4 * M * M else "direct"
+        pursue = _pursuit_gram.pursue if chosen == "gram" else _pursuit_direct.pursue
         pursue(residual, Atoms.of(dictionary, normalized), values, indices, tol, nonnegative)
     return values, indices, residual.to(x.dtype)
 

@@ -30,6 +30,8 @@ from fastsparse.kernels._topk_product import Tile, score, tiles
 from fastsparse.kernels._topk_screen import refine, round_rows
 from torch import Tensor
 
+from fastsparse._options import ACTIVATIONS, option_at
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Screening of fp32: by what pays (None), or for tests never (False) or wherever it is possible (True).
@@ -346,12 +348,13 @@ def topk_encode(
     weight: Tensor,
     bias: Tensor | None,
     k: int,
-    activation: str = "relu",
-    latent_scale: Tensor | None = None,
-    latent_mask: Tensor | None = None,
+    activation: int,
+    latent_scale: Tensor | None,
+    latent_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; returns two (N, k)."""
-    return _Encoder(x, weight, bias, k, activation, latent_scale, latent_mask).run()
+    chosen = option_at("topk_encode", "activation", activation, ACTIVATIONS)
+    return _Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run()
 
 
 def specimens() -> list[tuple]:

@@ -183,7 +183,7 @@ def leave_out(reason: str) -> None:
 
 def _interpreted(op: str, *arguments):
     module = _in_triton(op, arguments[0].dtype)
-    _gpu._check_indices(op, arguments)
+    _gpu._check_tensors(op, arguments)
     with torch.autocast("cpu", enabled=False), triton_interpreter.interpreting():
         return getattr(module, op)(*arguments)
 

@@ -6,6 +6,7 @@ from backends import host_backend_names, running
 from oracle import random, random_indices
 
 import fastsparse
+from fastsparse._options import SOLVERS
 
 N, k, M, D, T = 5, 3, 11, 4, 2
 INDICES = random_indices(N, k, M, seed=9)
@@ -109,19 +110,22 @@ def test_gradcheck_of_an_empty_batch(backend, name):
     assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves)
 
 
+RELU, NONE, ABS = range(3)  # in fastsparse/_options.py
+AUTO, DIRECT, GRAM = range(3)
+
 OP_INPUTS = {
     "topk_encode": [
-        lambda x, weight, bias: (x, weight, bias, k, "relu", None, None),
-        lambda x, weight, bias: (x, weight, None, k, "none", bias.detach(), torch.arange(M) > 2),
-        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, bias, M, "abs", None, None),
+        lambda x, weight, bias: (x, weight, bias, k, RELU, None, None),
+        lambda x, weight, bias: (x, weight, None, k, NONE, bias.detach(), torch.arange(M) > 2),
+        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, bias, M, ABS, None, None),
     ],
     "spmm": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, weight)],
     "sddmm": [lambda x, weight, bias: (x, weight, INDICES)],
     "spmm_t": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, x, M)],
     "matching_pursuit": [
-        lambda x, weight, bias: (x, weight, k, 0.0, False, False, "auto"),
-        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, 9, 0.5, True, False, "direct"),
-        lambda x, weight, bias: (x, weight.detach(), k, 0.0, False, True, "gram"),
+        lambda x, weight, bias: (x, weight, k, 0.0, False, False, AUTO),
+        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, 9, 0.5, True, False, DIRECT),
+        lambda x, weight, bias: (x, weight.detach(), k, 0.0, False, True, GRAM),
     ],
     "matching_pursuit_step": [
         lambda x, weight, bias: (x, weight, False, False),
@@ -154,17 +158,17 @@ OP_INPUTS |= {
         lambda *_: _upstream(*tensors("factors", tokens=1), None, False, SPANS, "terms", False, True, False),
     ],
     "gru_recurrence": [
-        lambda *_: (*tensors("u", "gates", "state"), None, "auto"),
-        lambda *_: (*tensors("u", "gates", tokens=1), None, SPANS, "newton"),
-        lambda *_: (tensors("u")[0].detach(), *tensors("gates", "state"), None, "shooting"),
+        lambda *_: (*tensors("u", "gates", "state"), None, AUTO),
+        lambda *_: (*tensors("u", "gates", tokens=1), None, SPANS, SOLVERS.index("newton")),
+        lambda *_: (tensors("u")[0].detach(), *tensors("gates", "state"), None, SOLVERS.index("shooting")),
     ],
     "gru_recurrence_backward": [
         lambda *_: (*_solved("gru_recurrence", "u", "gates", "state"), True, True, True),
         lambda *_: (*_solved("gru_recurrence", "u", "gates"), True, False, False),
     ],
     "lstm_recurrence": [
-        lambda *_: (*tensors("u", "gates", "peephole", "state", "cell"), None, "auto"),
-        lambda *_: (*tensors("u", "gates", "peephole", tokens=1), None, None, SPANS, "newton"),
+        lambda *_: (*tensors("u", "gates", "peephole", "state", "cell"), None, AUTO),
+        lambda *_: (*tensors("u", "gates", "peephole", tokens=1), None, None, SPANS, SOLVERS.index("newton")),
     ],
     "lstm_recurrence_backward": [
         lambda *_: (*_solved("lstm_recurrence", "u", "gates", "peephole", "state", "cell"), True, True, True),
@@ -184,14 +188,14 @@ def _solved(op, *names):
     """What a recurrence's gradient starts from: inputs, states, and what reaches them."""
     inputs = [tensor.detach() for tensor in tensors(*names)]
     inputs += [None] * ((4 if op == "gru_recurrence" else 6) - len(inputs))  # states left out, no cu_seqlens
-    *states, _ = getattr(torch.ops.fastsparse, op)(*inputs, "auto")
+    *states, _ = getattr(torch.ops.fastsparse, op)(*inputs, AUTO)
     return *inputs, *states, *(random(N, T, D, seed=8) for _ in states)
 
 
 def _steps(x, weight):
     """What matching_pursuit's gradient starts from: its outputs and the dictionary."""
     x, weight = x.detach(), weight.detach()
-    return *torch.ops.fastsparse.matching_pursuit(x, weight, k, 0.0, False, False, "auto"), weight
+    return *torch.ops.fastsparse.matching_pursuit(x, weight, k, 0.0, False, False, AUTO), weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -292,7 +296,7 @@ def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
     with pytest.raises(ValueError, match="linear_recurrence_backward: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.linear_recurrence_backward(x, None, False, spans, x, x, True, True, False)
     with pytest.raises(ValueError, match="gru_recurrence: cu_seqlens must go from 0 to T = 4"):
-        torch.ops.fastsparse.gru_recurrence(u, gates, None, spans, "auto")
+        torch.ops.fastsparse.gru_recurrence(u, gates, None, spans, AUTO)
     with pytest.raises(ValueError, match="gru_recurrence_backward: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.gru_recurrence_backward(u, gates, None, spans, x, x, True, True, False)
 

@@ -7,6 +7,7 @@ import torch
 
 import fastsparse
 from fastsparse import backend
+from fastsparse._options import ACTIVATIONS
 from fastsparse.ops import _gpu
 
 OPS = tuple(_gpu.ORDER)
@@ -99,7 +100,7 @@ def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
 
 def encode(run, mask=None, k=1):
     x = on_gpu(torch.eye(3))
-    return run(x, x, None, k, "relu", None, mask)
+    return run(x, x, None, k, ACTIVATIONS.index("relu"), None, mask)
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "reference"])

@@ -9,6 +9,7 @@ from oracle import assert_topk, integers, random
 
 import fastsparse
 from fastsparse import reference
+from fastsparse._options import ACTIVATIONS
 
 BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
 D, M = 3, 2777
@@ -76,7 +77,8 @@ def test_too_few_eligible_leave_zeros_on_other_latents(library, k, monkeypatch):
     eligible = torch.zeros(M, dtype=torch.bool)
     eligible[[5, 900, 2700]] = True
     x, weight = integers(4, D, seed=1), integers(M, D, seed=2)
-    values, indices = torch.ops.fastsparse.topk_encode(x, weight, None, k, "none", None, eligible)
+    unchanged = ACTIVATIONS.index("none")
+    values, indices = torch.ops.fastsparse.topk_encode(x, weight, None, k, unchanged, None, eligible)
     for row in indices.tolist():
         assert set(row[:3]) == {5, 900, 2700}
         assert len(set(row)) == k

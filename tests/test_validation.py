@@ -197,7 +197,8 @@ def test_activation(activation):
 
 @every_code
 def test_indices(op):
-    for dtype in (torch.int32, torch.float32, torch.bool):
+    assert torch.equal(call(op, indices=torch.ones(N, k, dtype=torch.int32)), call(op))
+    for dtype in (torch.int16, torch.float32, torch.bool):
         refused(TypeError, op, "indices", "int64", str(dtype)[6:], indices=torch.ones(N, k, dtype=dtype))
     refused(TypeError, op, "indices", "torch.Tensor", "list", indices=[[0]])
     refused(ValueError, op, "indices", indices=torch.tensor(0))
@@ -211,6 +212,17 @@ def test_indices(op):
 )
 def test_num_latents(bad, error):
     refused(error, "spmm_t", "num_latents", str(bad), num_latents=bad)
+
+
+@pytest.mark.parametrize("whole", [np.int64(2), np.int32(2), torch.tensor(2), torch.tensor([2])], ids=repr)
+def test_whole_numbers_are_what_pytorch_takes_for_them(whole):
+    for op, name in (("topk_encode", "k"), ("matching_pursuit", "k"), ("spmm_t", "num_latents")):
+        out = call(op, **{name: whole})
+        right = call(op, **{name: 2})
+        for mine, theirs in zip(out, right, strict=True):
+            assert torch.equal(mine, theirs)
+    for bad in (np.float64(2), np.bool_(True), torch.tensor(True), torch.tensor(2.0), torch.tensor([2, 2])):
+        refused(TypeError, "topk_encode", "k", "int", k=bad)
 
 
 def test_no_latents(backend):

@@ -8,11 +8,10 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "options.h"
 #include "cpu/isa.h"
 
 namespace fastsparse {
-
-enum class Activation : int { relu, none, abs };
 
 // Rows as bf16, with the norms that the bracket needs.
 struct RoundArgs {

@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "cuda/device.cuh"
-#include "tensors.h"
+#include "registration.h"
 
 // The dispatch key that the kernels serve: CPU under the test-only emulator.
 #ifdef FASTSPARSE_EMULATED

@@ -5,7 +5,6 @@
 #include <array>
 #include <bit>
 #include <optional>
-#include <string>
 
 #include "cuda/edge.h"
 #include "cuda/gated_recurrence.cuh"
@@ -31,10 +30,10 @@ inline Solver automatic_solver(const Call& call, bool halves, int64_t S, int64_t
 template <template <typename> typename Form, size_t n>
 void solve_gated(const char* op, const Tensor& u, const Tensor& weight, const std::optional<Tensor>& peephole,
                  const std::array<std::optional<Tensor>, n>& starts, const std::optional<Tensor>& cu_seqlens,
-                 const std::string& name, const std::array<Tensor, n>& states, const Tensor& passes) {
+                 int64_t position, const std::array<Tensor, n>& states, const Tensor& passes) {
   Call call(u);
   int64_t S = passes.size(0), steps = u.size(1), H = u.size(3);
-  Solver solver = solver_of(op, name);
+  Solver solver = option_of<Solver>(op, "solver", position, kSolvers);
   if (S == 0 || H == 0) return;
   bool halves = accumulator_of(u.scalar_type()) != u.scalar_type();
   if (solver == Solver::automatic) solver = automatic_solver(call, halves, S, cu_seqlens ? steps : steps * S, H);

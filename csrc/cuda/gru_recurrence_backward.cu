@@ -12,8 +12,6 @@ std::tuple<Tensor, Tensor, Tensor> gru_recurrence_backward(const Tensor& u, cons
   return {found.u, found.weight, found.first[0]};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("gru_recurrence_backward", TORCH_BOX(&gru_recurrence_backward));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, gru_recurrence_backward)
 
 }  // namespace fastsparse::cuda

@@ -28,8 +28,6 @@ Tensor linear_recurrence(const Tensor& a, const Tensor& b, const std::optional<T
   return h;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("linear_recurrence", TORCH_BOX(&linear_recurrence));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, linear_recurrence)
 
 }  // namespace fastsparse::cuda

@@ -39,8 +39,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(const Tensor& a, c
   return {d_a, d_b, d_h0};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("linear_recurrence_backward", TORCH_BOX(&linear_recurrence_backward));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, linear_recurrence_backward)
 
 }  // namespace fastsparse::cuda

@@ -13,8 +13,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_recurrence_backward(
   return {found.u, found.weight, found.peephole, found.first[1], found.first[0]};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("lstm_recurrence_backward", TORCH_BOX(&lstm_recurrence_backward));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, lstm_recurrence_backward)
 
 }  // namespace fastsparse::cuda

@@ -1,8 +1,6 @@
 #include "cuda/matching_pursuit.cuh"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
 #include "cuda/matching_pursuit_step.h"
 #include "cuda/rows.h"
@@ -43,23 +41,22 @@ template <typename T> void gram(Pursuit<T>& pursuit, int64_t N) {
 // Whether to use the Gram matrix; under "auto" where it pays, by shapes alone: one product for M rows for k - 1 for N.
 // A single step has no use for it.
 template <typename T>
-bool takes_gram(const std::string& method, int64_t N, int64_t M, int64_t D, int64_t k) {
+bool takes_gram(Method method, int64_t N, int64_t M, int64_t D, int64_t k) {
   using C = Accumulator<T>;
-  if (method != "gram" && method != "auto" && method != "direct")
-    throw std::invalid_argument("matching_pursuit: method must be one of auto, direct, gram, got '" + method + "'");
-  if (N == 0 || k == 1 || method == "direct") return false;
+  if (N == 0 || k == 1 || method == Method::direct) return false;
   int64_t price = sizeof(C) == 4 && D > kDeepestGram ? 5 : 1;
-  return method == "gram" || (price * M < N * (k - 1) && gram_fits(M, sizeof(C)));
+  return method == Method::gram || (price * M < N * (k - 1) && gram_fits(M, sizeof(C)));
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol,
-                                                    bool nonnegative, bool normalized, const std::string& method) {
+                                                    bool nonnegative, bool normalized, int64_t method) {
+  auto chosen = option_of<Method>("matching_pursuit", "method", method, kMethods);
   return with_type(dtype_of(x), [&](auto tag) {
     using T = typename decltype(tag)::type;
     int64_t N = x.size(0), M = dictionary.size(0);
-    bool by_gram = takes_gram<T>(method, N, M, x.size(1), k);
+    bool by_gram = takes_gram<T>(chosen, N, M, x.size(1), k);
     Pursuit<T> pursuit(x, dictionary, k, tol, nonnegative, normalized, by_gram);
     if (by_gram) gram(pursuit, N);
     else direct(pursuit, N, k);
@@ -67,8 +64,6 @@ std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tenso
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("matching_pursuit", TORCH_BOX(&matching_pursuit));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, matching_pursuit)
 
 }  // namespace fastsparse::cuda

@@ -157,9 +157,7 @@ std::tuple<Tensor, Tensor> matching_pursuit_backward(const Tensor& values, const
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("matching_pursuit_backward", TORCH_BOX(&matching_pursuit_backward));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, matching_pursuit_backward)
 
 }  // namespace fastsparse::cuda
 

@@ -186,9 +186,7 @@ std::tuple<Tensor, Tensor, Tensor> matching_pursuit_step(const Tensor& residual,
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) {
-  m.impl("matching_pursuit_step", TORCH_BOX(&matching_pursuit_step));
-}
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, matching_pursuit_step)
 
 }  // namespace fastsparse::cuda
 

@@ -41,6 +41,6 @@ Tensor sddmm(const Tensor& x, const Tensor& weight, const Tensor& indices) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("sddmm", TORCH_BOX(&sddmm)); }
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, sddmm)
 
 }  // namespace fastsparse::cuda

@@ -38,6 +38,6 @@ Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("spmm", TORCH_BOX(&spmm)); }
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, spmm)
 
 }  // namespace fastsparse::cuda

@@ -81,6 +81,6 @@ Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int6
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("spmm_t", TORCH_BOX(&spmm_t)); }
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, spmm_t)
 
 }  // namespace fastsparse::cuda

@@ -58,11 +58,9 @@ template <typename T> class Encoder {
 
  public:
   Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
-          const std::string& activation, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask)
+          Activation activation, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask)
       : call_(x), x_(x), weight_(weight), N_(x.size(0)), D_(x.size(1)), M_(weight.size(0)), k_(k),
-        relu_(activation == "relu"), keyed_(activation == "abs" || scale || mask) {
-    if (activation != "relu" && activation != "none" && activation != "abs")
-      throw std::invalid_argument("topk_encode: activation must be one of relu, none, abs, got '" + activation + "'");
+        relu_(activation == Activation::relu), keyed_(activation == Activation::abs || scale || mask) {
     if (k < 1 || k > M_)
       throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
                                   std::to_string(M_) + "), got k=" + std::to_string(k));
@@ -71,7 +69,7 @@ template <typename T> class Encoder {
                                   std::to_string(M_));
     values_ = allocate(x, {N_, k}, x.scalar_type());
     indices_ = allocate(x, {N_, k}, ScalarType::Long);
-    if (N_ > 0) prepare(bias, scale, mask, activation == "abs");
+    if (N_ > 0) prepare(bias, scale, mask, activation == Activation::abs);
   }
 
   std::tuple<Tensor, Tensor> run() {
@@ -282,16 +280,17 @@ template <typename T> class Encoder {
 int screening_choice() { return screening.load(std::memory_order_relaxed); }
 
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       int64_t k, const std::string& activation,
+                                       int64_t k, int64_t activation,
                                        const std::optional<Tensor>& latent_scale,
                                        const std::optional<Tensor>& latent_mask) {
+  auto chosen = option_of<Activation>("topk_encode", "activation", activation, kActivations);
   return with_type(dtype_of(x), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return Encoder<T>(x, weight, bias, k, activation, latent_scale, latent_mask).run();
+    return Encoder<T>(x, weight, bias, k, chosen, latent_scale, latent_mask).run();
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, m) { m.impl("topk_encode", TORCH_BOX(&topk_encode)); }
+FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, topk_encode)
 
 }  // namespace fastsparse::cuda
 

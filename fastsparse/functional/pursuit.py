@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsparse import ops
+from fastsparse._options import METHODS, position_of
 from fastsparse._validation import (
     check_alike,
     check_count,
@@ -18,8 +19,6 @@ from fastsparse._validation import (
     check_unit_norm,
 )
 from fastsparse.functional._tensors import autocast, flat, unflat
-
-METHODS = ("auto", "direct", "gram")
 
 
 class Pursuit(NamedTuple):
@@ -98,15 +97,14 @@ def matching_pursuit(
     autoencoder Costa et al. 2025, arXiv 2506.03093, algorithm 1.
     """
     x, dictionary = _check_pursuit("matching_pursuit", "x", x, dictionary, nonnegative, normalized)
-    check_count("matching_pursuit", "k", k, 1)
+    k = check_count("matching_pursuit", "k", k, 1)
     check_tolerance("matching_pursuit", "tol", tol)
     check_flag("matching_pursuit", "coalesce", coalesce)
-    if method not in METHODS:
-        raise ValueError(f"matching_pursuit: method must be one of {', '.join(METHODS)}, got {method!r}")
+    chosen = position_of("matching_pursuit", "method", method, METHODS)
     if method == "gram":
         check_gram("matching_pursuit", dictionary)
     values, indices, residual = ops.matching_pursuit(
-        flat(x), dictionary, k, tol, nonnegative, normalized, method
+        flat(x), dictionary, k, tol, nonnegative, normalized, chosen
     )
     if coalesce:
         values, indices = _coalesced(values, indices)

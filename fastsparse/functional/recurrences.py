@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastsparse import ops
+from fastsparse._options import SOLVERS, position_of
 from fastsparse._validation import (
     check_alike,
     check_count,
@@ -20,7 +21,6 @@ from fastsparse._validation import (
 )
 from fastsparse.functional._tensors import autocast
 
-SOLVERS = ("auto", "sequential", "newton", "shooting")
 JACOBIANS = ("diagonal", "block")
 
 
@@ -164,10 +164,10 @@ def gru_recurrence(
     """
     op = "gru_recurrence"
     u, weight, h0 = autocast(u, weight, h0)
-    cu_seqlens = _check_cell(op, u, weight, cu_seqlens, solver, return_info)
+    cu_seqlens, chosen = _check_cell(op, u, weight, cu_seqlens, solver, return_info)
     _check_state(op, "h0", h0, u, cu_seqlens)
     check_alike(op, (("u", u), ("weight", weight), ("h0", h0)))
-    h, passes = ops.gru_recurrence(u, weight, h0, cu_seqlens, solver)
+    h, passes = ops.gru_recurrence(u, weight, h0, cu_seqlens, chosen)
     return (h, SolverInfo(passes, passes >= 0)) if return_info else h
 
 
@@ -220,14 +220,14 @@ def lstm_recurrence(
     if state0 is not None and (not isinstance(state0, (tuple, list)) or len(state0) != 2):
         raise TypeError(f"{op}: state0 must be a pair (h0, c0), got {_named(state0)}")
     u, weight, peephole, h0, c0 = autocast(u, weight, peephole, *(state0 or (None, None)))
-    cu_seqlens = _check_cell(op, u, weight, cu_seqlens, solver, return_info)
+    cu_seqlens, chosen = _check_cell(op, u, weight, cu_seqlens, solver, return_info)
     check_shape(op, "peephole", peephole, "(2, H)", (2, u.shape[-1]))
     states = {} if state0 is None else {"state0[0]": h0, "state0[1]": c0}
     for name, state in states.items():
         check_tensor(op, name, state)
         _check_state(op, name, state, u, cu_seqlens)
     check_alike(op, (("u", u), ("weight", weight), ("peephole", peephole), *states.items()))
-    h, c, passes = ops.lstm_recurrence(u, weight, peephole, h0, c0, cu_seqlens, solver)
+    h, c, passes = ops.lstm_recurrence(u, weight, peephole, h0, c0, cu_seqlens, chosen)
     return (h, c, SolverInfo(passes, passes >= 0)) if return_info else (h, c)
 
 
@@ -305,7 +305,7 @@ def newton_recurrence(
             f"{op}: h0 and x must have one batch size, got shapes {tuple(h0.shape)} and {tuple(x.shape)}"
         )
     check_device(op, "h0", h0, "x", x)
-    check_count(op, "max_iter", max_iter, 1)
+    max_iter = check_count(op, "max_iter", max_iter, 1)
     tol = 32 * torch.finfo(h0.dtype).eps if tol is None else tol
     check_tolerance(op, "tol", tol)
     check_tolerance(op, "damping", damping)
@@ -317,14 +317,13 @@ def newton_recurrence(
 
 def _check_cell(
     op: str, u: Tensor, weight: Tensor, cu_seqlens: Tensor | None, solver: str, return_info: bool
-) -> Tensor | None:
-    """What the GRU and the LSTM have in common; cu_seqlens as ops take them."""
+) -> tuple[Tensor | None, int]:
+    """What the GRU and the LSTM have in common; cu_seqlens and the solver as ops take them."""
     check_shape(op, "u", u, "(B, T, 3, H)", (None, None, 3, None))
     check_shape(op, "weight", weight, "(3, H)", (3, u.shape[-1]))
-    if solver not in SOLVERS:
-        raise ValueError(f"{op}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    chosen = position_of(op, "solver", solver, SOLVERS)
     check_flag(op, "return_info", return_info)
-    return _check_sequences(op, "u", u, cu_seqlens)
+    return _check_sequences(op, "u", u, cu_seqlens), chosen
 
 
 def _check_sequences(op: str, name: str, batch: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastsparse import ops
+from fastsparse._options import ACTIVATIONS, position_of
 from fastsparse._validation import (
     check_alike,
     check_code,
@@ -18,10 +18,9 @@ from fastsparse._validation import (
     check_rows,
     check_vector,
     is_plain_code,
+    whole_number,
 )
 from fastsparse.functional._tensors import autocast, flat, unflat
-
-ACTIVATIONS = ("relu", "none", "abs")
 
 
 class TopK(NamedTuple):
@@ -90,17 +89,13 @@ def topk_encode(
     if latent_mask is not None:
         check_mask("topk_encode", "latent_mask", latent_mask, M)
         check_device("topk_encode", "latent_mask", latent_mask, "x", x)
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"topk_encode: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-        )
-    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
-        raise TypeError(f"topk_encode: k must be an int, got {k!r} of type {type(k).__name__}")
+    chosen = position_of("topk_encode", "activation", activation, ACTIVATIONS)
+    k = whole_number("topk_encode", "k", k)
     if not 1 <= k <= M:
         raise ValueError(
             f"topk_encode: k must be between 1 and the number of eligible latents ({M}), got k={k}"
         )
-    values, indices = ops.topk_encode(flat(x), weight, bias, k, activation, latent_scale, latent_mask)
+    values, indices = ops.topk_encode(flat(x), weight, bias, k, chosen, latent_scale, latent_mask)
     return TopK(unflat(values, x), unflat(indices, x))
 
 
@@ -111,7 +106,7 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
 
     Args:
         values: (..., k) coefficients; fp32, bf16, fp16 or fp64.
-        indices: (..., k) int64, each in [0, M).
+        indices: (..., k) int64 or int32, each in [0, M).
         weight: (M, D) decoder, one atom a row; the dtype of ``values``.
         bias: (D,), the dtype of ``values``.
 
@@ -142,7 +137,7 @@ def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         values: (..., k); fp32, bf16, fp16 or fp64.
-        indices: (..., k) int64, each in [0, M).
+        indices: (..., k) int64 or int32, each in [0, M).
         weight: (M, D), the dtype of ``values``.
 
     Returns:
@@ -166,7 +161,7 @@ def _spmm(op: str, values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor
     if bias is None and is_plain_code(values, indices, weight):
         return ops.spmm(values, indices, weight)
     _, D = check_matrix(op, "weight", weight)
-    check_code(op, values, indices)
+    indices = check_code(op, values, indices)
     if bias is not None:
         check_vector(op, "bias", bias, "D", D)
     check_alike(op, (("values", values), ("weight", weight), ("bias", bias)))
@@ -180,7 +175,7 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     Args:
         x: (..., D); fp32, bf16, fp16 or fp64.
         weight: (M, D), the dtype of ``x``.
-        indices: (..., k) int64, each in [0, M); the leading dimensions of ``x``.
+        indices: (..., k) int64 or int32, each in [0, M); the leading dimensions of ``x``.
 
     Returns:
         (..., k), differentiable in x and weight.
@@ -198,7 +193,7 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     x, weight = autocast(x, weight)
     _, D = check_matrix("sddmm", "weight", weight)
     check_rows("sddmm", "x", x, D)
-    check_indices("sddmm", indices)
+    indices = check_indices("sddmm", indices)
     check_leading("sddmm", "x", x, indices)
     check_alike("sddmm", (("x", x), ("weight", weight)))
     check_device("sddmm", "indices", indices, "x", x)
@@ -212,7 +207,7 @@ def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tens
 
     Args:
         values: (..., k); fp32, bf16, fp16 or fp64.
-        indices: (..., k) int64, each in [0, M).
+        indices: (..., k) int64 or int32, each in [0, M).
         x: (..., D), the dtype and the leading dimensions of ``values``.
         num_latents: M.
 
@@ -231,10 +226,10 @@ def spmm_t(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tens
     Source: the decoder's weight gradient in Gao et al. 2024, arXiv 2406.04093, appendix D.2.
     """
     values, x = autocast(values, x)
-    check_code("spmm_t", values, indices)
+    indices = check_code("spmm_t", values, indices)
     check_rows("spmm_t", "x", x, x.shape[-1] if isinstance(x, Tensor) and x.dim() else 0)
     check_leading("spmm_t", "x", x, indices)
     check_alike("spmm_t", (("values", values), ("x", x)))
     check_device("spmm_t", "indices", indices, "values", values)
-    check_count("spmm_t", "num_latents", num_latents, 0)
+    num_latents = check_count("spmm_t", "num_latents", num_latents, 0)
     return ops.spmm_t(flat(values), flat(indices), flat(x), num_latents)

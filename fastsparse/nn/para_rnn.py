@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsparse._options import SOLVERS, position_of
 from fastsparse._validation import (
     check_alike,
     check_count,
@@ -18,7 +19,6 @@ from fastsparse._validation import (
     check_tolerance,
 )
 from fastsparse.functional._tensors import autocast
-from fastsparse.functional.recurrences import SOLVERS
 
 
 class ParaRNN(nn.Module, ABC):
@@ -64,8 +64,7 @@ class ParaRNN(nn.Module, ABC):
         check_tolerance(name, "dropout", dropout)
         if dropout > 1:
             raise ValueError(f"{name}: dropout must be in [0, 1], got {dropout}")
-        if solver not in SOLVERS:
-            raise ValueError(f"{name}: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+        position_of(name, "solver", solver, SOLVERS)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.num_heads, self.solver = num_heads, solver

@@ -9,6 +9,7 @@ import torch
 
 from fastsparse import backend
 from fastsparse._validation import check_eligible, check_range
+from fastsparse.ops._forms import FORMS
 
 # Fastest first: by the roofline, until a GPU has been measured. The product of topk_encode runs at the vendor
 # library's rate in the one and at Triton's in the other. The sparse products move the same bytes in both, and
@@ -38,6 +39,7 @@ def implementation(op: str, reference: Callable) -> Callable:
         x = arguments[0]
         name = _chosen(op, x.dtype, x.device.index, backend.requested())
         if name == "reference":
+            FORMS[op].check(op, arguments)
             return reference(*arguments)
         if op == "topk_encode":
             check_eligible(arguments[1], arguments[3], arguments[6])
@@ -82,7 +84,7 @@ def _triton_kernel(op: str):
 
 def _run_triton(op: str, arguments: tuple):
     x = arguments[0]
-    _check_indices(op, arguments)
+    _check_tensors(op, arguments)
     with ExitStack() as stack:
         if x.device.index != torch.cuda.current_device():  # Triton launches on the current device
             stack.enter_context(torch.cuda.device(x.device))
@@ -93,8 +95,9 @@ def _run_triton(op: str, arguments: tuple):
         return getattr(_triton_kernel(op), op)(*arguments)
 
 
-def _check_indices(op: str, arguments: tuple) -> None:
-    """What check_range does, for a kernel that doesn't. The CUDA kernels do it themselves."""
+def _check_tensors(op: str, arguments: tuple) -> None:
+    """What Triton's kernels trust. Those in C++ look at their tensors themselves."""
+    FORMS[op].check(op, arguments)
     if op == "spmm":
         check_range(op, arguments[1], arguments[2].shape[0])
     elif op == "sddmm":
@@ -110,8 +113,8 @@ def _run_cuda(op: str, arguments: tuple):
         return getattr(torch.ops.fastsparse_cuda, op).default(*arguments)
     except RuntimeError as error:
         device = arguments[0].device
-        # The stable ABI says only that a call failed; PyTorch's count of such failures tells why.
-        if "API call failed" not in str(error) or not _out_of_memory_since_last_asked(device.index):
+        # Before PyTorch 2.13 all that is known is that a call failed; its count of such failures tells why.
+        if "PyTorch failed" not in str(error) or not _out_of_memory_since_last_asked(device.index):
             raise
         free, total = torch.cuda.mem_get_info(device)
         sizes = (f"{size / 2**30:.2f} GiB" for size in (free, total, torch.cuda.memory_reserved(device)))

@@ -12,22 +12,31 @@ from torch.autograd import forward_ad
 
 from fastsparse.backend import requested, wants_reference
 from fastsparse.ops import _gpu
+from fastsparse.ops._forms import FORMS, Form
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
 _CUDA_LIBRARY = torch.library.Library("fastsparse_cuda", "DEF")
 
 
 def register(
-    schema: str, *, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable
+    schema: str,
+    *,
+    form: str,
+    reference: Callable,
+    fake: Callable,
+    setup_context: Callable,
+    backward: Callable,
 ) -> Callable:
     """Define ``fastsparse::<schema>``, to which compiled libraries add kernels; returns what runs it.
 
-    What runs it takes the schema's arguments, a tensor first, and serves the backend that was asked for.
+    What runs it takes the schema's arguments, a tensor first, as the public functions have checked them, and
+    serves the backend that was asked for. Who calls the op itself has its tensors checked by ``form``.
     """
     name = schema[: schema.index("(")]
     qualified = f"fastsparse::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _CUDA_LIBRARY.define(schema)
+    FORMS[name] = Form(form)
     _LIBRARY.impl(name, _without_kernel(name, reference), "CompositeExplicitAutograd")
     _LIBRARY.impl(name, _gpu.implementation(name, reference), "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
@@ -61,12 +70,13 @@ def _without_kernel(op: str, reference: Callable) -> Callable:
             raise RuntimeError(
                 f"{op}: backend 'cpu' was asked for and can't run here: it has no kernel for this op"
             )
+        FORMS[op].check(op, arguments)
         return reference(*arguments)
 
     return run
 
 
-def register_backward(schema: str, *, reference: Callable, fake: Callable) -> None:
+def register_backward(schema: str, *, form: str, reference: Callable, fake: Callable) -> None:
     """Define ``fastsparse::<op>_backward``, the gradient of an op, which has none itself and says so."""
     op = schema[: schema.index("_backward(")]
 
@@ -76,7 +86,7 @@ def register_backward(schema: str, *, reference: Callable, fake: Callable) -> No
             "the kernels have none"
         )
 
-    register(schema, reference=reference, fake=fake, setup_context=_keep_nothing, backward=refuse)
+    register(schema, form=form, reference=reference, fake=fake, setup_context=_keep_nothing, backward=refuse)
 
 
 def _keep_nothing(ctx, inputs, output) -> None:

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._options import SOLVERS, option_at
 from fastsparse.ops._library import register, register_backward
+
+
+def _reference(*arguments):
+    *arguments, solver = arguments
+    return reference.gru_recurrence(*arguments, option_at("gru_recurrence", "solver", solver, SOLVERS))
 
 
 def _fake(u, weight, h0, cu_seqlens, solver):
@@ -31,9 +37,10 @@ def _backward(ctx, d_h: Tensor | None, _):
 
 # u (B, T, 3, H), weight (3, H), h0 (S, H), cu_seqlens (S + 1,) int64; h (B, T, H), passes (S, H) int32.
 gru_recurrence = register(
-    "gru_recurrence(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, str solver) "
+    "gru_recurrence(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, int solver) "
     "-> (Tensor h, Tensor passes)",
-    reference=reference.gru_recurrence,
+    form="u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64?",
+    reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -52,6 +59,7 @@ def _fake_backward(u, weight, h0, cu_seqlens, h, d_h, needs_u, needs_weight, nee
 register_backward(
     "gru_recurrence_backward(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, Tensor h, Tensor d_h, "
     "bool needs_u, bool needs_weight, bool needs_h0) -> (Tensor d_u, Tensor d_weight, Tensor d_h0)",
+    form="u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H)",
     reference=reference.gru_recurrence_backward,
     fake=_fake_backward,
 )

@@ -28,6 +28,8 @@ def _backward(ctx, d_h: Tensor):
 # less than there are cu_seqlens, int64.
 linear_recurrence = register(
     "linear_recurrence(Tensor a, Tensor b, Tensor? h0, bool reverse, Tensor? cu_seqlens) -> Tensor",
+    form="a (B, T, H), b (B, T, H), h0 (S, H)?, cu_seqlens (S + 1) int64? | a (B, T, 2, 2, H), b "
+    "(B, T, 2, H), h0 (S, 2, H)?, cu_seqlens (S + 1) int64?",
     reference=reference.linear_recurrence,
     fake=_fake,
     setup_context=_setup_context,
@@ -113,6 +115,8 @@ class _First:
 linear_recurrence_backward = register(
     "linear_recurrence_backward(Tensor a, Tensor? h0, bool reverse, Tensor? cu_seqlens, Tensor h, "
     "Tensor d_h, bool needs_a, bool needs_b, bool needs_h0) -> (Tensor d_a, Tensor d_b, Tensor d_h0)",
+    form="a (B, T, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H) | a (B, "
+    "T, 2, 2, H), h0 (S, 2, H)?, cu_seqlens (S + 1) int64?, h (B, T, 2, H), d_h (B, T, 2, H)",
     reference=reference.linear_recurrence_backward,
     fake=_fake_backward,
     setup_context=_keep_for_second,

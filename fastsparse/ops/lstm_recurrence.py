@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._options import SOLVERS, option_at
 from fastsparse.ops._library import register, register_backward
+
+
+def _reference(*arguments):
+    *arguments, solver = arguments
+    return reference.lstm_recurrence(*arguments, option_at("lstm_recurrence", "solver", solver, SOLVERS))
 
 
 def _fake(u, weight, peephole, h0, c0, cu_seqlens, solver):
@@ -34,8 +40,9 @@ def _backward(ctx, d_h: Tensor | None, d_c: Tensor | None, _):
 # (B, T, H), passes (S, H) int32.
 lstm_recurrence = register(
     "lstm_recurrence(Tensor u, Tensor weight, Tensor peephole, Tensor? h0, Tensor? c0, Tensor? cu_seqlens, "
-    "str solver) -> (Tensor h, Tensor c, Tensor passes)",
-    reference=reference.lstm_recurrence,
+    "int solver) -> (Tensor h, Tensor c, Tensor passes)",
+    form="u (B, T, 3, H), weight (3, H), peephole (2, H), h0 (S, H)?, c0 (S, H)?, cu_seqlens (S + 1) int64?",
+    reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
@@ -62,6 +69,8 @@ register_backward(
     "lstm_recurrence_backward(Tensor u, Tensor weight, Tensor peephole, Tensor? h0, Tensor? c0, "
     "Tensor? cu_seqlens, Tensor h, Tensor c, Tensor? d_h, Tensor? d_c, bool needs_u, bool needs_weights, "
     "bool needs_state) -> (Tensor d_u, Tensor d_weight, Tensor d_peephole, Tensor d_h0, Tensor d_c0)",
+    form="u (B, T, 3, H), weight (3, H), peephole (2, H), h0 (S, H)?, c0 (S, H)?, cu_seqlens (S + "
+    "1) int64?, h (B, T, H), c (B, T, H), d_h (B, T, H)?, d_c (B, T, H)?",
     reference=reference.lstm_recurrence_backward,
     fake=_fake_backward,
 )

@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._options import METHODS, option_at
 from fastsparse.ops._library import register, register_backward
 
 
 def _reference(x, *options):
+    *options, method = options
+    option_at("matching_pursuit", "method", method, METHODS)  # one definition for all of them
     with torch.autocast(x.device.type, enabled=False):  # which would take the products down to halves
         return reference.matching_pursuit(x, *options)
 
@@ -53,7 +56,8 @@ def gradients(
 
 matching_pursuit = register(
     "matching_pursuit(Tensor x, Tensor dictionary, SymInt k, float tol, bool nonnegative, bool normalized, "
-    "str method) -> (Tensor values, Tensor indices, Tensor residual)",
+    "int method) -> (Tensor values, Tensor indices, Tensor residual)",
+    form="x (N, D), dictionary (M, D)",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,
@@ -81,6 +85,8 @@ register_backward(
     "matching_pursuit_backward(Tensor values, Tensor indices, Tensor residual, Tensor dictionary, "
     "Tensor d_values, Tensor? d_residual, bool normalized, bool needs_x, bool needs_dictionary) "
     "-> (Tensor d_x, Tensor d_dictionary)",
+    form="values (N, k), indices (N, k) int64, residual (N, D), dictionary (M, D), d_values (N, "
+    "k), d_residual (N, D)?",
     reference=_reference_backward,
     fake=_fake_backward,
 )

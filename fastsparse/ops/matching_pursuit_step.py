@@ -37,6 +37,7 @@ def _backward(ctx, d_value: Tensor | None, _, d_residual: Tensor | None):
 matching_pursuit_step = register(
     "matching_pursuit_step(Tensor residual, Tensor dictionary, bool nonnegative, bool normalized) "
     "-> (Tensor value, Tensor index, Tensor residual)",
+    form="residual (N, D), dictionary (M, D)",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,

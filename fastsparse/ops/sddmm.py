@@ -32,6 +32,7 @@ def _backward(ctx, grad: Tensor):
 
 sddmm = register(
     "sddmm(Tensor x, Tensor weight, Tensor indices) -> Tensor",
+    form="x (N, D), weight (M, D), indices (N, k) int64",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,

@@ -32,6 +32,7 @@ def _backward(ctx, grad: Tensor):
 
 spmm = register(
     "spmm(Tensor values, Tensor indices, Tensor weight) -> Tensor",
+    form="values (N, k), indices (N, k) int64, weight (M, D)",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,

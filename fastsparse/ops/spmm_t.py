@@ -33,6 +33,7 @@ def _backward(ctx, grad: Tensor):
 
 spmm_t = register(
     "spmm_t(Tensor values, Tensor indices, Tensor x, SymInt num_latents) -> Tensor",
+    form="values (N, k), indices (N, k) int64, x (N, D)",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,

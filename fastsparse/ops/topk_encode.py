@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
+from fastsparse._options import ACTIVATIONS, option_at
 from fastsparse._validation import check_eligible
 from fastsparse.ops._library import register
 
 
 def _reference(x, weight, bias, k, activation, latent_scale, latent_mask):
     check_eligible(weight, k, latent_mask)
+    activation = option_at("topk_encode", "activation", activation, ACTIVATIONS)
     with torch.autocast(x.device.type, enabled=False):  # which would take the product down to halves
         return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
 
@@ -24,7 +26,7 @@ def _setup_context(ctx, inputs, output) -> None:
     values, indices = output
     ctx.mark_non_differentiable(indices)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, indices, values if activation == "relu" else None)
+    ctx.save_for_backward(x, weight, indices, values if ACTIVATIONS[activation] == "relu" else None)
 
 
 def _backward(ctx, grad: Tensor | None, _):
@@ -45,8 +47,9 @@ def _backward(ctx, grad: Tensor | None, _):
 
 
 topk_encode = register(
-    "topk_encode(Tensor x, Tensor weight, Tensor? bias, SymInt k, str activation, Tensor? latent_scale, "
+    "topk_encode(Tensor x, Tensor weight, Tensor? bias, SymInt k, int activation, Tensor? latent_scale, "
     "Tensor? latent_mask) -> (Tensor values, Tensor indices)",
+    form="x (N, D), weight (M, D), bias (M)?, latent_scale (M)?, latent_mask (M) bool?",
     reference=_reference,
     fake=_fake,
     setup_context=_setup_context,

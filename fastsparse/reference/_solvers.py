@@ -17,7 +17,6 @@ NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
 CHUNK = 64
 MOST_GROWTH = 2.0**13  # of rounding errors along a sequence that shooting may certify: 1e-3 in fp32
-SOLVERS = ("auto", "sequential", "newton", "shooting")
 
 
 class Cell(NamedTuple):

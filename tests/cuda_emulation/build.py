@@ -63,7 +63,7 @@ def library(variant: str = "plain") -> Path:
     package = Path(torch.__file__).parent
     flags = [f"-I{package / 'include'}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     libraries = [f"-L{package / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "tensors.cpp"]
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), *sorted(CSRC.glob("*.cpp"))]
     return build("fastsparse_cuda", sources, variant, flags, libraries)
 
 

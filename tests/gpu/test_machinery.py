@@ -6,6 +6,7 @@ from gpu.problems import PROBLEMS, D, M, autoencoder, k, make, parameters
 from oracle import assert_topk, random
 
 import fastsparse
+from fastsparse._options import ACTIVATIONS, METHODS
 
 # PyTorch's compiler still uses what PyTorch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -23,8 +24,8 @@ def op_inputs(op: str, device: torch.device, dtype: torch.dtype) -> tuple:
     )
     indices = make("indices", dtype, 0).to(device)
     return {
-        "topk_encode": (x, weight, bias, k, "relu", None, None),
-        "matching_pursuit": (x, weight, k, 0.0, False, False, "gram"),
+        "topk_encode": (x, weight, bias, k, ACTIVATIONS.index("relu"), None, None),
+        "matching_pursuit": (x, weight, k, 0.0, False, False, METHODS.index("gram")),
         "matching_pursuit_step": (x, weight, True, False),
         "spmm": (values, indices, weight),
         "sddmm": (x, weight, indices),

@@ -13,6 +13,8 @@ import triton.language as tl
 from fastsparse.kernels import _recurrence
 from fastsparse.kernels._cells import sigmoid, tanh
 
+from fastsparse._options import SOLVERS
+
 BACKEND = "triton-gpu" if torch.cuda.is_available() else "triton-interpreted"
 LAYOUTS = {"newton": ("NEWTON", "NEWTON_OF_PAIRS"), "shooting": ("SHOOTING",)}
 WRONG_BOUNDS = [0, 5, 99], [-7, 4, 10], [0, 8, 3], [50, 60, 70]
@@ -75,14 +77,15 @@ def test_what_a_solver_gives_up_is_the_loops_bit_by_bit(monkeypatch, cell, solve
     assert_same_states(*certain)
 
 
-@pytest.mark.parametrize("solver", ["sequential", "newton", "shooting"])
+@pytest.mark.parametrize("solver", SOLVERS[1:])
 def test_bounds_that_nobody_checked_lead_nowhere_outside(monkeypatch, solver):
     """On a GPU they are not read: the interpreter raises where memory that isn't the kernel's is."""
     if BACKEND != "triton-interpreted":
         pytest.skip("only the interpreter checks addresses")
     u, (weight,), _ = GRU.problem(1, 10, 3)
+    position = SOLVERS.index(solver)
     for bounds in WRONG_BOUNDS:
-        torch.ops.fastsparse.gru_recurrence.default(u, weight, None, torch.tensor(bounds), solver)
+        torch.ops.fastsparse.gru_recurrence.default(u, weight, None, torch.tensor(bounds), position)
 
 
 def test_nor_do_they_on_the_way_back():
@@ -132,8 +135,8 @@ def test_auto_is_a_solver_by_size():
 
 def test_an_unknown_solver_is_refused():
     u, (weight,), _ = GRU.problem(1, 3, 2)
-    with pytest.raises(ValueError, match=r"^gru_recurrence: solver must be one of auto, .*, got 'jacobi'"):
-        torch.ops.fastsparse.gru_recurrence.default(u, weight, None, None, "jacobi")
+    with pytest.raises(ValueError, match=r"^gru_recurrence: solver must be in \[0, 4\), got 4"):
+        torch.ops.fastsparse.gru_recurrence.default(u, weight, None, None, len(SOLVERS))
 
 
 @triton.jit

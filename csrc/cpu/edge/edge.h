@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "tensors.h"
+#include "registration.h"
 
 namespace fastsparse::edge {
 

@@ -93,16 +93,16 @@ void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver so
 
 }  // namespace
 
-std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& kernels, const Tensor& u,
+std::vector<Tensor> gated_recurrence(const char* op, const GatedKernels& kernels, const Tensor& u,
                                      const std::vector<Tensor>& weights,
                                      const std::vector<std::optional<Tensor>>& start,
-                                     const std::optional<Tensor>& cu_seqlens, const std::string& solver) {
-  Solver chosen = solver_of(op, solver);
+                                     const std::optional<Tensor>& cu_seqlens, int64_t solver) {
+  Solver chosen = option_of<Solver>(op, "solver", solver, kSolvers);
   int64_t B = u.size(0), T = u.size(1), H = u.size(3);
   Tensor bounds, inputs = with_unit_channels(u);
   std::vector<Tensor> starts, out;
   Scratch scratch;
-  GatedRecurrenceArgs args{.sequences = sequences_of(op.c_str(), cu_seqlens, B, T, bounds),
+  GatedRecurrenceArgs args{.sequences = sequences_of(op, cu_seqlens, B, T, bounds),
                            .u = series_of(inputs),
                            .weights = rows_of(weights, accumulator_of(u.scalar_type()), scratch),
                            .start = {},

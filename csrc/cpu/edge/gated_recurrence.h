@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "cpu/edge/sequences.h"
@@ -20,9 +19,9 @@ struct GatedKernels {
 
 // Runs u (B, T, 3, H), with weights (rows, H), which one after the other are those of csrc/cells.h, and for every
 // state a start (S, H) or none. Returns every state (B, T, H), then passes (S, H).
-std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& kernels, const Tensor& u,
+std::vector<Tensor> gated_recurrence(const char* op, const GatedKernels& kernels, const Tensor& u,
                                      const std::vector<Tensor>& weights,
                                      const std::vector<std::optional<Tensor>>& start,
-                                     const std::optional<Tensor>& cu_seqlens, const std::string& solver);
+                                     const std::optional<Tensor>& cu_seqlens, int64_t solver);
 
 }  // namespace fastsparse::edge

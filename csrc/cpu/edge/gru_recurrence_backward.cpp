@@ -17,8 +17,6 @@ std::tuple<Tensor, Tensor, Tensor> gru_recurrence_backward(const Tensor& u, cons
   return {d_u, d_weight, d_h0};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) {
-  m.impl("gru_recurrence_backward", TORCH_BOX(&gru_recurrence_backward));
-}
+FASTSPARSE_REGISTER(fastsparse, CPU, gru_recurrence_backward)
 
 }  // namespace fastsparse::edge

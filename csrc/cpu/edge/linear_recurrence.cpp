@@ -31,6 +31,6 @@ Tensor linear_recurrence(const Tensor& a, const Tensor& b, const std::optional<T
   return h;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("linear_recurrence", TORCH_BOX(&linear_recurrence)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, linear_recurrence)
 
 }  // namespace fastsparse::edge

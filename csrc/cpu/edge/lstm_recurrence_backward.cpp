@@ -16,8 +16,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_recurrence_backward(
   return {d_u, d_weight, d_peephole, d_h0, d_c0};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) {
-  m.impl("lstm_recurrence_backward", TORCH_BOX(&lstm_recurrence_backward));
-}
+FASTSPARSE_REGISTER(fastsparse, CPU, lstm_recurrence_backward)
 
 }  // namespace fastsparse::edge

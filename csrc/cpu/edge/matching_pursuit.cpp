@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "cpu/edge/edge.h"
@@ -44,12 +42,10 @@ class Pursuit {
         M_(dictionary.size(0)), k_(k), tol_(tol), nonnegative_(nonnegative), normalized_(normalized),
         dtype_(x.scalar_type()), accumulator_(accumulator_of(x.scalar_type())) {}
 
-  std::tuple<Tensor, Tensor, Tensor> run(const std::string& method) {
-    if (method != "auto" && method != "direct" && method != "gram")
-      throw std::invalid_argument("matching_pursuit: method must be one of auto, direct, gram, got '" + method + "'");
-    if (N_ == 0 || D_ == 0 || method == "direct") return direct();
+  std::tuple<Tensor, Tensor, Tensor> run(Method method) {
+    if (N_ == 0 || D_ == 0 || method == Method::direct) return direct();
     std::shared_ptr<const PreparedDictionary> dictionary = kept_dictionary(dictionary_, normalized_);
-    if (!dictionary && (method == "gram" || gram_wanted())) dictionary = prepared_dictionary(dictionary_, normalized_);
+    if (!dictionary && (method == Method::gram || gram_wanted())) dictionary = prepared_dictionary(dictionary_, normalized_);
     return dictionary && dictionary->bounded() ? gram(*dictionary) : direct();
   }
 
@@ -165,12 +161,13 @@ class Pursuit {
 };
 
 std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol,
-                                                    bool nonnegative, bool normalized, const std::string& method) {
-  return Pursuit(x, dictionary, k, tol, nonnegative, normalized).run(method);
+                                                    bool nonnegative, bool normalized, int64_t method) {
+  auto chosen = option_of<Method>("matching_pursuit", "method", method, kMethods);
+  return Pursuit(x, dictionary, k, tol, nonnegative, normalized).run(chosen);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("matching_pursuit", TORCH_BOX(&matching_pursuit)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, matching_pursuit)
 
 }  // namespace fastsparse::edge

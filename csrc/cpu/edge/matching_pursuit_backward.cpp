@@ -73,8 +73,6 @@ std::tuple<Tensor, Tensor> matching_pursuit_backward(const Tensor& values, const
   return {needs_x ? as_contiguous(g, dtype) : allocate({0}, dtype), d_dictionary};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) {
-  m.impl("matching_pursuit_backward", TORCH_BOX(&matching_pursuit_backward));
-}
+FASTSPARSE_REGISTER(fastsparse, CPU, matching_pursuit_backward)
 
 }  // namespace fastsparse::edge

@@ -289,6 +289,6 @@ std::tuple<Tensor, Tensor, Tensor> matching_pursuit_step(const Tensor& residual,
   return {as_contiguous(value, residual.scalar_type()), index, as_contiguous(after, residual.scalar_type())};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("matching_pursuit_step", TORCH_BOX(&matching_pursuit_step)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, matching_pursuit_step)
 
 }  // namespace fastsparse::edge

@@ -15,6 +15,6 @@ Tensor sddmm(const Tensor& x, const Tensor& weight, const Tensor& indices) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("sddmm", TORCH_BOX(&sddmm)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, sddmm)
 
 }  // namespace fastsparse::edge

@@ -54,6 +54,6 @@ Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("spmm", TORCH_BOX(&spmm)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, spmm)
 
 }  // namespace fastsparse::edge

@@ -76,6 +76,6 @@ Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int6
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("spmm_t", TORCH_BOX(&spmm_t)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, spmm_t)
 
 }  // namespace fastsparse::edge

@@ -22,13 +22,6 @@ constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to 
 constexpr int64_t kFewTokens = 8;
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
 
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::relu;
-  if (name == "none") return Activation::none;
-  if (name == "abs") return Activation::abs;
-  throw std::invalid_argument("topk_encode: activation must be one of relu, none, abs, got '" + name + "'");
-}
-
 template <typename C> C* data(const Tensor& tensor) { return static_cast<C*>(tensor.mutable_data_ptr()); }
 
 // Scratch of a call. It stays with the calling thread, up to kKeptBytes: fresh memory for every call would cost the
@@ -60,10 +53,10 @@ struct Workspace {
 class Encoder {
  public:
   Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
-          const std::string& activation, const std::optional<Tensor>& latent_scale,
+          Activation activation, const std::optional<Tensor>& latent_scale,
           const std::optional<Tensor>& latent_mask)
       : x_(with_unit_stride(x)), weight_(with_unit_stride(weight)), N_(x.size(0)), D_(x.size(1)), k_(k),
-        dtype_(dtype_of(x)), accumulator_(accumulator_of(x.scalar_type())), activation_(activation_of(activation)) {
+        dtype_(dtype_of(x)), accumulator_(accumulator_of(x.scalar_type())), activation_(activation) {
     if (latent_mask) list_eligible(*latent_mask);
     latents_ = latent_mask ? int64_t(eligible_.size()) : weight.size(0);
     if (k < 1 || k > latents_)
@@ -278,12 +271,13 @@ class Encoder {
 }  // namespace
 
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       int64_t k, const std::string& activation,
+                                       int64_t k, int64_t activation,
                                        const std::optional<Tensor>& latent_scale,
                                        const std::optional<Tensor>& latent_mask) {
-  return Encoder(x, weight, bias, k, activation, latent_scale, latent_mask).run();
+  auto chosen = option_of<Activation>("topk_encode", "activation", activation, kActivations);
+  return Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run();
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastsparse, CPU, m) { m.impl("topk_encode", TORCH_BOX(&topk_encode)); }
+FASTSPARSE_REGISTER(fastsparse, CPU, topk_encode)
 
 }  // namespace fastsparse::edge
