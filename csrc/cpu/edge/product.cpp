@@ -1,8 +1,9 @@
 #include "cpu/edge/product.h"
 
+#include <dlfcn.h>
+
 #include <array>
-#include <string>
-#include <vector>
+#include <exception>
 
 #include "cpu/isa.h"
 
@@ -19,24 +20,36 @@ Tensor mm(const Tensor& a, const Tensor& b, const Tensor& out) {
   return to<Tensor>(stack[0]);
 }
 
-// oneDNN's fp32 linear. On AMD processors aten::mm goes to MKL, which reaches two thirds of oneDNN's rate there.
+// A matrix whose rows don't overlap, as those of a view may.
+Tensor apart(const Tensor& rows) {
+  return rows.size(0) > 1 && rows.stride(0) < rows.size(1) ? torch::stable::contiguous(rows) : rows;
+}
+
+// oneDNN's fp32 linear. On AMD processors aten::mm goes to MKL, which reaches two thirds of oneDNN's rate there. It is
+// called by the shim that PyTorch's own compiler uses, where a build has it: the dispatcher would lose the memory of the
+// strings that this op takes (see fastsparse/_options.py).
+using Linear = AOTITorchError (*)(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
+                                  const char* after, const double** scalars, int64_t scalar_count,
+                                  const char** algorithm, AtenTensorHandle* out);
+
+Linear found_linear() {
+  static const auto linear = reinterpret_cast<Linear>(dlsym(RTLD_DEFAULT, "aoti_torch_cpu__linear_pointwise"));
+  return linear;
+}
+
 Tensor onednn_linear(const Tensor& a, const Tensor& b) {
-  std::array<StableIValue, 6> stack{from(a),
-                                    from(b),
-                                    from(std::optional<Tensor>()),
-                                    from(std::string("none")),
-                                    from(std::vector<double>()),
-                                    from(std::optional<std::string>(""))};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("mkldnn::_linear_pointwise", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
+  Tensor x = apart(a), weight = apart(b);
+  AtenTensorHandle out = nullptr;
+  const char* algorithm = "";
+  TORCH_ERROR_CODE_CHECK(found_linear()(x.get(), weight.get(), nullptr, "none", nullptr, 0, &algorithm, &out));
+  return Tensor(out);
 }
 
 // Whether oneDNN's linear is in this build of PyTorch and better than what aten::mm would call. Decided by the
 // processor, not by a stopwatch: the two round differently, and a result must not depend on how busy the machine was.
 bool prefers_onednn() {
   static const bool answer = [] {
-    if (!cpu_features().amd) return false;
+    if (!cpu_features().amd || !found_linear()) return false;
     try {
       Tensor probe = allocate({16, 16}, ScalarType::Float);
       torch::stable::zero_(probe);
