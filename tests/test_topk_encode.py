@@ -419,6 +419,20 @@ def test_gradients_equal_the_differentiated_reference(backend, activation, dtype
         assert mine is None or torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_no_gradient_where_rounding_leaves_nothing(backend, dtype):
+    """A positive score that is 0 in the dtype is 0 to relu, as to F.relu of F.linear."""
+    tiny = torch.finfo(dtype).tiny
+    x, weight = torch.full((2, 1), tiny, dtype=dtype), torch.tensor([[tiny], [1.0], [-1.0]], dtype=dtype)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    values, indices = fastsparse.topk_encode(x, weight, k=3)
+    assert values.tolist() == [[tiny, 0, 0]] * 2
+    assert indices[:, 0].tolist() == [1, 1]
+    values.sum().backward()
+    assert x.grad.tolist() == [[1]] * 2
+    assert weight.grad.tolist() == [[0], [2 * tiny], [0]]
+
+
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3))[:-1])
 def test_only_needed_gradients(backend, wanted):
     leaves = [random(5, 4, seed=1), random(9, 4, seed=2), random(9, seed=3)]

@@ -20,10 +20,12 @@ def topk_encode(
     if bias is not None:
         scores = scores + accumulate(bias)
     indices = select(scores.detach(), k, activation, latent_scale, latent_mask)
-    values = scores.gather(1, indices)
-    if activation == "relu":
+    values = scores.gather(1, indices).to(x.dtype)
+    if (
+        activation == "relu"
+    ):  # of what is returned: where rounding leaves 0 there is no gradient, as in F.relu
         values = torch.relu(values)
-    return values.to(x.dtype), indices
+    return values, indices
 
 
 def select(
