@@ -124,7 +124,7 @@ void check_tensors(const char* op, const char* text, const Tensor* const* tensor
 void explain(const char* op, const std::exception& error) {
   std::string who = std::string(op) + ": ";
   if (dynamic_cast<const std::bad_alloc*>(&error))
-    throw std::runtime_error(who + "out of memory: the system has none left for what it works with");
+    throw std::runtime_error(who + (std::strstr(error.what(), "memory") ? error.what() : "out of memory"));
   if (!std::strstr(error.what(), "API call failed")) throw;
   // From 2.13 on PyTorch keeps what it had to say; earlier ones have written it to standard error.
   using Message = const char* (*)();

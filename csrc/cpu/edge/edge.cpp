@@ -4,16 +4,32 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdio>
 #include <new>
+#include <stdexcept>
 
 namespace fastsparse::edge {
 
 namespace {
+
 constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-}
+
+struct NoRoom : std::bad_alloc {
+  explicit NoRoom(double bytes) { std::snprintf(text, sizeof text, "out of memory: no room for %.3g GiB", bytes / 0x1p30); }
+  const char* what() const noexcept override { return text; }
+  char text[64];
+};
+
+}  // namespace
 
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::empty({sizes.begin(), sizes.size()}, dtype);
+  try {
+    return torch::stable::empty({sizes.begin(), sizes.size()}, dtype);
+  } catch (const std::runtime_error&) {
+    double bytes = dtype == ScalarType::Double || dtype == ScalarType::Long ? 8 : dtype == ScalarType::Float ? 4 : 2;
+    for (int64_t size : sizes) bytes *= double(size);
+    throw NoRoom(bytes);
+  }
 }
 
 void prefer_huge_pages(void* memory, size_t bytes) {
