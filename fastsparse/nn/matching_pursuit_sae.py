@@ -17,10 +17,12 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
     One training step::
 
-        sae.loss(x).loss.backward()
+        out = sae.loss(x)
+        out.loss.backward()
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
 
     Args:
         d_model: D, the width of the activations.
@@ -36,7 +38,7 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
     Attributes:
         W_dec: (M, D), row m is atom m, of norm 1; b_dec: (D,).
-        tokens_since_fired: (M,) int64 buffer; :meth:`loss` counts in training mode.
+        tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer.
@@ -112,7 +114,8 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """By going on with dead atoms alone; their gradient is all that comes of it."""
-        atoms = self.W_dec.index_select(0, dead.nonzero()[:, 0])
+        (rows,) = dead.nonzero(as_tuple=True)
+        atoms = self.W_dec.index_select(0, rows)
         return residual - self._pursue(residual, atoms, aux_k).residual
 
     def extra_repr(self) -> str:

@@ -96,15 +96,16 @@ def test_counters_count_tokens_since_an_atom_was_taken() -> None:
     sae = make(d_model=3, num_latents=3, k=2)
     with torch.no_grad():
         sae.W_dec.copy_(torch.eye(3))
-    sae.loss(torch.tensor([[2.0, 1.0, -1.0], [3.0, -1.0, -2.0]]))
+    sae.count_firings_(sae.encode(torch.tensor([[2.0, 1.0, -1.0], [3.0, -1.0, -2.0]])))
     assert sae.tokens_since_fired.tolist() == [0, 0, 2]
     out = sae.loss(torch.tensor([[3.0, -1.0, -2.0]]))  # the second slot stays unused, with value 0, index 0
+    sae.count_firings_(out.code)
     assert sae.tokens_since_fired.tolist() == [0, 1, 3]
     assert out.l0 == 1
     signed = make(d_model=3, num_latents=3, k=2, nonnegative=False)
     with torch.no_grad():
         signed.W_dec.copy_(torch.eye(3))
-    signed.loss(torch.tensor([[3.0, -1.0, -2.0]]))
+    signed.count_firings_(signed.encode(torch.tensor([[3.0, -1.0, -2.0]])))
     assert signed.tokens_since_fired.tolist() == [0, 1, 0]
 
 
@@ -120,6 +121,7 @@ def train(sae: MatchingPursuitSAE, atoms: torch.Tensor, steps: int) -> SAELoss:
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
     return out
 
 
