@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastsparse._validation import UnitNormError
 from fastsparse.functional import Pursuit, matching_pursuit
 from fastsparse.nn.sparse_autoencoder import SparseAutoencoder
 
@@ -105,7 +106,13 @@ class MatchingPursuitSAE(SparseAutoencoder):
         return self._pursue(self._center(x), self.W_dec, self.k if k is None else k, tol)
 
     def _pursue(self, x: Tensor, atoms: Tensor, k: int, tol: float = 0.0) -> Pursuit:
-        return matching_pursuit(x, atoms, k=k, tol=tol, nonnegative=self.nonnegative, normalized=True)
+        try:
+            return matching_pursuit(x, atoms, k=k, tol=tol, nonnegative=self.nonnegative, normalized=True)
+        except UnitNormError as error:
+            _, found = error.args
+            raise ValueError(
+                f"{self._name}: W_dec must have {found}; normalize_decoder_() gives it to them"
+            ) from None
 
     def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[Pursuit, Tensor]:
         """What was taken is x less the residual: no need to add it up again."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from autoencoders import D, K, M, gradients, tokens
 
 import fastsparse
+from fastsparse._validation import UNIT_NORM_TOLERANCE
 from fastsparse.nn import MatchingPursuitSAE, SAELoss
 
 make, scrambled = (
@@ -156,10 +157,28 @@ def test_atoms_that_lost_their_norm_are_refused() -> None:
     sae = scrambled()
     with torch.no_grad():
         sae.W_dec[3] *= 1.5
-    with pytest.raises(ValueError, match=r"atoms of norm 1 .*got norm 1.5 at atom 3"):
+    message = r"atoms of norm 1 \(to 1e-05\), got norm 1.5 at atom 3; normalize_decoder_\(\) gives it to them"
+    with pytest.raises(ValueError, match=f"^MatchingPursuitSAE: W_dec must have {message}$"):
         sae(tokens(2, D, dtype=torch.float64))
     sae.normalize_decoder_()
     sae(tokens(2, D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_atoms_that_were_rounded_to_halves_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    half = make(d_model=3, num_latents=500, k=3).to(dtype)
+    half.normalize_decoder_()
+    sae = make(d_model=3, num_latents=500, k=3)
+    sae.load_state_dict(half.state_dict())
+    assert (sae.W_dec.norm(dim=1) - 1).abs().max() > UNIT_NORM_TOLERANCE[torch.float32]
+    x = tokens(20, 3)
+    expected = textbook_pursuit(x, sae.W_dec, 3, nonnegative=True)
+    torch.testing.assert_close(sae.encode(x).residual, expected)
+    torch.testing.assert_close(half.float().encode(x).residual, expected)
+    with torch.no_grad():
+        sae.W_dec += 1e-3 * sae.W_dec.sign()  # a step of training without what has to follow it
+    with pytest.raises(ValueError, match="normalize_decoder_"):
+        sae(x)
 
 
 def test_a_flag_that_is_none_is_refused() -> None:
