@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from fastsparse._validation import check_code, check_rows
+from fastsparse._validation import check_code, check_range, check_rows
 from fastsparse.functional import Pursuit, TopK, sparse_decode
+from fastsparse.functional._tensors import flat
 from fastsparse.nn.fvu import fvu
 
 # Rows of a parameter matrix are handled in blocks of about this many numbers, so that a second look at a row
@@ -215,8 +216,8 @@ class SparseAutoencoder(nn.Module, ABC):
         if not isinstance(code, TopK | Pursuit):
             raise TypeError(f"{name}: code must be a TopK or a Pursuit, got {type(code).__name__}")
         check_code(name, code.values, code.indices)
-        group = _group(name, group)
-        M = self.num_latents
+        M, group = self.num_latents, _group(name, group)
+        check_range(name, flat(code.indices), M)
         fired = torch.zeros(M + 1, dtype=torch.bool, device=code.values.device)
         # Only a nonzero value is a firing: a code is filled up to k.
         fired.index_fill_(0, torch.where(self._active(code), code.indices, M).flatten(), True)
@@ -237,8 +238,9 @@ class SparseAutoencoder(nn.Module, ABC):
     def remove_parallel_gradient_(self) -> None:
         """Take from the gradient of each atom its part along the atom: what would only change the norm.
 
-        Call between ``backward`` and the optimiser's step. The atoms must have norm 1. Of a sharded ``W_dec``
-        (a DTensor) each process handles its own rows.
+        Call between ``backward`` and the optimiser's step. The atoms must have norm 1, which
+        :meth:`normalize_decoder_` gives to those that come from elsewhere. Of a sharded ``W_dec`` (a DTensor)
+        each process handles its own rows.
 
         Raises:
             ValueError: ``W_dec`` is sharded otherwise than by rows.

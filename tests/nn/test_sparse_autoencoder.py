@@ -86,8 +86,11 @@ def test_only_codes_are_counted(kind: type) -> None:
     code = sae.encode(tokens(2, D))
     with pytest.raises(TypeError, match=r"count_firings_: code must be a TopK or a Pursuit, got Tensor"):
         sae.count_firings_(code.values)
-    with pytest.raises(IndexError):
-        sae.count_firings_(code._replace(indices=code.indices + M))
+    for wrong in (-1, M):
+        with pytest.raises(
+            IndexError, match=rf"count_firings_: indices\[0, 0\] must be in \[0, {M}\), got {wrong}"
+        ):
+            sae.count_firings_(code._replace(indices=torch.full_like(code.indices, wrong)))
     with pytest.raises(TypeError, match=r"group must be a process group .* or 'self', got 'world'"):
         sae.count_firings_(code, group="world")
     assert not sae.tokens_since_fired.any()
