@@ -158,6 +158,14 @@ def check_tolerance(op: str, name: str, tolerance: float) -> None:
         raise ValueError(f"{op}: {name} must be finite and at least 0, got {name}={tolerance}")
 
 
+class UnitNormError(ValueError):
+    """Atoms that were promised to have norm 1 have not: ``args`` are the op, and what was found."""
+
+    def __str__(self) -> str:
+        op, found = self.args
+        return f"{op}: dictionary must have {found}; divide each atom by its norm, or leave normalized=False"
+
+
 def check_unit_norm(op: str, dictionary: Tensor) -> None:
     """Every atom has norm 1, or 0, which is never chosen; NaN is left to surface in the result.
 
@@ -166,17 +174,32 @@ def check_unit_norm(op: str, dictionary: Tensor) -> None:
     """
     if torch.compiler.is_compiling() or not _may_read(dictionary):
         return
+    dictionary = dictionary.detach()
     wide = torch.promote_types(dictionary.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(dictionary.detach().to(wide), dim=1)
+    norms = torch.linalg.vector_norm(dictionary.to(wide), dim=1)
     tolerance = UNIT_NORM_TOLERANCE[dictionary.dtype]
     off = (norms - 1).abs().masked_fill_(norms == 0, 0).nan_to_num_(nan=0.0)
-    if off.numel() and off.max() > tolerance:
+    if off.numel() == 0 or off.max() <= tolerance:
+        return
+    if off.max() > _tolerance_as_rounded(dictionary[off > tolerance]):
         worst = int(off.argmax())
-        raise ValueError(
-            f"{op}: dictionary must have atoms of norm 1 (to {tolerance:g}), as normalized=True promises, "
-            f"got norm {norms[worst].item():g} at atom {worst}; divide each atom by its norm, or leave "
-            "normalized=False"
+        raise UnitNormError(
+            op, f"atoms of norm 1 (to {tolerance:g}), got norm {norms[worst].item():g} at atom {worst}"
         )
+
+
+def _tolerance_as_rounded(atoms: Tensor) -> float:
+    """The tolerance of the coarsest dtype that holds all of the atoms exactly: what they were rounded to.
+
+    Moving atoms to a finer dtype changes neither them nor their codes: c = w @ r is taken whatever the norm,
+    and the residual and the gradient are those of that c. Where a norm is off by e, a step explains less than
+    with the best c by a share of (2 e)^2: as much less as in the dtype that the atoms come from.
+    """
+    return max(
+        tolerance
+        for dtype, tolerance in UNIT_NORM_TOLERANCE.items()
+        if torch.equal(atoms.to(dtype).to(atoms.dtype), atoms)
+    )
 
 
 def check_gram(op: str, dictionary: Tensor) -> None:

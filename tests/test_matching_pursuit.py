@@ -14,6 +14,7 @@ from strategies import tensors
 
 import fastsparse
 from fastsparse import reference
+from fastsparse._validation import UNIT_NORM_TOLERANCE
 from fastsparse.backend import _cpu
 
 METHODS = ("direct", "gram")
@@ -341,6 +342,28 @@ def test_rows_and_atoms_of_all_sizes(backend, method):
     dictionary = dictionary * torch.logspace(-10, 10, 300).roll(77).unsqueeze(1)
     for nonnegative in (False, True):
         pursue(x, dictionary, k=8, nonnegative=nonnegative, method=method)
+
+
+@methods
+@pytest.mark.parametrize(
+    ("rounded_to", "dtype"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float16),
+        (torch.bfloat16, torch.float64),
+        (torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+def test_atoms_rounded_in_another_dtype(backend, method, rounded_to, dtype):
+    """Their norms are as good as that one can have them, and the codes are right for them."""
+    x, dictionary = problem(30, 4, 400, dtype=rounded_to, normalized=True)
+    drift = UNIT_NORM_TOLERANCE[rounded_to] / 4
+    atoms = ((1 + drift) * dictionary.double()).to(rounded_to).to(dtype)
+    off = (atoms.double().norm(dim=1) - 1).abs().max()
+    assert UNIT_NORM_TOLERANCE[dtype] < off < UNIT_NORM_TOLERANCE[rounded_to]
+    pursue(x.to(dtype), atoms, k=6, method=method, normalized=True)
 
 
 # Data on which scores kept up to date go astray unless they are checked.
@@ -705,7 +728,7 @@ def test_tokens_are_independent_and_k_nests(backend, shape, seed, nonnegative, m
         (
             {"dictionary": torch.eye(5) * torch.tensor([1.0, 1.0, 3.0, 0.5, 1.0]), "normalized": True},
             ValueError,
-            r"dictionary must have atoms of norm 1 \(to 0.0003\), .* got norm 3 at atom 2",
+            r"dictionary must have atoms of norm 1 \(to 0.0003\), got norm 3 at atom 2; .* normalized=False",
         ),
     ],
 )

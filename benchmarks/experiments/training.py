@@ -47,10 +47,12 @@ def train(sae: Autoencoder, batch: Callable[[], Tensor], *, steps: int, lr: floa
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (steps - step) / (WARM_DOWN * steps))
         optimizer.zero_grad()
-        sae.loss(batch()).loss.backward()
+        out = sae.loss(batch())
+        out.loss.backward()
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
     return sae.eval()
 
 

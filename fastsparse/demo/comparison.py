@@ -82,8 +82,7 @@ def compare(
     contenders = []
     for loss in (sparse_loss, dense_loss):
         own = copy.deepcopy(sae).train()
-        own.tokens_since_fired.zero_()  # no latent is dead at the start: AuxK, which dense has not, stays out
-        own.dead_after = (rounds + 2) * batch  # nor during the comparison
+        own.tokens_since_fired.zero_()  # none dead, and nobody counts: AuxK, which dense has not, stays out
         optimizer = torch.optim.Adam(own.parameters(), lr=lr, fused=True)
         contenders.append((own, loss, optimizer))
     generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastsparse._validation import UnitNormError
 from fastsparse.functional import Pursuit, matching_pursuit
 from fastsparse.nn.sparse_autoencoder import SparseAutoencoder
 
@@ -17,10 +18,12 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
     One training step::
 
-        sae.loss(x).loss.backward()
+        out = sae.loss(x)
+        out.loss.backward()
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
 
     Args:
         d_model: D, the width of the activations.
@@ -36,7 +39,7 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
     Attributes:
         W_dec: (M, D), row m is atom m, of norm 1; b_dec: (D,).
-        tokens_since_fired: (M,) int64 buffer; :meth:`loss` counts in training mode.
+        tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer.
@@ -103,7 +106,13 @@ class MatchingPursuitSAE(SparseAutoencoder):
         return self._pursue(self._center(x), self.W_dec, self.k if k is None else k, tol)
 
     def _pursue(self, x: Tensor, atoms: Tensor, k: int, tol: float = 0.0) -> Pursuit:
-        return matching_pursuit(x, atoms, k=k, tol=tol, nonnegative=self.nonnegative, normalized=True)
+        try:
+            return matching_pursuit(x, atoms, k=k, tol=tol, nonnegative=self.nonnegative, normalized=True)
+        except UnitNormError as error:
+            _, found = error.args
+            raise ValueError(
+                f"{self._name}: W_dec must have {found}; normalize_decoder_() gives it to them"
+            ) from None
 
     def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[Pursuit, Tensor]:
         """What was taken is x less the residual: no need to add it up again."""
@@ -112,7 +121,8 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """By going on with dead atoms alone; their gradient is all that comes of it."""
-        atoms = self.W_dec.index_select(0, dead.nonzero()[:, 0])
+        (rows,) = dead.nonzero(as_tuple=True)
+        atoms = self.W_dec.index_select(0, rows)
         return residual - self._pursue(residual, atoms, aux_k).residual
 
     def extra_repr(self) -> str:

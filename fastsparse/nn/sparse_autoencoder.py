@@ -2,13 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from fastsparse._validation import check_rows
+from fastsparse._validation import check_code, check_range, check_rows
 from fastsparse.functional import Pursuit, TopK, sparse_decode
+from fastsparse.functional._tensors import flat
 from fastsparse.nn.fvu import fvu
 
 # Rows of a parameter matrix are handled in blocks of about this many numbers, so that a second look at a row
@@ -54,7 +55,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     Attributes:
         W_dec: (M, D), row m is atom m; b_dec: (D,).
-        tokens_since_fired: (M,) int64 buffer; :meth:`loss` counts in training mode.
+        tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer, or aux_weight is negative or not finite.
@@ -150,10 +151,13 @@ class SparseAutoencoder(nn.Module, ABC):
         return self.decode(self.encode(x))
 
     def loss(self, x: Tensor) -> SAELoss:
-        """Score the reconstruction of a batch; in training mode also count dead latents, and revive them.
+        """Score the reconstruction of a batch; in training mode also how well dead latents would mend it.
 
         With latents dead, AuxK adds ``aux_weight`` times the fraction of the residual's variance that the
         best few of them for each token leave unexplained. The residual is its fixed target.
+
+        Nothing is changed: :meth:`count_firings_` counts. ``torch.utils.checkpoint``, which calls this again
+        in the backward pass, gets the same answer as long as counting waits for that.
 
         Args:
             x: (..., D), at least one token.
@@ -166,19 +170,17 @@ class SparseAutoencoder(nn.Module, ABC):
 
         Source: Gao et al. 2024, arXiv 2406.04093, sections 2 and A.2.
         """
+        dead = self.dead
+        num_dead = int(dead.sum())  # first: torch.compile breaks its graph here, before there are gradients
+        aux_k = min(self.aux_k, num_dead)
         centered = self._center(x)
         code, reconstruction = self._reconstruct(x, centered)
         main = total = fvu(reconstruction, x)
         aux = main.new_zeros(())
-        dead = self.dead
-        num_dead = int(dead.sum())
-        aux_k = min(self.aux_k, num_dead)
         if self.training and aux_k > 0:
             residual = x.detach() - reconstruction.detach()
             aux = fvu(self._revive(centered, residual, dead, aux_k), residual)
             total = main + self.aux_weight * aux
-        if self.training:
-            self._count(code)
         l0 = self._active(code).sum(dim=-1).float().mean()
         return SAELoss(total, main.detach(), aux.detach(), l0, num_dead, code)
 
@@ -190,6 +192,43 @@ class SparseAutoencoder(nn.Module, ABC):
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """The residual (fixed) of a batch as ``aux_k`` dead latents a token reconstruct it, without b_dec."""
 
+    @torch.no_grad()
+    def count_firings_(
+        self, code: TopK | Pursuit, *, group: "distributed.ProcessGroup | Literal['self'] | None" = None
+    ) -> None:
+        """Count the tokens of a step, and since when each latent has not fired: had no nonzero value.
+
+        Call after ``backward``, with the code that :meth:`loss` returned; of a step of several losses, with
+        each one's. Latents are never dead without it.
+
+        Args:
+            code: what :meth:`encode` or :meth:`loss` returned for these tokens.
+            group: where ``torch.distributed`` runs several processes, those that share the step's tokens,
+                such as ``torch.distributed.group.WORLD``: all of them call this, and count the same.
+                ``"self"`` for the tokens of this process alone. One process needs none.
+
+        Raises:
+            TypeError: code is not one, or group no process group that this process is in.
+            ValueError: several processes run and no group is given.
+            IndexError: the code holds latents that there are none of.
+        """
+        name = f"{self._name}.count_firings_"
+        if not isinstance(code, TopK | Pursuit):
+            raise TypeError(f"{name}: code must be a TopK or a Pursuit, got {type(code).__name__}")
+        check_code(name, code.values, code.indices)
+        M, group = self.num_latents, _group(name, group)
+        check_range(name, flat(code.indices), M)
+        fired = torch.zeros(M + 1, dtype=torch.bool, device=code.values.device)
+        # Only a nonzero value is a firing: a code is filled up to k.
+        fired.index_fill_(0, torch.where(self._active(code), code.indices, M).flatten(), True)
+        num_tokens: int | Tensor = code.indices.shape[:-1].numel()
+        if group is not None:
+            totals = fired.to(torch.int64)
+            totals[M] = num_tokens
+            distributed.all_reduce(totals, group=group)
+            fired, num_tokens = totals > 0, totals[M]
+        self.tokens_since_fired.add_(num_tokens).masked_fill_(fired[:M], 0)
+
     @property
     def dead(self) -> Tensor:
         """(M,) bool: latents that have had no nonzero value for ``dead_after`` tokens."""
@@ -199,21 +238,36 @@ class SparseAutoencoder(nn.Module, ABC):
     def remove_parallel_gradient_(self) -> None:
         """Take from the gradient of each atom its part along the atom: what would only change the norm.
 
-        Call between ``backward`` and the optimiser's step. The atoms must have norm 1.
+        Call between ``backward`` and the optimiser's step. The atoms must have norm 1, which
+        :meth:`normalize_decoder_` gives to those that come from elsewhere. Of a sharded ``W_dec`` (a DTensor)
+        each process handles its own rows.
+
+        Raises:
+            ValueError: ``W_dec`` is sharded otherwise than by rows.
 
         Source: Gao et al. 2024, arXiv 2406.04093, appendix A.1.
         """
+        self._reshard()
+        own = self._own_rows("remove_parallel_gradient_", "W_dec", self.W_dec)
         if self.W_dec.grad is None:
             return
-        for atoms, grad in zip(_row_blocks(self.W_dec), _row_blocks(self.W_dec.grad), strict=True):
+        gradient = self._own_rows("remove_parallel_gradient_", "W_dec.grad", self.W_dec.grad)
+        for atoms, grad in zip(_row_blocks(own), _row_blocks(gradient), strict=True):
             along = (grad * atoms).sum(dim=1, keepdim=True)
             grad.addcmul_(atoms, along, value=-1)
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
-        """Scale every atom to norm 1; an atom of zeros stays. Call after the optimiser's step."""
+        """Scale every atom to norm 1; an atom of zeros stays. Call after the optimiser's step.
+
+        Of a sharded ``W_dec`` (a DTensor) each process handles its own rows.
+
+        Raises:
+            ValueError: ``W_dec`` is sharded otherwise than by rows.
+        """
+        self._reshard()
         wide = torch.promote_types(self.W_dec.dtype, torch.float32)
-        for atoms in _row_blocks(self.W_dec):
+        for atoms in _row_blocks(self._own_rows("normalize_decoder_", "W_dec", self.W_dec)):
             norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True, dtype=wide)
             atoms.div_(norms.clamp_min_(torch.finfo(wide).tiny))
 
@@ -229,14 +283,28 @@ class SparseAutoencoder(nn.Module, ABC):
         check_rows(self._name, "x", x, self.d_model)
         return x - self.b_dec
 
-    @torch.no_grad()
-    def _count(self, code: TopK | Pursuit) -> None:
-        """Only a nonzero value is a firing: a code is filled up to k."""
-        M = self.num_latents
-        fired = torch.zeros(M + 1, dtype=torch.bool, device=code.values.device)
-        fired.index_fill_(0, torch.where(self._active(code), code.indices, M).flatten(), True)
-        num_tokens = code.indices.shape[:-1].numel()
-        self.tokens_since_fired.add_(num_tokens).masked_fill_(fired[:M], 0)
+    def _reshard(self) -> None:
+        """FSDP2 may have left the gathered parameters in place: what is written to those is lost."""
+        if reshard := getattr(self, "reshard", None):
+            reshard()
+
+    def _own_rows(self, method: str, name: str, matrix: Tensor) -> Tensor:
+        """The rows of a (M, D) matrix that this process holds, each of them whole."""
+        shape = (self.num_latents, self.d_model)
+        if matrix.shape != shape:  # as FSDP1 and ZeRO-3 leave parameters, outside of their contexts
+            raise ValueError(
+                f"{self._name}.{method}: {name} must have shape (num_latents, d_model) = {shape}, "
+                f"got shape {tuple(matrix.shape)}; gather what is sharded otherwise than by rows first"
+            )
+        placements = getattr(matrix, "placements", None)  # importing DTensor to ask for it takes seconds
+        if placements is None:
+            return matrix
+        if not all(place.is_replicate() or getattr(place, "dim", None) == 0 for place in placements):
+            raise ValueError(
+                f"{self._name}.{method}: {name} must be sharded by rows, Shard(0), or replicated, "
+                f"got placements {tuple(placements)}"
+            )
+        return matrix.to_local()
 
     @staticmethod
     def _active(code: TopK | Pursuit) -> Tensor:
@@ -253,6 +321,29 @@ class SparseAutoencoder(nn.Module, ABC):
             )
         if size < least:
             raise ValueError(f"{self._name}: {name} must be at least {least}, got {size}")
+
+
+def _group(
+    name: str, group: "distributed.ProcessGroup | Literal['self'] | None"
+) -> "distributed.ProcessGroup | None":
+    """The processes to count with, None for this one alone; which, where there are several, is never guessed.
+
+    Tokens of others that are left out make latents dead that fire, and waiting for processes that don't count
+    would hang.
+    """
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    if group is None and several:
+        raise ValueError(
+            f"{name}: group must say whose tokens are counted where {distributed.get_world_size()} processes "
+            "run: torch.distributed.group.WORLD for data parallelism, 'self' for this process alone; got None"
+        )
+    if group is None or (isinstance(group, str) and group == "self"):
+        return None
+    if not isinstance(group, distributed.ProcessGroup):  # such as what new_group returns to other processes
+        raise TypeError(
+            f"{name}: group must be a process group that this process is in, or 'self', got {group!r}"
+        )
+    return group
 
 
 def _row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:

@@ -17,10 +17,12 @@ class TopKSAE(SparseAutoencoder):
 
     One training step::
 
-        sae.loss(x).loss.backward()
+        out = sae.loss(x)
+        out.loss.backward()
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
 
     Args:
         d_model: D, the width of the activations.
@@ -35,7 +37,7 @@ class TopKSAE(SparseAutoencoder):
 
     Attributes:
         W_enc: (M, D); b_enc: (M,); W_dec: (M, D), row m is atom m; b_dec: (D,).
-        tokens_since_fired: (M,) int64 buffer; :meth:`loss` counts in training mode.
+        tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer, or k is above M.

@@ -184,6 +184,7 @@ def _step(
     sae.remove_parallel_gradient_()
     optimizer.step()
     sae.normalize_decoder_()
+    sae.count_firings_(out.code, group="self")  # a run is one process, whatever else runs beside it
     return out
 
 

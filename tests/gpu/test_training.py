@@ -23,6 +23,7 @@ def train(device: torch.device, dtype: torch.dtype) -> tuple[list[float], dict[s
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
         losses.append(out.loss.item())
         revived = revived or out.aux.item() > 0
     assert revived, "AuxK never ran"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from autoencoders import D, K, M, gradients, tokens
 
 import fastsparse
+from fastsparse._validation import UNIT_NORM_TOLERANCE
 from fastsparse.nn import MatchingPursuitSAE, SAELoss
 
 make, scrambled = (
@@ -96,15 +97,16 @@ def test_counters_count_tokens_since_an_atom_was_taken() -> None:
     sae = make(d_model=3, num_latents=3, k=2)
     with torch.no_grad():
         sae.W_dec.copy_(torch.eye(3))
-    sae.loss(torch.tensor([[2.0, 1.0, -1.0], [3.0, -1.0, -2.0]]))
+    sae.count_firings_(sae.encode(torch.tensor([[2.0, 1.0, -1.0], [3.0, -1.0, -2.0]])))
     assert sae.tokens_since_fired.tolist() == [0, 0, 2]
     out = sae.loss(torch.tensor([[3.0, -1.0, -2.0]]))  # the second slot stays unused, with value 0, index 0
+    sae.count_firings_(out.code)
     assert sae.tokens_since_fired.tolist() == [0, 1, 3]
     assert out.l0 == 1
     signed = make(d_model=3, num_latents=3, k=2, nonnegative=False)
     with torch.no_grad():
         signed.W_dec.copy_(torch.eye(3))
-    signed.loss(torch.tensor([[3.0, -1.0, -2.0]]))
+    signed.count_firings_(signed.encode(torch.tensor([[3.0, -1.0, -2.0]])))
     assert signed.tokens_since_fired.tolist() == [0, 1, 0]
 
 
@@ -120,6 +122,7 @@ def train(sae: MatchingPursuitSAE, atoms: torch.Tensor, steps: int) -> SAELoss:
         sae.remove_parallel_gradient_()
         optimizer.step()
         sae.normalize_decoder_()
+        sae.count_firings_(out.code)
     return out
 
 
@@ -154,10 +157,28 @@ def test_atoms_that_lost_their_norm_are_refused() -> None:
     sae = scrambled()
     with torch.no_grad():
         sae.W_dec[3] *= 1.5
-    with pytest.raises(ValueError, match=r"atoms of norm 1 .*got norm 1.5 at atom 3"):
+    message = r"atoms of norm 1 \(to 1e-05\), got norm 1.5 at atom 3; normalize_decoder_\(\) gives it to them"
+    with pytest.raises(ValueError, match=f"^MatchingPursuitSAE: W_dec must have {message}$"):
         sae(tokens(2, D, dtype=torch.float64))
     sae.normalize_decoder_()
     sae(tokens(2, D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_atoms_that_were_rounded_to_halves_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    half = make(d_model=3, num_latents=500, k=3).to(dtype)
+    half.normalize_decoder_()
+    sae = make(d_model=3, num_latents=500, k=3)
+    sae.load_state_dict(half.state_dict())
+    assert (sae.W_dec.norm(dim=1) - 1).abs().max() > UNIT_NORM_TOLERANCE[torch.float32]
+    x = tokens(20, 3)
+    expected = textbook_pursuit(x, sae.W_dec, 3, nonnegative=True)
+    torch.testing.assert_close(sae.encode(x).residual, expected)
+    torch.testing.assert_close(half.float().encode(x).residual, expected)
+    with torch.no_grad():
+        sae.W_dec += 1e-3 * sae.W_dec.sign()  # a step of training without what has to follow it
+    with pytest.raises(ValueError, match="normalize_decoder_"):
+        sae(x)
 
 
 def test_a_flag_that_is_none_is_refused() -> None:

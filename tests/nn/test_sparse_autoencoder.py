@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from autoencoders import D, K, M, make, scrambled, tokens
+from autoencoders import D, K, M, gradients, make, scrambled, tokens
+from torch.utils.checkpoint import checkpoint
 
-from fastsparse.nn import MatchingPursuitSAE, TopKSAE, fvu
+from fastsparse.nn import MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE, fvu
 
 pytestmark = pytest.mark.parametrize("kind", [TopKSAE, MatchingPursuitSAE])
 
@@ -30,13 +31,69 @@ def test_encode_decode_forward_agree_with_leading_dimensions(kind: type) -> None
     torch.testing.assert_close(sae.loss(x).fvu, fvu(sae(x), x))
 
 
-def test_evaluation_neither_counts_nor_revives(kind: type) -> None:
+def test_evaluation_does_not_revive(kind: type) -> None:
     sae = make(kind, dead_after=1).eval()
     sae.tokens_since_fired.fill_(5)
     out = sae.loss(tokens(7, D))
+    assert out.num_dead == M
     assert out.aux == 0
     assert out.loss == out.fvu
-    assert (sae.tokens_since_fired == 5).all()
+
+
+def with_dead_latents(kind: type) -> SparseAutoencoder:
+    """A quarter is dead, another would be after the tokens of one batch."""
+    sae = scrambled(kind, aux_k=4, dead_after=30)
+    sae.tokens_since_fired[::4] = 30
+    sae.tokens_since_fired[1::4] = 25
+    return sae
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing(kind: type, use_reentrant: bool) -> None:
+    """The replay in the backward pass scores what the forward pass did, and nothing is counted twice."""
+    x = tokens(6, D, dtype=torch.float64).requires_grad_()
+    plain, replayed = with_dead_latents(kind), with_dead_latents(kind)
+    out = plain.loss(x)
+    out.loss.backward()
+    assert out.aux > 0
+    before = replayed.tokens_since_fired.clone()
+    again = SAELoss(*checkpoint(replayed.loss, x, use_reentrant=use_reentrant))
+    again.loss.backward()
+    assert torch.equal(again.loss, out.loss)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(replayed.get_parameter(name).grad, parameter.grad), name
+    assert torch.equal(replayed.tokens_since_fired, before)
+    replayed.count_firings_(again.code)
+    fired = torch.zeros(M, dtype=torch.bool).index_fill_(0, out.code.indices[out.code.values > 0], True)
+    assert torch.equal(replayed.tokens_since_fired, torch.where(fired, 0, before + 6))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile, where graphs break
+def test_compiled_loss_follows_the_dead_latents(kind: type) -> None:
+    sae = scrambled(kind, aux_k=4, dead_after=30)
+    compiled = torch.compile(sae.loss, backend="eager")
+    for num_dead in (0, 3, 20, 0):
+        sae.tokens_since_fired.zero_()[:num_dead] = 30
+        x = tokens(6, D, dtype=torch.float64)
+        out, expected = compiled(x), sae.loss(x)
+        assert out.num_dead == num_dead
+        assert torch.equal(out.loss, expected.loss)
+        torch.testing.assert_close(gradients(sae, out.loss), gradients(sae, expected.loss))
+
+
+def test_only_codes_are_counted(kind: type) -> None:
+    sae = make(kind)
+    code = sae.encode(tokens(2, D))
+    with pytest.raises(TypeError, match=r"count_firings_: code must be a TopK or a Pursuit, got Tensor"):
+        sae.count_firings_(code.values)
+    for wrong in (-1, M):
+        with pytest.raises(
+            IndexError, match=rf"count_firings_: indices\[0, 0\] must be in \[0, {M}\), got {wrong}"
+        ):
+            sae.count_firings_(code._replace(indices=torch.full_like(code.indices, wrong)))
+    with pytest.raises(TypeError, match=r"group must be a process group .* or 'self', got 'world'"):
+        sae.count_firings_(code, group="world")
+    assert not sae.tokens_since_fired.any()
 
 
 def test_unit_norm_handling(kind: type) -> None:
@@ -108,7 +165,7 @@ def test_nan_inputs_surface(kind: type) -> None:
 
 def test_state_dict_round_trip(kind: type) -> None:
     sae = make(kind, 0)
-    sae.loss(tokens(8, D))
+    sae.count_firings_(sae.encode(tokens(8, D)))
     other = make(kind, 1)
     assert other.load_state_dict(sae.state_dict(), strict=True)
     x = tokens(20, D)
@@ -166,9 +223,12 @@ def test_compiled_forward_equals_eager(kind: type) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(kind: type) -> None:
     sae, x = make(kind, dead_after=10), tokens(40, D)
-    expected = sae.loss(x).loss
+    expected = sae.loss(x)
+    sae.count_firings_(expected.code)
     moved = make(kind, dead_after=10).cuda()
-    torch.testing.assert_close(moved.loss(x.cuda()).loss.cpu(), expected)
+    out = moved.loss(x.cuda())
+    moved.count_firings_(out.code)
+    torch.testing.assert_close(out.loss.cpu(), expected.loss)
     assert torch.equal(moved.tokens_since_fired.cpu(), sae.tokens_since_fired)
 
 

@@ -76,9 +76,9 @@ def test_counters_count_tokens_since_a_positive_value() -> None:
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(3))
     x = torch.tensor([[2.0, 1.0, -1.0], [3.0, -1.0, -2.0]])  # the second token's runner-up is rectified to 0
-    sae.loss(x)
+    sae.count_firings_(sae.encode(x))
     assert sae.tokens_since_fired.tolist() == [0, 0, 2]
-    sae.loss(x[1:])
+    sae.count_firings_(sae.encode(x[1:]))
     assert sae.tokens_since_fired.tolist() == [0, 1, 3]
     assert sae.loss(x).l0 == 1.5
 
@@ -97,10 +97,12 @@ def test_dead_latents_are_revived_by_the_auxiliary_loss() -> None:
             chosen = torch.rand(64, 30, generator=generator).topk(2, dim=1).indices
             x = atoms[chosen].sum(dim=1)
             optimizer.zero_grad()
-            sae.loss(x).loss.backward()
+            out = sae.loss(x)
+            out.loss.backward()
             sae.remove_parallel_gradient_()
             optimizer.step()
             sae.normalize_decoder_()
+            sae.count_firings_(out.code)
         return int(sae.dead[:10].sum())
 
     assert train(aux_weight=0.0) >= 8
