@@ -51,9 +51,10 @@ class ParaRNN(nn.Module, ABC):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        for argument, size in (sizes | {"num_heads": num_heads}).items():
-            check_count(name, argument, size, 1)
+        input_size = check_count(name, "input_size", input_size, 1)
+        hidden_size = check_count(name, "hidden_size", hidden_size, 1)
+        num_layers = check_count(name, "num_layers", num_layers, 1)
+        num_heads = check_count(name, "num_heads", num_heads, 1)
         if input_size % num_heads or hidden_size % num_heads:
             raise ValueError(
                 f"{name}: num_heads must divide input_size and hidden_size ({input_size} and {hidden_size}), "

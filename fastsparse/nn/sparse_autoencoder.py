@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from fastsparse._validation import check_code, check_range, check_rows
+from fastsparse._validation import check_code, check_count, check_range, check_rows
 from fastsparse.functional import Pursuit, TopK, sparse_decode
 from fastsparse.functional._tensors import flat
 from fastsparse.nn.fvu import fvu
@@ -76,19 +76,18 @@ class SparseAutoencoder(nn.Module, ABC):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self._check_size("d_model", d_model, 1)
-        self._check_size("num_latents", num_latents, 1)
-        self._check_size("k", k, 1)
-        self._check_size("aux_k", aux_k, 0)
-        self._check_size("dead_after", dead_after, 1)
         if not (math.isfinite(aux_weight) and aux_weight >= 0):
             raise ValueError(f"{self._name}: aux_weight must be finite and at least 0, got {aux_weight}")
-        self.d_model, self.num_latents, self.k = d_model, num_latents, k
-        self.aux_k, self.aux_weight, self.dead_after = aux_k, aux_weight, dead_after
+        self.d_model = check_count(self._name, "d_model", d_model, 1)
+        self.num_latents = check_count(self._name, "num_latents", num_latents, 1)
+        self.k = check_count(self._name, "k", k, 1)
+        self.aux_k = check_count(self._name, "aux_k", aux_k, 0)
+        self.dead_after = check_count(self._name, "dead_after", dead_after, 1)
+        self.aux_weight = aux_weight
         factory = {"device": device, "dtype": dtype}
-        self.W_dec = nn.Parameter(torch.empty(num_latents, d_model, **factory))
-        self.b_dec = nn.Parameter(torch.zeros(d_model, **factory))
-        counts = torch.zeros(num_latents, dtype=torch.int64, device=device)
+        self.W_dec = nn.Parameter(torch.empty(self.num_latents, self.d_model, **factory))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_model, **factory))
+        counts = torch.zeros(self.num_latents, dtype=torch.int64, device=device)
         self.register_buffer("tokens_since_fired", counts)
 
     @torch.no_grad()
@@ -215,13 +214,13 @@ class SparseAutoencoder(nn.Module, ABC):
         name = f"{self._name}.count_firings_"
         if not isinstance(code, TopK | Pursuit):
             raise TypeError(f"{name}: code must be a TopK or a Pursuit, got {type(code).__name__}")
-        check_code(name, code.values, code.indices)
+        indices = check_code(name, code.values, code.indices)
         M, group = self.num_latents, _group(name, group)
-        check_range(name, flat(code.indices), M)
+        check_range(name, flat(indices), M)
         fired = torch.zeros(M + 1, dtype=torch.bool, device=code.values.device)
         # Only a nonzero value is a firing: a code is filled up to k.
-        fired.index_fill_(0, torch.where(self._active(code), code.indices, M).flatten(), True)
-        num_tokens: int | Tensor = code.indices.shape[:-1].numel()
+        fired.index_fill_(0, torch.where(self._active(code), indices, M).flatten(), True)
+        num_tokens: int | Tensor = indices.shape[:-1].numel()
         if group is not None:
             totals = fired.to(torch.int64)
             totals[M] = num_tokens
@@ -313,14 +312,6 @@ class SparseAutoencoder(nn.Module, ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
-
-    def _check_size(self, name: str, size: int, least: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(
-                f"{self._name}: {name} must be an int, got {size!r} of type {type(size).__name__}"
-            )
-        if size < least:
-            raise ValueError(f"{self._name}: {name} must be at least {least}, got {size}")
 
 
 def _group(

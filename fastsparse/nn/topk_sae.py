@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastsparse._validation import check_count
 from fastsparse.functional import TopK, spmm, topk_encode
 from fastsparse.nn.sparse_autoencoder import SparseAutoencoder
 
@@ -67,17 +68,17 @@ class TopKSAE(SparseAutoencoder):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._check_size("d_model", d_model, 1)
+        d_model = check_count(self._name, "d_model", d_model, 1)
         if aux_k is None:
             aux_k = 2 ** max(0, round(math.log2(d_model / 2)))
         factory = {"device": device, "dtype": dtype}
         super().__init__(
             d_model, num_latents, k, aux_k=aux_k, aux_weight=aux_weight, dead_after=dead_after, **factory
         )
-        if k > num_latents:
-            raise ValueError(f"TopKSAE: k must be at most num_latents ({num_latents}), got k={k}")
-        self.W_enc = nn.Parameter(torch.empty(num_latents, d_model, **factory))
-        self.b_enc = nn.Parameter(torch.zeros(num_latents, **factory))
+        if self.k > self.num_latents:
+            raise ValueError(f"TopKSAE: k must be at most num_latents ({self.num_latents}), got k={self.k}")
+        self.W_enc = nn.Parameter(torch.empty(self.num_latents, d_model, **factory))
+        self.b_enc = nn.Parameter(torch.zeros(self.num_latents, **factory))
         self.reset_parameters(generator)
 
     @torch.no_grad()

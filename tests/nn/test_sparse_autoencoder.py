@@ -1,5 +1,6 @@
 """What every kind of sparse autoencoder does alike."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -235,18 +236,24 @@ def test_on_cuda(kind: type) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((0, 8, 2), {}, ValueError, "d_model must be at least 1, got 0"),
-        ((4, 8, 0), {}, ValueError, "k must be at least 1, got 0"),
+        ((0, 8, 2), {}, ValueError, "d_model must be at least 1, got d_model=0"),
+        ((4, 8, 0), {}, ValueError, "k must be at least 1, got k=0"),
         ((4, 8, 2.0), {}, TypeError, "k must be an int, got 2.0 of type float"),
         ((4, True, 1), {}, TypeError, "num_latents must be an int, got True"),
-        ((4, 8, 2), {"aux_k": -1}, ValueError, "aux_k must be at least 0, got -1"),
-        ((4, 8, 2), {"dead_after": 0}, ValueError, "dead_after must be at least 1, got 0"),
+        ((4, 8, 2), {"aux_k": -1}, ValueError, "aux_k must be at least 0, got aux_k=-1"),
+        ((4, 8, 2), {"dead_after": 0}, ValueError, "dead_after must be at least 1, got dead_after=0"),
         ((4, 8, 2), {"aux_weight": float("nan")}, ValueError, "aux_weight must be finite.*got nan"),
     ],
 )
 def test_bad_sizes(kind: type, arguments: tuple, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=f"^{kind.__name__}: {message}"):
         kind(*arguments, **options)
+
+
+def test_sizes_are_what_pytorch_takes_for_them(kind: type) -> None:
+    sae = kind(np.int64(4), torch.tensor(8), np.int32(2))
+    assert (sae.d_model, sae.num_latents, sae.k) == (4, 8, 2)
+    assert sae(torch.ones(3, 4)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("method", ["encode", "forward", "loss", "init_decoder_bias_"])
