@@ -419,6 +419,21 @@ def test_gradients_equal_the_differentiated_reference(backend, activation, dtype
         assert mine is None or torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("N", [20, 260])  # with a product of less than 2^18 multiplications, and of more
+def test_views_that_overlap(backend, N):
+    M, D = 130, 8
+    windows = random(M + D - 1, seed=2).unfold(0, D, 1)  # strides (1, 1)
+    for x, weight in (
+        (random(N, D, seed=1), windows),
+        (random(N + D - 1, seed=1).unfold(0, D, 1), windows),
+        (random(1, D, seed=1).expand(N, D), random(M, D, seed=2)),
+        (random(N, D, seed=1), random(1, D, seed=2).expand(M, D)),
+    ):
+        encode(x, weight, k=5)
+        decoded = fastsparse.sparse_decode(*fastsparse.topk_encode(x, weight, k=5), weight)
+        assert decoded.shape == (N, D)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_no_gradient_where_rounding_leaves_nothing(backend, dtype):
     """A positive score that is 0 in the dtype is 0 to relu, as to F.relu of F.linear."""
