@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,8 +87,10 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     Raises:
         ValueError: the shards don't fit together, or the checkpoint doesn't fit the configuration.
         FileNotFoundError: there are no shards.
-        OSError: a checkpoint or the log can't be written (a full disk), or another run is using the folder.
-        FloatingPointError: the loss is not finite; the last checkpoint is from before.
+        OSError: a checkpoint or the log can't be written (a full disk), a shard can't be read any more or has
+            become another, or another run is using the folder; the last checkpoint is kept.
+        FloatingPointError: the loss, or what a checkpoint would hold, is not finite; the last checkpoint is
+            from before.
         TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         RuntimeError: CUDA was asked for and can't be used.
 
@@ -106,13 +109,13 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A; of the model mp Costa et al. 2025,
     arXiv 2506.03093.
     """
-    shards = Shards(config.data, config.tensor)
+    folder = Path(config.output)
+    shards = Shards(config.data, config.tensor, ignore=partial(checkpoint.is_own, folder))
     if config.batch_size > shards.rows:
         raise ValueError(
             f"batch_size: must be at most the number of tokens in the shards ({shards.rows}), "
             f"got {config.batch_size}"
         )
-    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         return _train(config, shards, folder, on_metrics or (lambda metrics: None))
