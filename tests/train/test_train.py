@@ -125,7 +125,8 @@ def test_the_same_seed_gives_the_same_bits(config: TrainConfig, tmp_path: Path) 
     assert not torch.equal(first.sae.W_dec, other.sae.W_dec)
 
 
-def test_load_sae(config: TrainConfig) -> None:
+def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "_PIECE", 1000)  # tensors are read in several
     result = train(config)
     for path in (config.output, result.checkpoint):
         sae = load_sae(path)
@@ -467,13 +468,15 @@ def test_full_disk_at_the_log(config: TrainConfig) -> None:
     assert_same_run(train(config), train(replace(config, output=config.output + "-whole")))
 
 
-def test_a_foreign_log_is_not_cut(config: TrainConfig) -> None:
+@pytest.mark.parametrize("notes", ["notes", '"step"', "[" * 50000])
+def test_a_foreign_log_is_not_cut(config: TrainConfig, notes: str) -> None:
     log = Path(config.output) / "log.jsonl"
     log.parent.mkdir()
-    log.write_text("notes\n")
-    with pytest.raises(ValueError, match=r"log.jsonl: line 1 is no record of a training log: b'notes"):
+    log.write_text(f"{notes}\n")
+    message = f"log.jsonl: line 1 is no record of a training log: b'{re.escape(notes[:80])}"
+    with pytest.raises(ValueError, match=message):
         train(config)
-    assert log.read_text() == "notes\n"
+    assert log.read_text() == f"{notes}\n"
 
 
 def test_one_run_a_folder(config: TrainConfig) -> None:
