@@ -23,6 +23,8 @@ from fastsparse.train.log import Log
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
 
+_LOG = "log.jsonl"
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -110,7 +112,7 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     arXiv 2506.03093.
     """
     folder = Path(config.output)
-    shards = Shards(config.data, config.tensor, ignore=partial(checkpoint.is_own, folder))
+    shards = Shards(config.data, config.tensor, ignore=partial(_is_own, folder))
     if config.batch_size > shards.rows:
         raise ValueError(
             f"batch_size: must be at most the number of tokens in the shards ({shards.rows}), "
@@ -119,6 +121,11 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         return _train(config, shards, folder, on_metrics or (lambda metrics: None))
+
+
+def _is_own(folder: Path, path: Path) -> bool:
+    """Whether a file is the log, or a checkpoint, of the run in a folder, which may lie among the data."""
+    return os.path.realpath(path) == os.path.realpath(folder / _LOG) or checkpoint.is_own(folder, path)
 
 
 def _train(
@@ -145,7 +152,7 @@ def _train(
         sae.init_decoder_bias_(first.to(device))
         batches = itertools.chain([first], batches)
 
-    log_path, metrics = folder / "log.jsonl", None
+    log_path, metrics = folder / _LOG, None
     with (
         Log(log_path, done) as log,
         _Bar(config.steps, done) as bar,

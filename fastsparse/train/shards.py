@@ -49,9 +49,9 @@ class Shards:
 
     Args:
         sources: files, folders (their shards, by name; not hidden ones, nor those of folders within) and
-            globs, in order. A file counts once, by whatever names it is reached.
+            globs of files, in order. A file counts once, by whatever names it is reached.
         tensor: which tensor to read in safetensors files with several.
-        ignore: which files that are found in folders and by globs are no shards.
+        ignore: which files are no shards, though they are found.
 
     Raises:
         FileNotFoundError: a source is missing or holds no shard.
@@ -115,25 +115,23 @@ def _expand(sources: Iterable[str], ignore: Callable[[Path], bool]) -> list[Path
         path = Path(source).expanduser()
         if path.is_dir():
             # Hidden files are no shards, such as macOS's ._a.npy beside a.npy; globs skip them too.
-            here = sorted(
-                item
-                for item in path.iterdir()
-                if item.suffix in SUFFIXES and not item.name.startswith(".") and not item.is_dir()
-            )
+            here = [
+                item for item in path.iterdir() if item.suffix in SUFFIXES and not item.name.startswith(".")
+            ]
             problem = f"{source}: the folder holds no .npy or .safetensors file"
         elif path.exists():
-            found.setdefault(os.path.realpath(path), path)
-            continue
+            here, problem = [path], ""
         else:
-            here = sorted(Path(item) for item in glob.glob(str(path), recursive=True))
+            here = [Path(item) for item in glob.glob(str(path), recursive=True)]
             problem = f"{source}: no such file or folder, and no file matches it as a glob"
-        here = [item for item in here if not ignore(item)]
+        here = sorted(item for item in here if not item.is_dir())
         if not here:
             raise FileNotFoundError(problem)
         for item in here:
-            found.setdefault(os.path.realpath(item), item)
+            if not ignore(item):
+                found.setdefault(os.path.realpath(item), item)
     if not found:
-        raise ValueError("data: must name at least one file, folder or glob, got none")
+        raise ValueError("data: must name at least one file, folder or glob of shards, got none")
     return list(found.values())
 
 

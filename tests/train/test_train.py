@@ -558,19 +558,20 @@ def test_a_shard_that_is_cut_meanwhile(config: TrainConfig, data: str, tmp_path:
     assert load_sae(config.output).k == K
 
 
-@pytest.mark.parametrize("source", ["", "*.safetensors", "**/*.safetensors"])
-@pytest.mark.parametrize("output", ["", "run"])
+@pytest.mark.parametrize("source", ["", "*", "**/*.safetensors", "**/*"])
+@pytest.mark.parametrize("output", ["", "sub/run"])
 def test_output_inside_the_data(
     config: TrainConfig, data: str, tmp_path: Path, source: str, output: str
 ) -> None:
-    """A run's own checkpoints are no shards: neither in its first process nor in any later one."""
+    """What a run writes is no shard: neither in its first process nor in any later one."""
     shutil.copy(f"{data}/b.safetensors", tmp_path)
     inside = replace(config, data=[str(tmp_path / source)], output=str(tmp_path / output), tensor="x")
     train(replace(inside, steps=15))
     (tmp_path / output / "checkpoint.partial").mkdir()  # as a killed run leaves it
     (tmp_path / output / "checkpoint.partial" / "checkpoint-000000030.safetensors").write_bytes(b"half")
+    named = replace(inside, data=[*inside.data, inside.output])  # as a shell resolves a glob by then
     outside = replace(config, data=[str(tmp_path / "b.safetensors")], output=str(tmp_path / "o"), tensor="x")
-    assert_same_run(train(inside), train(outside))
+    assert_same_run(train(named), train(outside))
 
 
 def test_schedule() -> None:
