@@ -1,5 +1,8 @@
 """Builds the compiled parts: ``_ops_cpu`` and ``_ops_cuda`` (PyTorch's stable ABI) and ``_host`` (pybind11).
 
+It is also the build backend that pyproject.toml names: setuptools', which asks for PyTorch and pybind11 only
+where something is compiled with them.
+
 Environment:
     FASTSPARSE_CPU=1        a missing C++ compiler is an error (default: the install runs on the reference)
     FASTSPARSE_CPU=0        leave all compiled parts out, CUDA too unless FASTSPARSE_CUDA=1 asks for it
@@ -15,6 +18,7 @@ Environment:
 Neither PyTorch's CUDA nor a GPU is needed to build for CUDA, and neither is looked at.
 """
 
+import importlib
 import os
 import platform
 import re
@@ -23,11 +27,20 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, build_meta, setup
+from setuptools.build_meta import (  # noqa: F401 (the backend's other hooks)
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -152,6 +165,34 @@ def cuda_contents() -> str:
     return " ".join([*(f"sm_{arch}" for arch in cuda_archs()), f"compute_{cuda_archs()[-1]}"])
 
 
+# ---- what it is built with ----
+
+
+def requirements(parts: Iterable[str]) -> list[str]:
+    """The packages that parts are compiled with."""
+    return sorted({"pybind11>=2.13" if part == "_host" else "torch>=2.10" for part in parts})
+
+
+def release(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+
+
+def check(parts: Iterable[str]) -> None:
+    """Miss what parts are compiled with now, rather than after most of the work."""
+    parts = set(parts)
+    for requirement in requirements(parts):
+        name, least = requirement.split(">=")
+        advice = f"pip install '{requirement}', or set FASTSPARSE_CPU=0 to go without compiled kernels"
+        try:
+            found = importlib.import_module(name).__version__
+        except ImportError as error:
+            raise SystemExit(f"fastsparse: compiling needs {requirement} ({error}): {advice}") from error
+        if release(found) < release(least):
+            raise SystemExit(f"fastsparse: compiling needs {requirement}, got {found}: {advice}")
+    if "_host" in parts and not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+        raise SystemExit("fastsparse: compiling needs Python.h: on Debian, apt install python3-dev")
+
+
 # ---- how ----
 
 
@@ -271,6 +312,10 @@ def compiled(source: Path, target: Path, command: list[str]) -> bool:
 class BuildKernels(build_ext):
     """Compiles what has changed, in parallel, and links a shared library of each part."""
 
+    def run(self) -> None:
+        check(ext.name.split(".")[-1] for ext in self.extensions)
+        super().run()
+
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.split(".")[-1].startswith("_ops_"):  # no Python in it: no Python version in its name
             return os.path.join(*fullname.split(".")) + ".so"
@@ -294,15 +339,30 @@ class BuildKernels(build_ext):
         say(f"{part}{serves}: compiled {count} of {len(jobs)} files, {time.monotonic() - start:.0f} s")
 
 
-parts = [*(["_ops_cpu", "_host"] if cpu_wanted() else []), *(["_ops_cuda"] if cuda_wanted() else [])]
+def wanted() -> list[str]:
+    """The parts to build."""
+    return [*(["_ops_cpu", "_host"] if cpu_wanted() else []), *(["_ops_cuda"] if cuda_wanted() else [])]
 
-setup(
-    packages=[
-        "fastsparse",
-        "fastsparse.kernels",
-        *(f"fastsparse.{path.parent.name}" for path in sorted(ROOT.glob("fastsparse/*/__init__.py"))),
-    ],
-    package_dir={"fastsparse": "fastsparse", "fastsparse.kernels": "kernels"},
-    ext_modules=[Extension(f"fastsparse.{part}", []) for part in parts],
-    cmdclass={"build_ext": BuildKernels},
-)
+
+# ---- as a build backend: https://peps.python.org/pep-0517/ ----
+
+
+def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *requirements(wanted())]
+
+
+def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
+    return [*build_meta.get_requires_for_build_editable(config_settings), *requirements(wanted())]
+
+
+if __name__ == "__main__":
+    setup(
+        packages=[
+            "fastsparse",
+            "fastsparse.kernels",
+            *(f"fastsparse.{path.parent.name}" for path in sorted(ROOT.glob("fastsparse/*/__init__.py"))),
+        ],
+        package_dir={"fastsparse": "fastsparse", "fastsparse.kernels": "kernels"},
+        ext_modules=[Extension(f"fastsparse.{part}", []) for part in wanted()],
+        cmdclass={"build_ext": BuildKernels},
+    )

@@ -1,6 +1,7 @@
 """The command line: ``python -m fastsparse train`` and ``python -m fastsparse info``."""
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -8,9 +9,14 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import get_args
 
+from fastsparse import __version__
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 (an error, explained), 2 (usage), 128 + signal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold letters that a terminal has not: they are no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parser(_command(arguments)).parse_args(arguments)
         return options.run(options)
@@ -27,8 +33,9 @@ def _command(arguments: Sequence[str] | None) -> str | None:
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; the options of ``train`` need its packages, so they are made only for it."""
+    """The parser; the options of ``train`` are the trainer's, which is imported only for them."""
     parser = argparse.ArgumentParser(prog="fastsparse", description="Sparse encoding for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     train = commands.add_parser(
         "train", help="train a sparse autoencoder on stored activations, or resume a training"

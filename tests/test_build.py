@@ -1,5 +1,6 @@
 """What the compiled libraries are made of, and what setup.py makes of its environment."""
 
+import json
 import os
 import re
 import shutil
@@ -75,23 +76,21 @@ def test_the_cuda_library_needs_and_offers_no_cuda():
     assert not [name for name in names if re.match("cu[A-Zd]|__cuda", name)]
 
 
-def setup(call: str, **environment: str) -> subprocess.CompletedProcess:
-    """What a function of setup.py prints in an environment."""
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = ['setup.py', '--quiet', '--name']\n"
-        f"functions = runpy.run_path({str(ROOT / 'setup.py')!r})\n"
-        f"print(eval({call!r}, functions))\n"
-    )
+def python(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTSPARSE_")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, *arguments],
         env=clean | environment,
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def setup(call: str, **environment: str) -> subprocess.CompletedProcess:
+    """What a function of setup.py prints in an environment."""
+    return python("-c", f"import setup; print(setup.{call})", **environment)
 
 
 @pytest.fixture
@@ -132,16 +131,16 @@ def test_archs_that_nvcc_does_not_know(toolkit, bad):
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [
-        ({}, "(True, True)"),
-        ({"FASTSPARSE_CUDA": "1"}, "(True, True)"),
-        ({"FASTSPARSE_CUDA": "0"}, "(True, False)"),
-        ({"FASTSPARSE_CPU": "0"}, "(False, False)"),
-        ({"FASTSPARSE_CPU": "0", "FASTSPARSE_CUDA": "1"}, "(False, True)"),
+        ({}, "['_ops_cpu', '_host', '_ops_cuda']"),
+        ({"FASTSPARSE_CUDA": "1"}, "['_ops_cpu', '_host', '_ops_cuda']"),
+        ({"FASTSPARSE_CUDA": "0"}, "['_ops_cpu', '_host']"),
+        ({"FASTSPARSE_CPU": "0"}, "[]"),
+        ({"FASTSPARSE_CPU": "0", "FASTSPARSE_CUDA": "1"}, "['_ops_cuda']"),
     ],
 )
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_what_is_built(toolkit, environment, wanted):
-    done = setup("(cpu_wanted(), cuda_wanted())", CUDA_HOME=toolkit, CXX="g++", **environment)
+    done = setup("wanted()", CUDA_HOME=toolkit, CXX="g++", **environment)
     assert done.stdout.splitlines()[-1] == wanted
 
 
@@ -160,7 +159,7 @@ def test_what_is_built(toolkit, environment, wanted):
     ],
 )
 def test_what_can_not_be_built_is_an_error(environment, message):
-    done = setup("0", **environment)
+    done = setup("wanted()", **environment)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == message
 
@@ -170,3 +169,66 @@ def test_without_nvcc_it_is_said():
     done = setup("cuda_wanted()", CUDA_HOME="/nonexistent")
     assert done.stdout.splitlines()[-1] == "False"
     assert "fastsparse: no nvcc was found (set CUDA_HOME); installing without CUDA kernels" in done.stderr
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """A copy of what is built, without anything that was."""
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "benchmarks", "tests", "*.so", "*.egg-info")
+    return shutil.copytree(ROOT, tmp_path / "sources", ignore=ignore)
+
+
+@checkout
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [
+        ({"CXX": "none"}, []),
+        ({"CXX": "true"}, ["pybind11>=2.13", "torch>=2.10"]),
+        ({"CXX": "true", "FASTSPARSE_CPU": "0", "FASTSPARSE_CUDA": "1"}, ["torch>=2.10"]),
+    ],
+)
+def test_a_build_asks_for_what_it_compiles_with(toolkit, sources, environment, asked):
+    """What pip would download for an environment of the build's own."""
+    project = (sources / "pyproject.toml").read_text()
+    assert 'requires = ["setuptools>=77"]\nbuild-backend = "setup"' in project
+    code = (
+        "import json, setup\n"
+        "kinds = ('wheel', 'editable', 'sdist')\n"
+        "print(json.dumps([getattr(setup, f'get_requires_for_build_{kind}')() for kind in kinds]))"
+    )
+    done = python("-c", code, cwd=sources, CUDA_HOME=toolkit, **environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [asked, asked, []]
+
+
+@checkout
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("raise ImportError('gone')", r" \(gone\)"), ("__version__ = '2.9.1'", ", got 2.9.1")],
+)
+def test_what_a_build_needs_is_missed_before_work_begins(tmp_path, sources, content, said):
+    (tmp_path / "pybind11.py").write_text(content)
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/compiled\n")
+    compiler.chmod(0o755)
+    environment = {"CXX": str(compiler), "FASTSPARSE_CUDA": "0", "PYTHONPATH": str(tmp_path)}
+    done = python("setup.py", "--quiet", "build", cwd=sources, **environment)
+    assert done.returncode == 1
+    message = f"fastsparse: compiling needs pybind11>=2.13{said}: pip install 'pybind11>=2.13'"
+    assert re.match(message, done.stderr.splitlines()[-1]), done.stderr
+    assert not (tmp_path / "compiled").exists()
+
+
+@checkout
+def test_the_source_distribution_holds_what_its_tests_need(tmp_path):
+    done = python("setup.py", "--quiet", "egg_info", "--egg-base", tmp_path, CXX="none")
+    assert done.returncode == 0, done.stderr
+    shipped = set((tmp_path / "fastsparse_torch.egg-info" / "SOURCES.txt").read_text().splitlines())
+    assert "setup.py" in shipped
+    for folder in ("benchmarks", "csrc", "docs", "fastsparse", "kernels", "tests"):
+        files = {
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and path.suffix not in (".so", ".pyc")
+        }
+        assert {str(path.relative_to(ROOT)) for path in files} <= shipped

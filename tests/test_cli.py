@@ -1,6 +1,7 @@
 """The command line: what it prints, what it returns, and that Ctrl-C and kill -9 are survived."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fastsparse
 from fastsparse.__main__ import main
 
 SIZES = ["--num-latents", "32", "--k", "2", "--batch-size", "32", "--device", "cpu", "--log-every", "1"]
@@ -153,18 +155,43 @@ def test_progress_bar_on_a_terminal(data: str, tmp_path: Path) -> None:
         assert word in text
 
 
-def test_missing_extra_is_named(tmp_path: Path) -> None:
+def test_without_the_extra_there_is_help_and_an_error_that_names_it(tmp_path: Path) -> None:
     script = (
-        "import sys, importlib.util as u\n"
+        "import sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"  # torch grumbles where numpy is missing
+        "import importlib.util as u\n"
+        "gone = ('numpy', 'safetensors', 'tqdm')\n"
+        "sys.modules.update(dict.fromkeys(gone))\n"
         "find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'tqdm' else find(name, *rest)\n"
+        "u.find_spec = lambda name, *rest: None if name in gone else find(name, *rest)\n"
         "from fastsparse.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
         "sys.exit(main(['train', 'x', '--output', 'y', '--num-latents', '2', '--k', '1']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
-    expected = "fastsparse.train needs tqdm, which is not installed: pip install 'fastsparse-torch[train]'"
+    assert "--keep-checkpoints" in done.stdout
+    expected = "fastsparse.train needs numpy, which is not installed: pip install 'fastsparse-torch[train]'"
     assert done.stderr == f"fastsparse: error: {expected}\n"
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"fastsparse {fastsparse.__version__}\n"
+
+
+def test_a_terminal_without_the_letters_of_a_path(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows them escaped; a run that is finished doesn't fail for it."""
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding="ascii", write_through=True))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", data, "--output", "größe-\udcff", "--steps", "2", *SIZES]) == 0
+    assert rb"checkpoint: gr\xf6\xdfe-\udcff/checkpoint-000000002.safetensors" in terminal.getvalue()
 
 
 def test_info_as_a_process() -> None:

@@ -1,6 +1,7 @@
 """What a training run is asked to do. The command line is made from these fields and their help."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from types import NoneType
@@ -18,6 +19,7 @@ def _option(help: str, default: Any = ..., *, affects_result: bool = True) -> An
 
 
 MODELS = {"topk": TopKSAE, "mp": MatchingPursuitSAE}
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
 _MAY_BE_ZERO = ("warmup_steps", "decay_steps", "aux_k", "seed")
 
 
@@ -72,7 +74,9 @@ class TrainConfig:
     dead_after: int = _option("tokens without a value but 0 after which a latent is dead", 10_000_000)
     bf16: bool = _option("compute under bfloat16 autocast; parameters stay float32", False)
     seed: int = _option("seed of the initial atoms and of the order of the data", 0)
-    device: str = _option("auto, cpu or cuda", "auto", affects_result=False)
+    device: str = _option(
+        "auto, cpu, cuda, or one GPU of several, such as cuda:1", "auto", affects_result=False
+    )
     tensor: str | None = _option("name of the tensor to read in .safetensors shards that hold several", None)
     block_tokens: int = _option("neighbouring tokens that are read together", 256)
     buffer_tokens: int = _option("tokens held in memory and shuffled together, twice over", 2**17)
@@ -96,8 +100,8 @@ class TrainConfig:
                 f"warmup_steps + decay_steps: must be at most steps ({self.steps}), "
                 f"got {self.warmup_steps} + {self.decay_steps}"
             )
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: must be auto, cpu or cuda, got {self.device!r}")
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device: must be auto, cpu, cuda or cuda:<number>, got {self.device!r}")
 
     @property
     def learning_rate(self) -> float:
@@ -119,11 +123,16 @@ class TrainConfig:
         """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            reason = (
-                "this PyTorch is built without it" if torch.version.cuda is None else "no device was found"
-            )
-            raise RuntimeError(f"device: cuda was asked for and can't be used: {reason}")
+        kind, _, number = self.device.partition(":")
+        count = torch.cuda.device_count()
+        if kind == "cuda" and not (torch.cuda.is_available() and int(number or 0) < count):
+            if torch.version.cuda is None:
+                reason = "this PyTorch is built without it"
+            elif count == 0:
+                reason = "no device was found"
+            else:
+                reason = f"there are {count}, numbered from 0"
+            raise RuntimeError(f"device: {self.device} was asked for and can't be used: {reason}")
         return torch.device(self.device)
 
     def result_fields(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _end_of(path: Path, step: int) -> int:
                 record = json.loads(line)
                 if record["step"] > step:
                     break
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f"{path}: line {number} is no record of a training log: {line[:80]!r}"
                 ) from error

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from fastsparse.train.config import MODELS, TrainConfig
 from fastsparse.train.log import Log
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
+
+_LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     Raises:
         ValueError: the shards don't fit together, or the checkpoint doesn't fit the configuration.
         FileNotFoundError: there are no shards.
-        OSError: a checkpoint or the log can't be written (a full disk), or another run is using the folder.
-        FloatingPointError: the loss is not finite; the last checkpoint is from before.
+        OSError: a checkpoint or the log can't be written (a full disk), a shard can't be read any more or has
+            become another, or another run is using the folder; the last checkpoint is kept.
+        FloatingPointError: the loss, or what a checkpoint would hold, is not finite; the last checkpoint is
+            from before.
         TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         RuntimeError: CUDA was asked for and can't be used.
 
@@ -106,16 +111,21 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A; of the model mp Costa et al. 2025,
     arXiv 2506.03093.
     """
-    shards = Shards(config.data, config.tensor)
+    folder = Path(config.output)
+    shards = Shards(config.data, config.tensor, ignore=partial(_is_own, folder))
     if config.batch_size > shards.rows:
         raise ValueError(
             f"batch_size: must be at most the number of tokens in the shards ({shards.rows}), "
             f"got {config.batch_size}"
         )
-    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         return _train(config, shards, folder, on_metrics or (lambda metrics: None))
+
+
+def _is_own(folder: Path, path: Path) -> bool:
+    """Whether a file is the log, or a checkpoint, of the run in a folder, which may lie among the data."""
+    return os.path.realpath(path) == os.path.realpath(folder / _LOG) or checkpoint.is_own(folder, path)
 
 
 def _train(
@@ -142,7 +152,7 @@ def _train(
         sae.init_decoder_bias_(first.to(device))
         batches = itertools.chain([first], batches)
 
-    log_path, metrics = folder / "log.jsonl", None
+    log_path, metrics = folder / _LOG, None
     with (
         Log(log_path, done) as log,
         _Bar(config.steps, done) as bar,

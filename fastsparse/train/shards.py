@@ -1,49 +1,72 @@
 """Activations on disk: any number of ``.npy`` and ``.safetensors`` files, read by ranges of rows."""
 
 import glob
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-DTYPES = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64,
-    "f4": torch.float32, "f2": torch.float16, "f8": torch.float64,
-}  # fmt: skip
+from fastsparse.train.files import DTYPES, File, safetensors_header
+
 SUFFIXES = (".npy", ".safetensors")
+# What a file's numbers are read as. NumPy has no bfloat16: its bits are carried as int16.
+_STORED = {
+    torch.float64: np.dtype("<f8"), torch.float32: np.dtype("<f4"), torch.float16: np.dtype("<f2"),
+    torch.bfloat16: np.dtype("<i2"),
+}  # fmt: skip
+_NPY = {"f8": torch.float64, "f4": torch.float32, "f2": torch.float16}  # in any byte order
 
 
 class Shard(NamedTuple):
-    """One file's activations: ``tensor`` names the array inside a safetensors file."""
+    """One file's activations.
+
+    Attributes:
+        tensor: the array's name inside a safetensors file.
+        offset, stored, by_columns: where in the file the numbers begin, what they are, and whether a column's
+            follow one another, as in Fortran, rather than a row's.
+    """
 
     path: Path
     tensor: str | None
     rows: int
     width: int
     dtype: torch.dtype
+    offset: int
+    stored: np.dtype
+    by_columns: bool
 
 
 class Shards:
     """All activations of a run, as one matrix of rows that is read a range at a time.
 
-    Files are mapped, not loaded; a few stay open. Every file's header is checked here, before any training.
+    Every file's header is checked here, before any training; a few files stay open.
 
     Args:
-        sources: files, folders (their shards, by name; not those of folders within) and globs, in order.
+        sources: files, folders (their shards, by name; not hidden ones, nor those of folders within) and
+            globs of files, in order. A file counts once, by whatever names it is reached.
         tensor: which tensor to read in safetensors files with several.
+        ignore: which files are no shards, though they are found.
 
     Raises:
         FileNotFoundError: a source is missing or holds no shard.
+        OSError: a file can't be read.
         ValueError: a file is no shard, or widths differ.
     """
 
-    def __init__(self, sources: Iterable[str], tensor: str | None = None) -> None:
-        self.shards = [_describe(path, tensor) for path in _expand(sources)]
+    def __init__(
+        self,
+        sources: Iterable[str],
+        tensor: str | None = None,
+        *,
+        ignore: Callable[[Path], bool] = lambda path: False,
+    ) -> None:
+        self.shards = [_described(path, tensor) for path in _expand(sources, ignore)]
         first = self.shards[0]
         for shard in self.shards:
             if shard.width != first.width:
@@ -61,7 +84,7 @@ class Shards:
         self.dtype = first.dtype
         for shard in self.shards:
             self.dtype = torch.promote_types(self.dtype, shard.dtype)
-        # Every memory map holds a file descriptor, and a run may have more shards than the system allows.
+        # A run may have more shards than the system lets it open.
         self._open = lru_cache(maxsize=32)(_open)
 
     def fingerprint(self) -> list[list]:
@@ -69,58 +92,95 @@ class Shards:
         return [[shard.path.name, shard.rows, str(shard.dtype)[6:]] for shard in self.shards]
 
     def read(self, shard: Shard, start: int, stop: int, out: Tensor, positions: np.ndarray) -> None:
-        """Copy rows [start, stop) of one shard to ``out[positions]``."""
+        """Copy rows [start, stop) of one shard to ``out[positions]``.
+
+        Raises:
+            OSError: the file can't be read any more, or isn't what it was when training began.
+        """
         try:
-            rows = self._open(shard)[start:stop]
-        except (OSError, SafetensorError, ValueError) as error:
-            raise OSError(f"{shard.path}: can't be read any more: {error}") from error
-        if isinstance(rows, Tensor):
-            out[torch.from_numpy(positions)] = rows.to(out.dtype)
-        else:
-            out.numpy()[positions] = rows  # in any byte order; NumPy has no bfloat16, so neither has `out`
+            if self._open(shard).changed():
+                self._open.cache_clear()
+            rows = _read(self._open(shard), shard, start, stop)
+        except (OSError, ValueError) as error:
+            raise OSError(f"data: can't be read any more: {error}") from error
+        # As integers: NumPy scatters rows in half of PyTorch's time, and has no bfloat16.
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[out.itemsize]
+        out.view(bits).numpy()[positions] = rows.to(out.dtype).view(bits).numpy()
 
 
-def _expand(sources: Iterable[str]) -> list[Path]:
+def _expand(sources: Iterable[str], ignore: Callable[[Path], bool]) -> list[Path]:
     """Files, each once."""
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            here = sorted(item for item in path.iterdir() if item.suffix in SUFFIXES and item.is_file())
+            # Hidden files are no shards, such as macOS's ._a.npy beside a.npy; globs skip them too.
+            here = [
+                item for item in path.iterdir() if item.suffix in SUFFIXES and not item.name.startswith(".")
+            ]
             problem = f"{source}: the folder holds no .npy or .safetensors file"
         elif path.exists():
             here, problem = [path], ""
         else:
-            here = sorted(Path(item) for item in glob.glob(str(path), recursive=True))
+            here = [Path(item) for item in glob.glob(str(path), recursive=True)]
             problem = f"{source}: no such file or folder, and no file matches it as a glob"
+        here = sorted(item for item in here if not item.is_dir())
         if not here:
             raise FileNotFoundError(problem)
-        found.update(dict.fromkeys(here))
+        for item in here:
+            if not ignore(item):
+                found.setdefault(os.path.realpath(item), item)
     if not found:
-        raise ValueError("data: must name at least one file, folder or glob, got none")
-    return list(found)
+        raise ValueError("data: must name at least one file, folder or glob of shards, got none")
+    return list(found.values())
 
 
-def _describe(path: Path, tensor: str | None) -> Shard:
-    """Read a file's header."""
-    if path.suffix == ".npy":
-        array = _open_npy(path)
-        shape, kind = array.shape, array.dtype.str[1:]
-        tensor = None
-    elif path.suffix == ".safetensors":
-        with _open_safetensors(path) as file:
-            tensor = _choose(path, list(file.keys()), tensor)
-            view = file.get_slice(tensor)
-            shape, kind = tuple(view.get_shape()), view.get_dtype()
-    else:
+def _described(path: Path, tensor: str | None) -> Shard:
+    if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path}: a shard must be a .npy or .safetensors file, got {path.suffix or 'no suffix'}"
         )
-    if kind not in DTYPES:
+    with File(path) as file:
+        return _describe(file, tensor)
+
+
+def _describe(file: File, tensor: str | None) -> Shard:
+    """Read a file's header."""
+    path, by_columns = file.path, False
+    if path.suffix == ".npy":
+        tensor = None
+        shape, by_columns, stored = _npy_header(file)
+        kind, offset, size = stored.name, file.tell(), file.size - file.tell()
+        dtype = _NPY.get(stored.str[1:])
+    else:
+        entries, _ = safetensors_header(file)
+        tensor = _choose(path, list(entries), tensor)
+        kind, shape, offset, size = entries[tensor]
+        dtype = DTYPES.get(kind)
+        stored = _STORED.get(dtype)
+    if dtype not in _STORED:
         raise ValueError(f"{path}: must hold float32, bfloat16, float16 or float64, got {kind}")
-    if len(shape) != 2 or shape[1] == 0:
-        raise ValueError(f"{path}: must hold a matrix (N, D) of activations, got shape {tuple(shape)}")
-    return Shard(path, tensor, *shape, DTYPES[kind])
+    if len(shape) != 2 or min(shape) < 0 or shape[1] == 0:
+        raise ValueError(f"{path}: must hold a matrix (N, D) of activations, got shape {shape}")
+    needed = math.prod(shape) * stored.itemsize
+    if needed > size:
+        raise ValueError(
+            f"{path}: not a whole {path.suffix} file: its shape {shape} takes {needed} bytes, it holds {size}"
+        )
+    return Shard(path, tensor, *shape, dtype, offset, stored, by_columns)
+
+
+def _npy_header(file: File) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether by columns, and dtype; what follows in the file are the numbers."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        return readers[np.lib.format.read_magic(file)](file)
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # NumPy lets Python parse it, which fails in many ways: TokenError, RecursionError
+        raise ValueError(f"{file.path}: not a whole .npy file: its header is cut, damaged or none") from error
 
 
 def _choose(path: Path, names: list[str], tensor: str | None) -> str:
@@ -136,25 +196,28 @@ def _choose(path: Path, names: list[str], tensor: str | None) -> str:
     return tensor
 
 
-def _open(shard: Shard):
-    """Something that gives rows by slicing: a memory-mapped array or a lazy safetensors slice."""
-    if shard.tensor is None:
-        return _open_npy(shard.path)
-    return _open_safetensors(shard.path).get_slice(shard.tensor)
+def _open(shard: Shard) -> File:
+    """A shard's file, which must be as it was described."""
+    file = File(shard.path)
+    now = _describe(file, shard.tensor)
+    if now != shard:
+        raise ValueError(
+            f"{shard.path}: must hold {shard.rows} x {shard.width} {str(shard.dtype)[6:]} as before, "
+            f"got {now.rows} x {now.width} {str(now.dtype)[6:]} or another layout"
+        )
+    return file
 
 
-def _open_npy(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy array of numbers: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path}: must be a .npy array, got an .npz archive")
-    return array
-
-
-def _open_safetensors(path: Path):
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole .safetensors file: {error}") from error
+def _read(file: File, shard: Shard, start: int, stop: int) -> Tensor:
+    """Rows [start, stop), in the shard's dtype."""
+    itemsize = shard.stored.itemsize
+    if shard.by_columns:
+        columns = np.empty((shard.width, stop - start), shard.stored)
+        begin = shard.offset + start * itemsize
+        for number, column in enumerate(columns.view(np.uint8)):
+            file.fill(column.data, begin + number * shard.rows * itemsize)
+        rows = columns.T
+    else:
+        rows = np.empty((stop - start, shard.width), shard.stored)
+        file.fill(rows.reshape(-1).view(np.uint8).data, shard.offset + start * shard.width * itemsize)
+    return torch.from_numpy(rows.astype(shard.stored.newbyteorder("="), copy=False)).view(shard.dtype)

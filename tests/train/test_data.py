@@ -1,6 +1,9 @@
 """Shards on disk, and the order in which their tokens come."""
 
+import itertools
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastsparse.train.files import File
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
 
@@ -125,6 +129,43 @@ def test_sources(tmp_path: Path) -> None:
     assert names(b, str(tmp_path), a) == [b, a]
 
 
+def test_a_file_counts_once_by_whatever_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    folder.mkdir()
+    a, b = write(folder / "a.npy", numbered(0, 2)), write(folder / "b.npy", numbered(2, 2))
+    other.symlink_to(folder)
+    (tmp_path / "link.npy").symlink_to(a)
+    monkeypatch.chdir(tmp_path)
+    spellings = [a, "folder/a.npy", "./folder/../folder/a.npy", "link.npy", "other", "other/*.npy", b]
+    shards = Shards(spellings).shards
+    assert [str(shard.path) for shard in shards] == [a, "other/b.npy"]
+    assert [str(shard.path) for shard in Shards(["link.npy", "folder"]).shards] == [
+        "link.npy",
+        "folder/b.npy",
+    ]
+
+
+def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
+    """macOS writes ._a.npy beside a.npy on disks of others."""
+    a = write(tmp_path / "a.npy", numbered(0, 2))
+    (tmp_path / "._a.npy").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+    for source in (str(tmp_path), str(tmp_path / "*.npy"), str(tmp_path / "**" / "*")):
+        assert [str(shard.path) for shard in Shards([source]).shards] == [a]
+
+
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "a.npy", numbered(0, 2))
+    (tmp_path / "b.npy").symlink_to(tmp_path / "gone.npy")
+    with pytest.raises(FileNotFoundError, match=r"b.npy"):
+        Shards([str(tmp_path)])
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(OSError, match=r"a.npy: must be a file, got a pipe or a device"):
+        Shards([str(tmp_path / "a.npy")])
+
+
 def test_one_of_several_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"mlp": numbered(0, 2), "attn": numbered(5, 2)}, path)
@@ -161,9 +202,79 @@ def test_bad_shards(tmp_path: Path, suffix: str) -> None:
         Shards([str(broken)])
 
 
-def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"a.npy: not a whole .npy array of numbers"):
+def npy(header: str) -> bytes:
+    """A .npy file of 12 float32 with a header of one's own."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode("latin1") + bytes(48)
+
+
+def npy_of(shape: str, descr: str = "'<f4'") -> bytes:
+    return npy(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}")
+
+
+BAD_NPY = {
+    "header without end": (npy("{'descr': '<f4', 'shape': (4,"), "not a whole"),
+    "no header": (npy(""), "not a whole"),
+    "no Python": (npy("{'descr': '<f4' 'shape'"), "not a whole"),
+    "too long a header": (npy("{" + " " * 30000 + "}"), "not a whole"),
+    "too deep a header": (npy("(" * 5000), "not a whole"),
+    "later version": (npy_of("(4, 3)").replace(b"\x01\x00", b"\x09\x00", 1), "not a whole"),
+    "negative": (npy_of("(-4, 3)"), r"must hold a matrix \(N, D\) of activations, got shape \(-4, 3\)"),
+    "negative twice": (npy_of("(-4, -3)"), r"must hold a matrix .*got shape \(-4, -3\)"),
+    "huge": (
+        npy_of(f"({2**70}, 3)"),
+        rf"not a whole .*shape \({2**70}, 3\) takes {2**70 * 12} bytes.*holds 48",
+    ),
+    "wide": (npy_of(f"(4, {2**63 - 1})"), "not a whole"),
+    "fractions": (npy_of("(4., 3)"), "not a whole"),
+    "objects": (npy_of("(4, 3)", "'|O'"), "must hold float32, .*got object"),
+    "fields": (npy_of("(4, 3)", "[('a', '<f4')]"), "must hold float32, .*got void32"),
+    "no dtype": (npy_of("(4, 3)", "'<f5'"), "not a whole"),
+    "archive": (b"PK\x03\x04" + bytes(60), "not a whole"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_NPY)
+def test_bad_npy_headers(tmp_path: Path, kind: str) -> None:
+    content, message = BAD_NPY[kind]
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=f"bad.npy: {message}") as caught:
+        Shards([str(tmp_path)])
+    assert "pickle" not in str(caught.value)
+
+
+def safetensors(header: object) -> bytes:
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return len(text).to_bytes(8, "little") + text + bytes(48)
+
+
+def safetensors_of(*offsets: object, shape: object = (4, 3), dtype: object = "F32") -> bytes:
+    return safetensors({"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}})
+
+
+BAD_SAFETENSORS = {
+    "header without end": safetensors(b'{"x": {'),
+    "no object": safetensors([1, 2]),
+    "too deep a header": safetensors(b"[" * 50000),
+    "no UTF-8": safetensors(b'{"\xff": 1}'),
+    "longer than the file": (2**63).to_bytes(8, "little") + b"{}",
+    "negative": safetensors_of(0, 48, shape=(-4, -3)),
+    "backwards": safetensors_of(48, 0),
+    "short": safetensors_of(0, 44),
+    "long": safetensors_of(0, 52),
+    "other size": safetensors_of(0, 48, shape=(4, 2)),
+    "huge": safetensors_of(0, 48, shape=(2**70, 3)),
+    "a gap": safetensors_of(4, 48, shape=(11, 1)),
+    "fractions": safetensors_of(0.0, 48.0),
+    "no list": safetensors_of(0, 48, shape=None),
+    "no name": safetensors_of(0, 48, dtype=[]),
+    "metadata": safetensors({"__metadata__": [], "x": {}}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SAFETENSORS)
+def test_bad_safetensors_headers(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(BAD_SAFETENSORS[kind])
+    with pytest.raises(ValueError, match=r"bad.safetensors: not a whole .safetensors file"):
         Shards([str(tmp_path)])
 
 
@@ -184,9 +295,57 @@ def test_missing_sources(tmp_path: Path) -> None:
         Shards([empty])
 
 
-def test_a_shard_that_shrinks_while_in_use(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.safetensors", numbered(0, 50))
-    shards = Shards([source])
-    Path(source).unlink()
-    with pytest.raises(OSError, match=r"a.safetensors: can't be read any more"):
-        next(TokenStream(shards, seed=0, block_tokens=4, buffer_tokens=8).batches(4))
+def truncate(path: Path) -> None:
+    os.truncate(path, 4096)  # whole pages are gone: where they are mapped, reading them kills the process
+
+
+def replace(path: Path) -> None:
+    other = path.with_name(f"other{path.suffix}")
+    write(other, numbered(0, 1))
+    other.replace(path)
+
+
+def overwrite(path: Path) -> None:
+    write(path, numbered(0, 1))
+
+
+def widen(path: Path) -> None:
+    rows = torch.zeros(20000, 2 * D)
+    np.save(path, rows.numpy()) if path.suffix == ".npy" else save_file({"x": rows}, path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".fortran.npy"])
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("change", [Path.unlink, truncate, replace, overwrite, widen])
+def test_a_shard_that_changes_while_in_use(
+    tmp_path: Path, suffix: str, opened: bool, change: Callable[[Path], None]
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write(path, numbered(0, 10000))
+    if "fortran" in suffix:
+        np.save(path, np.asfortranarray(numbered(0, 10000).numpy()))
+    shards = Shards([str(path)])
+    stream = TokenStream(shards, seed=0, block_tokens=4, buffer_tokens=8)
+    if opened:
+        next(stream.batches(4))
+    inode = path.stat().st_ino
+    change(path)
+    if opened and (not path.exists() or path.stat().st_ino != inode):
+        assert next(stream.batches(4)).shape == (4, D)  # the file that is open is still the old one
+        return
+    with pytest.raises(OSError, match=rf"data: can't be read any more: .*a{suffix}"):
+        next(itertools.islice(stream.batches(1000), 20, None))
+
+
+def test_a_file_that_ends_too_soon(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(bytes(100))
+    with pytest.raises(OSError, match=r"a.npy: ends at byte 100, where 20 more were to be read"):
+        File(tmp_path / "a.npy").fill(memoryview(bytearray(50)), 70)
+
+
+def test_a_shard_that_is_only_touched_is_read_on(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.npy", numbered(0, 50))
+    batches = TokenStream(Shards([source]), seed=0, block_tokens=4, buffer_tokens=8).batches(50)
+    first = next(batches)
+    os.utime(source)
+    assert sorted(next(batches)[:, 0].tolist()) == sorted(first[:, 0].tolist())

@@ -1,12 +1,17 @@
 """Training from stored activations: that it learns, what it leaves behind, and what it refuses."""
 
 import errno
+import gc
 import json
 import os
+import random
+import re
 import resource
+import shutil
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,12 +44,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def config(data: str, tmp_path: Path) -> TrainConfig:
+def configured(data: str, output: Path) -> TrainConfig:
     return TrainConfig(
-        data=[data], output=str(tmp_path / "run"), num_latents=M, k=K, steps=40, batch_size=128, lr=5e-3,
+        data=[data], output=str(output), num_latents=M, k=K, steps=40, batch_size=128, lr=5e-3,
         dead_after=1000, block_tokens=16, buffer_tokens=256, log_every=5, checkpoint_every=15, device="cpu",
     )  # fmt: skip
+
+
+@pytest.fixture
+def config(data: str, tmp_path: Path) -> TrainConfig:
+    return configured(data, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 40 steps, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(configured(data, folder))
+    return folder
 
 
 @pytest.fixture
@@ -108,7 +125,8 @@ def test_the_same_seed_gives_the_same_bits(config: TrainConfig, tmp_path: Path) 
     assert not torch.equal(first.sae.W_dec, other.sae.W_dec)
 
 
-def test_load_sae(config: TrainConfig) -> None:
+def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "_PIECE", 1000)  # tensors are read in several
     result = train(config)
     for path in (config.output, result.checkpoint):
         sae = load_sae(path)
@@ -181,12 +199,77 @@ def test_matching_pursuit_is_loaded_as_such(pursuit: TrainConfig) -> None:
 
 def test_checkpoints_of_unknown_models_are_refused(config: TrainConfig) -> None:
     path = train(replace(config, steps=5)).checkpoint
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads(file.metadata()["fastsparse"])
-    metadata["config"]["model"] = "gated"
-    save_file(load_file(path), path, {"fastsparse": json.dumps(metadata)})
-    with pytest.raises(ValueError, match="model must be one of topk, mp, got 'gated'"):
+    tensors, metadata = load_file(path), metadata_of(path)
+    for model in ("gated", None, ["topk"]):
+        checkpoint_module.write(path, tensors, metadata | {"config": {"model": model}})
+        with pytest.raises(ValueError, match=re.escape(f"model must be one of topk, mp, got {model!r}")):
+            load_sae(path)
+    checkpoint_module.write(path, tensors, metadata | {"sae": {"d_model": "wide"}})
+    with pytest.raises(ValueError, match=f"{path.name}: sae must hold the sizes of a topk autoencoder"):
         load_sae(path)
+
+
+def test_damage_of_any_kind_is_seen(config: TrainConfig) -> None:
+    """Flipped bits, zeroed blocks and swapped ones, in header, metadata and tensors."""
+    path = train(replace(config, steps=5)).checkpoint
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    places = [*range(24), *rng.sample(range(header), 200), *rng.sample(range(header, len(whole)), 200)]
+
+    def assert_refused(content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path.name}: "):
+            load_sae(path)
+
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        assert_refused(flipped)
+    for size in (4, 512, 4096):
+        for begin in range(0, len(whole), max(size, len(whole) // 50)):
+            zeroed = whole[:begin] + bytes(len(whole[begin : begin + size])) + whole[begin + size :]
+            if zeroed != whole:
+                assert_refused(zeroed)
+    assert_refused(whole[:-1024] + whole[-512:] + whole[-1024:-512])
+    path.write_bytes(whole)
+    load_sae(path)
+    damaged = bytearray(whole)
+    damaged[whole.rindex(b"sae.W_enc")] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"checkpoint misses tensors: sae.W_enc"):
+        train(config)
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"not a whole checkpoint: \S+ is not what was written"):
+        train(config)
+
+
+def test_a_checkpoint_under_another_name(config: TrainConfig) -> None:
+    first = train(replace(config, steps=15)).checkpoint
+    later = first.with_name("checkpoint-000000900.safetensors")
+    first.rename(later)
+    for use in (lambda: train(config), lambda: load_sae(config.output), lambda: load_sae(later)):
+        with pytest.raises(ValueError, match=r"900.safetensors: must be named checkpoint-000000015"):
+            use()
+    elsewhere = later.rename(later.with_name("best.safetensors"))
+    assert load_sae(elsewhere).k == K
+
+
+def test_what_was_just_written_is_kept(config: TrainConfig) -> None:
+    """Whatever else appears in the folder meanwhile."""
+    folder = Path(config.output)
+
+    def strew(metrics: Metrics) -> None:
+        if metrics.step == 20:
+            (folder / "checkpoint-000000003.safetensors").mkdir()
+            (folder / "checkpoint-000000900.safetensors").write_bytes(b"")
+
+    result = train(replace(config, keep_checkpoints=1), on_metrics=strew)
+    assert load_sae(result.checkpoint).k == K
+    kept = [f"checkpoint-{step:09d}.safetensors" for step in (3, 40, 900)]
+    assert names(config.output) == [*kept, "log.jsonl"]
 
 
 def assert_same_run(result, whole) -> None:
@@ -255,19 +338,45 @@ def test_changed_data_are_refused_and_moved_data_are_not(
     train(replace(config, steps=6, data=[str(moved)]))
 
 
+def metadata_of(path: Path) -> dict:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["fastsparse"])
+
+
 def broken_checkpoints() -> dict[str, tuple[Callable[[Path], None], str]]:
-    def rewrite(path: Path, change: Callable[[dict], None], metadata: dict | None = None) -> None:
+    def rewrite(
+        path: Path, change: Callable[[dict], None], describe: Callable[[dict], object] = lambda m: m
+    ) -> None:
+        """Write other tensors and metadata with the right checksums."""
         tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            kept = file.metadata()
         change(tensors)
-        save_file(tensors, path, kept if metadata is None else metadata)
+        checkpoint_module.write(path, tensors, describe(metadata_of(path)))
+
+    def say(text: str) -> Callable[[Path], None]:
+        crc32 = str(zlib.crc32(text.encode()))
+        return lambda p: save_file(load_file(p), p, {"fastsparse": text, "crc32": crc32})
+
+    def told(**change: object) -> Callable[[Path], None]:
+        return lambda p: rewrite(p, lambda t: None, lambda m: m | change)
 
     return {
-        "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole checkpoint"),
-        "empty": (lambda p: p.write_bytes(b""), "not a whole checkpoint"),
-        "foreign": (lambda p: rewrite(p, lambda t: None, {}), "must be a training checkpoint of format 1"),
-        "no JSON": (lambda p: rewrite(p, lambda t: None, {"fastsparse": "{"}), "not a whole checkpoint"),
+        "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole .safetensors file"),
+        "empty": (lambda p: p.write_bytes(b""), "not a whole .safetensors file"),
+        "foreign": (lambda p: save_file(load_file(p), p), "not a whole checkpoint of format 2"),
+        "no checksum": (
+            lambda p: save_file(load_file(p), p, {"fastsparse": json.dumps(metadata_of(p))}),
+            "not a whole checkpoint of format 2: its metadata fail their checksum",
+        ),
+        "no JSON": (say("{"), "not a whole checkpoint: its metadata are no JSON"),
+        "deep JSON": (say("[" * 50000), "not a whole checkpoint: its metadata are no JSON"),
+        "a list": (say("[1, 2]"), r"must be a checkpoint of format 2, its metadata say \[1, 2\]"),
+        "nothing": (say('{"format": 2}'), "step must be int in a checkpoint's metadata, got None"),
+        "later": (told(format=3), "must be a checkpoint of format 2, its metadata say .*3"),
+        "step": (told(step=[40]), r"step must be int in a checkpoint's metadata, got \[40\]"),
+        "config": (told(config=[]), r"config must be dict .*got \[\]"),
+        "shards": (told(shards={}), "shards must be list .*got {}"),
+        "sae": (told(sae=None), "sae must be dict .*got None"),
+        "another's name": (told(step=41), "must be named checkpoint-000000041.safetensors"),
         "shape": (
             lambda p: rewrite(p, lambda t: t.update({"sae.b_enc": torch.zeros(3)})),
             r"sae.b_enc must be float32 of shape \(48,\), got float32 of shape \(3,\)",
@@ -282,8 +391,9 @@ def broken_checkpoints() -> dict[str, tuple[Callable[[Path], None], str]]:
 
 
 @pytest.mark.parametrize("kind", broken_checkpoints())
-def test_broken_checkpoints(config: TrainConfig, kind: str) -> None:
-    path = train(config).checkpoint
+def test_broken_checkpoints(config: TrainConfig, finished: Path, kind: str) -> None:
+    shutil.copytree(finished, config.output)
+    path = Path(config.output) / "checkpoint-000000040.safetensors"
     damage, message = broken_checkpoints()[kind]
     damage(path)
     for use in (lambda: train(replace(config, steps=60)), lambda: load_sae(path)):
@@ -291,6 +401,23 @@ def test_broken_checkpoints(config: TrainConfig, kind: str) -> None:
             use()
     path.unlink()  # what the user can do: fall back to the one before
     train(replace(config, steps=60))
+
+
+def test_a_folder_where_a_checkpoint_is_to_be(config: TrainConfig) -> None:
+    first = train(replace(config, steps=15)).checkpoint
+
+    def obstruct(metrics: Metrics) -> None:
+        if metrics.step == 20:
+            first.with_name("checkpoint-000000030.safetensors").mkdir()
+
+    # It may appear in the midst of a run, or be there before.
+    with pytest.raises(
+        OSError, match=r"030.safetensors: the checkpoint could not be .*newest whole one is .*015"
+    ):
+        train(config, on_metrics=obstruct)
+    for use in (lambda: train(config), lambda: load_sae(config.output)):
+        with pytest.raises(ValueError, match=r"030.safetensors: must be a checkpoint, got a folder"):
+            use()
 
 
 def test_full_disk_at_a_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,13 +468,15 @@ def test_full_disk_at_the_log(config: TrainConfig) -> None:
     assert_same_run(train(config), train(replace(config, output=config.output + "-whole")))
 
 
-def test_a_foreign_log_is_not_cut(config: TrainConfig) -> None:
+@pytest.mark.parametrize("notes", ["notes", '"step"', "[" * 50000])
+def test_a_foreign_log_is_not_cut(config: TrainConfig, notes: str) -> None:
     log = Path(config.output) / "log.jsonl"
     log.parent.mkdir()
-    log.write_text("notes\n")
-    with pytest.raises(ValueError, match=r"log.jsonl: line 1 is no record of a training log: b'notes"):
+    log.write_text(f"{notes}\n")
+    message = f"log.jsonl: line 1 is no record of a training log: b'{re.escape(notes[:80])}"
+    with pytest.raises(ValueError, match=message):
         train(config)
-    assert log.read_text() == "notes\n"
+    assert log.read_text() == f"{notes}\n"
 
 
 def test_one_run_a_folder(config: TrainConfig) -> None:
@@ -379,6 +508,7 @@ def test_no_thread_or_file_is_left_behind(config: TrainConfig) -> None:
         return len(os.listdir("/proc/self/fd")), alive
 
     train(replace(config, steps=1))
+    gc.collect()  # what earlier tests' exceptions still hold
     before = state()
     with pytest.raises(TrainingInterrupted):
         train(config, on_metrics=interrupt_at(10))
@@ -398,6 +528,50 @@ def test_non_finite_activations_stop_the_run(config: TrainConfig, data: str, tmp
     for name in names(config.output):
         if name.startswith("checkpoint"):
             assert load_sae(Path(config.output) / name).W_enc.isfinite().all()
+
+
+@pytest.mark.parametrize("model", ["topk", "mp"])
+def test_checkpoints_of_what_is_not_finite_are_not_written(
+    config: TrainConfig, data: str, tmp_path: Path, model: str
+) -> None:
+    """At this scale the loss is finite, and its gradient's square is not."""
+    np.save(tmp_path / "small.npy", np.load(f"{data}/a.npy") * np.float32(1e-19))
+    small = replace(config, model=model, data=[str(tmp_path / "small.npy")], checkpoint_every=1)
+    with pytest.raises(
+        FloatingPointError, match=r"step 2: the loss is finite, but adam.exp_avg_sq.* hold NaN or"
+    ):
+        train(small)
+    assert names(config.output) == ["checkpoint-000000001.safetensors", "log.jsonl"]
+    assert all(tensor.isfinite().all() for tensor in load_sae(config.output).state_dict().values())
+
+
+@pytest.mark.parametrize("shard", ["a.npy", "b.safetensors"])
+def test_a_shard_that_is_cut_meanwhile(config: TrainConfig, data: str, tmp_path: Path, shard: str) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+
+    def cut(metrics: Metrics) -> None:
+        if metrics.step == 20:
+            os.truncate(copy / shard, 4096)
+
+    with pytest.raises(OSError, match=rf"data: can't be read any more: .*{shard}: not a whole"):
+        train(replace(config, data=[str(copy)], steps=1000), on_metrics=cut)
+    assert load_sae(config.output).k == K
+
+
+@pytest.mark.parametrize("source", ["", "*", "**/*.safetensors", "**/*"])
+@pytest.mark.parametrize("output", ["", "sub/run"])
+def test_output_inside_the_data(
+    config: TrainConfig, data: str, tmp_path: Path, source: str, output: str
+) -> None:
+    """What a run writes is no shard: neither in its first process nor in any later one."""
+    shutil.copy(f"{data}/b.safetensors", tmp_path)
+    inside = replace(config, data=[str(tmp_path / source)], output=str(tmp_path / output), tensor="x")
+    train(replace(inside, steps=15))
+    (tmp_path / output / "checkpoint.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / output / "checkpoint.partial" / "checkpoint-000000030.safetensors").write_bytes(b"half")
+    named = replace(inside, data=[*inside.data, inside.output])  # as a shell resolves a glob by then
+    outside = replace(config, data=[str(tmp_path / "b.safetensors")], output=str(tmp_path / "o"), tensor="x")
+    assert_same_run(train(named), train(outside))
 
 
 def test_schedule() -> None:
@@ -440,7 +614,10 @@ def test_the_rate_reaches_the_optimiser(config: TrainConfig) -> None:
         ({"output": None}, TypeError, "output: must be str, got None"),
         ({"steps": 0}, ValueError, "steps: must be at least 1, got 0"),
         ({"seed": -1}, ValueError, "seed: must be at least 0, got -1"),
-        ({"device": "tpu"}, ValueError, "device: must be auto, cpu or cuda, got 'tpu'"),
+        ({"device": "tpu"}, ValueError, "device: must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
+        ({"device": "mps"}, ValueError, "device: must be auto, cpu, cuda or cuda:<number>, got 'mps'"),
+        ({"device": "cuda:"}, ValueError, "device: must be auto, cpu, cuda or .*, got 'cuda:'"),
+        ({"device": "cuda:-1"}, ValueError, "device: must be auto, cpu, cuda or .*, got 'cuda:-1'"),
         ({"data": "folder"}, TypeError, "data: must be a list of paths, got 'folder'"),
         ({"warmup_steps": 30, "decay_steps": 11}, ValueError, r"must be at most steps \(40\), got 30 \+ 11"),
         ({"batch_size": 2001}, ValueError, r"batch_size: must be at most .*\(2000\), got 2001"),
@@ -454,5 +631,18 @@ def test_bad_configurations(config: TrainConfig, change: dict, error: type, mess
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_is_not_silently_replaced(config: TrainConfig) -> None:
-    with pytest.raises(RuntimeError, match="device: cuda was asked for and can't be used"):
-        train(replace(config, device="cuda"))
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(RuntimeError, match=f"device: {device} was asked for and can't be used"):
+            train(replace(config, device=device))
+
+
+def test_one_gpu_of_several(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert replace(config, device="cuda:1").resolved_device() == torch.device("cuda:1")
+    assert replace(config, device="cuda:1").result_fields()["device"] == "cuda"  # it may go on on another
+    with pytest.raises(
+        RuntimeError, match=r"cuda:2 was asked for and can't be used: there are 2, numbered from 0"
+    ):
+        replace(config, device="cuda:2").resolved_device()
