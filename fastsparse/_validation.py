@@ -195,6 +195,14 @@ def _may_read(tensor: Tensor) -> bool:
     return os.environ.get("FASTSPARSE_DEBUG") == "1" and not capturing(tensor)
 
 
+def is_traced() -> bool:
+    """Whether operations go into a graph, or on tensors without data: torch.compile, export, make_fx, fakes."""
+    modes = torch._C._TorchDispatchModeKey
+    return torch.compiler.is_compiling() or any(
+        torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL)
+    )
+
+
 def capturing(tensor: Tensor) -> bool:
     """Whether work on a tensor goes into a CUDA graph, to run later."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

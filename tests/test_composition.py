@@ -1,9 +1,13 @@
 """Every op inside PyTorch's machinery: gradcheck, opcheck, torch.compile, torch.export, autocast, vmap."""
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 from backends import host_backend_names, running
 from oracle import random, random_indices
+from torch.autograd import forward_ad
 
 import fastsparse
 
@@ -79,7 +83,9 @@ ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradie
 twice = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(ONCE)])
 
 # PyTorch's compiler and its forward mode still use what PyTorch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning", "ignore:Attempted to insert a get_attr Node:UserWarning"
+)
 
 
 @pytest.fixture
@@ -92,13 +98,14 @@ def _fresh_compiler(tmp_path, monkeypatch):
 @functions
 def test_gradcheck(backend, name):
     function, inputs = FUNCTIONS[name]
-    assert torch.autograd.gradcheck(function, tensors(*inputs, dtype=torch.float64))
+    assert torch.autograd.gradcheck(function, tensors(*inputs, dtype=torch.float64), check_forward_ad=True)
 
 
 @twice
 def test_gradgradcheck(backend, name):
     function, inputs = FUNCTIONS[name]
-    assert torch.autograd.gradgradcheck(function, tensors(*inputs, dtype=torch.float64))
+    leaves = tensors(*inputs, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True)
 
 
 @functions
@@ -434,35 +441,119 @@ def test_vmap_is_right_or_refused():
     torch.testing.assert_close(values, fastsparse.topk_encode(batch, weight, bias, k=k).values)
 
 
-@functions
-def test_forward_mode_is_the_reference_or_refused(name):
+def directions(primals):
+    return tuple(random(*primal.shape, seed=7 + i, dtype=primal.dtype) for i, primal in enumerate(primals))
+
+
+def jvp(function, primals, tangents):
+    return torch.func.jvp(function, primals, tangents)[1]
+
+
+def dual_jvp(function, primals, tangents):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(*map(forward_ad.make_dual, primals, tangents))).tangent
+
+
+def in_compiled_code(differentiate):
+    def compiled(function, primals, tangents):
+        return torch.compile(partial(differentiate, function), fullgraph=True, backend="aot_eager")(
+            primals, tangents
+        )
+
+    return compiled
+
+
+# Ways to a tangent that hide from an op what it is in.
+FORWARD = {
+    "func": jvp,
+    "dual": dual_jvp,
+    "linearized": lambda function, primals, tangents: torch.func.linearize(function, *primals)[1](*tangents),
+    "no_grad": lambda function, *pair: jvp(torch.no_grad()(function), *pair),
+    "inside_compiled": in_compiled_code(jvp),
+    "of_compiled": lambda function, *pair: jvp(torch.compile(function, backend="aot_eager"), *pair),
+    "batched": lambda function, primals, tangents: torch.vmap(partial(jvp, function, primals))(
+        tuple(torch.stack((tangent, tangent)) for tangent in tangents)
+    )[1],
+}
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*product(FUNCTIONS, ("func", "inside_compiled")), *product(("topk_encode",), FORWARD)],
+)
+def test_forward_mode(name, way):
     function, inputs = FUNCTIONS[name]
     primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
-    tangents = tuple(random(*primal.shape, seed=7, dtype=torch.float64) for primal in primals)
-    with pytest.raises(NotImplementedError, match="forward-mode differentiation must run inside"):
-        torch.func.jvp(function, primals, tangents)
+    tangents = directions(primals)
     with fastsparse.use_backend("reference"):
-        _, tangent = torch.func.jvp(function, primals, tangents)
-    step = 1e-6
-    ahead, behind = (
-        function(*(primal + sign * step * tangent for primal, tangent in zip(primals, tangents, strict=True)))
-        for sign in (1, -1)
+        right = jvp(function, primals, tangents)
+    torch.testing.assert_close(FORWARD[way](function, primals, tangents), right)
+
+
+@functions
+def test_forward_mode_of_what_has_no_tangent(name):
+    function, inputs = FUNCTIONS[name]
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(function(*tensors(*inputs))).tangent is None
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    [*product(FUNCTIONS, ("eager",)), ("topk_encode", "aot_eager"), ("topk_encode", "inductor")],
+)
+def test_dual_tensors_never_lose_their_tangents_in_a_graph(name, compiler):
+    function, inputs = FUNCTIONS[name]
+    primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
+    tangents = directions(primals)
+    compiled = torch.compile(lambda *args: function(*(2 * arg for arg in args)), backend=compiler)
+    refused = pytest.raises(
+        NotImplementedError, match="dual tensors can't go into a compiled or exported graph"
     )
-    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), atol=1e-6, rtol=1e-6)
-    with torch.autograd.forward_ad.dual_level():  # no tangent here, so nothing to refuse
-        assert torch.equal(function(*primals), function(*primals))
+    compiled(*primals)
+    with refused:
+        dual_jvp(compiled, primals, tangents)
+    torch.compiler.reset()
+    with refused:
+        dual_jvp(compiled, primals, tangents)
+    with refused:  # nor be made inside of one
+        torch.compile(partial(dual_jvp, function), backend=compiler)(primals, tangents)
 
 
 @functions
-def test_functional_gradients_are_the_reference_or_refused(name):
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_functional_gradients(name):
     function, inputs = FUNCTIONS[name]
-    primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
-    with pytest.raises(NotImplementedError, match=r"gradients by torch\.func must be taken inside"):
-        torch.func.grad(lambda *leaves: function(*leaves).sum())(*primals)
     leaves = tensors(*inputs, dtype=torch.float64)
-    with fastsparse.use_backend("reference"):
-        found = torch.func.grad(lambda *leaves: function(*leaves).sum())(*primals)
-    torch.testing.assert_close(found, torch.autograd.grad(function(*leaves).sum(), leaves[0])[0])
+    primals, every = tuple(leaf.detach() for leaf in leaves), tuple(range(len(leaves)))
+    right = torch.autograd.grad(function(*leaves).square().sum(), leaves)
+
+    def loss(*args):
+        return function(*args).square().sum()
+
+    gradient = torch.func.grad(loss, argnums=every)
+    torch.testing.assert_close(gradient(*primals), right)
+    jacobians = (
+        torch.func.jacrev(function, argnums=every)(*primals),
+        torch.func.jacfwd(function, argnums=every)(*primals),
+    )
+    torch.testing.assert_close(*jacobians)
+    tangents = directions(primals)
+    for second in (
+        lambda: jvp(gradient, primals, tangents),
+        lambda: torch.func.vjp(gradient, *primals)[1](tangents),
+        lambda: torch.func.grad(lambda *args: jvp(loss, args, tangents), argnums=every)(*primals),
+    ):
+        with fastsparse.use_backend("reference"):
+            right = second()
+        try:
+            found = second()
+        except NotImplementedError as error:
+            assert name.startswith(ONCE)
+            assert "second derivatives must be taken inside" in str(error)
+        else:
+            torch.testing.assert_close(found, right)
 
 
 def test_functional_gradients_may_pass_an_op_by():
@@ -482,7 +573,3 @@ def test_functional_gradients_may_pass_by_what_wants_none():
 
     found = torch.func.grad(function)(torch.ones(()))
     torch.testing.assert_close(found, function(torch.ones(())))
-    with pytest.raises(NotImplementedError, match=r"gradients by torch\.func must be taken inside"):
-        torch.func.vmap(
-            torch.func.grad(lambda values: fastsparse.spmm(values, INDICES, torch.ones(M, D)).sum())
-        )(torch.stack((values, values)))
