@@ -223,7 +223,7 @@ def _one_by_one(op: Callable, fake: Callable) -> Callable:
 
 
 def _is_traced_by_dynamo() -> bool:
-    """Whether the first stage of torch.compile asks for shapes: dual tensors in its graph may be run as such."""
+    """Whether torch.compile's first stage asks for shapes: dual tensors in its graph may be run as such."""
     functional = torch._C._TorchDispatchModeKey.FUNCTIONAL
     return (
         torch.compiler.is_compiling()
