@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from fastsparse._transforms import is_traced, unwrapped
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # How far from 1 the norm of an atom may be that is promised to be 1. Halves: rounding each of its entries
@@ -209,40 +211,6 @@ def _may_read(tensor: Tensor) -> bool:
     if tensor.device.type == "cpu":
         return True
     return os.environ.get("FASTSPARSE_DEBUG") == "1" and not capturing(tensor)
-
-
-def unwrapped(tensor: Tensor) -> Tensor:
-    """What a tensor is inside of torch.func's transforms, with what vmap batches as leading dimensions."""
-    functorch, dims = torch._C._functorch, []
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_functionaltensor(tensor):
-            torch._sync(tensor)
-        elif functorch.is_batchedtensor(tensor):
-            dims.append(functorch.maybe_get_bdim(tensor))
-        tensor = functorch.get_unwrapped(tensor)
-    for count, dim in enumerate(reversed(dims)):  # each counts the dimensions that are not batched below it
-        tensor = tensor.movedim(count + dim, 0)
-    return tensor
-
-
-def may_branch_on(tensor: Tensor) -> bool:
-    """Whether code may ask for a tensor's data: not while it is traced, nor where vmap batches it."""
-    functorch = torch._C._functorch
-    if is_traced() or isinstance(tensor, FakeTensor):
-        return False
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return False
-        tensor = functorch.get_unwrapped(tensor)
-    return True
-
-
-def is_traced() -> bool:
-    """Whether operations go into a graph, or on tensors without data."""
-    modes = torch._C._TorchDispatchModeKey
-    return torch.compiler.is_compiling() or any(
-        torch._C._get_dispatch_mode(mode) is not None for mode in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL)
-    )
 
 
 def capturing(tensor: Tensor) -> bool:

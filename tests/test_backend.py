@@ -115,9 +115,9 @@ def test_blocks_of_threads_overlap_or_are_refused(setting):
             errors.append(str(error))
         with use(choice):
             entered.set()
-            leave.wait()
+            leave.wait(60)
 
-    thread = threading.Thread(target=second)
+    thread = threading.Thread(target=second, daemon=True)
     with use(choice):
         thread.start()
         entered.wait()
@@ -148,11 +148,12 @@ def test_blocks_of_tasks_and_generators_overlap(setting):
             assert now() == name
 
     async def run():
-        ready, first, second = (asyncio.Event() for _ in range(3))
+        ready, first, second, over = (asyncio.Event() for _ in range(4))
+        over.set()
         tasks = [asyncio.create_task(task(choice, ready, wait)) for wait in (first, second)]
         await ready.wait()
         with pytest.raises(RuntimeError, match="another thread or task"):
-            await asyncio.create_task(task(other, ready, first))
+            await asyncio.create_task(task(other, ready, over))
         for wait, ends in zip(
             (first, second), tasks, strict=True
         ):  # the first to enter is the first to leave

@@ -13,7 +13,7 @@ from torch._functorch.utils import enable_single_level_autograd_function, unwrap
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from fastsparse._validation import is_traced
+from fastsparse._transforms import is_traced
 from fastsparse.backend import requested, wants_reference
 from fastsparse.ops import _gpu
 from fastsparse.reference._precision import accumulate

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastsparse._validation import may_branch_on
+from fastsparse._transforms import may_branch_on
 
 
 class Sequences:

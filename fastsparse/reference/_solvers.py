@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsparse._validation import may_branch_on
+from fastsparse._transforms import may_branch_on
 from fastsparse.reference.linear_recurrence import compose, multiply, scan, stacked
 
 NEWTON_PASSES = 12
