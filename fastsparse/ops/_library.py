@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+from torch._guards import TracingContext
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -226,7 +227,7 @@ def _is_traced_by_dynamo() -> bool:
     """Whether torch.compile's first stage asks for shapes: dual tensors in its graph may be run as such."""
     functional = torch._C._TorchDispatchModeKey.FUNCTIONAL
     return (
-        torch.compiler.is_compiling()
+        TracingContext.try_get() is not None  # torch.compiler.is_compiling() is for what is being traced
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_dispatch_mode(functional) is None
     )
