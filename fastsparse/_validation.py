@@ -8,6 +8,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from fastsparse._transforms import is_traced, unwrapped
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -98,12 +101,14 @@ def check_range(op: str, indices: Tensor, M: int) -> None:
     On the CPU only, since elsewhere it would wait for the device, except under FASTSPARSE_DEBUG=1; not while
     tracing, since it reads the data, nor while a CUDA graph is being captured.
     """
-    if torch.compiler.is_compiling() or not _may_read(indices):
+    if is_traced() or not _may_read(indices):
         return
-    outside = (indices < 0) | (indices >= M)
-    if outside.any():
-        n, j = torch.nonzero(outside)[0].tolist()
-        raise IndexError(f"{op}: indices[{n}, {j}] must be in [0, {M}), got {indices[n, j].item()}")
+    with torch._C._DisableFuncTorch():
+        indices = unwrapped(indices)
+        outside = (indices < 0) | (indices >= M)
+        if outside.any():
+            place = torch.nonzero(outside)[0].tolist()
+            raise IndexError(f"{op}: indices{place} must be in [0, {M}), got {indices[tuple(place)].item()}")
 
 
 def check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
@@ -113,7 +118,13 @@ def check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
     """
     if latent_mask is None or capturing(latent_mask):
         return
-    eligible = int(latent_mask.sum())
+    if torch.compiler.is_compiling():  # which breaks the graph here
+        eligible = int(latent_mask.sum())
+    elif is_traced() or isinstance(latent_mask, FakeTensor):
+        return
+    else:
+        with torch._C._DisableFuncTorch():
+            eligible = min(unwrapped(latent_mask).sum(dim=-1).reshape(-1).tolist(), default=k)
     if k > eligible:
         raise ValueError(
             f"topk_encode: k must be between 1 and the number of eligible latents ({eligible}), got k={k}"
@@ -172,19 +183,25 @@ def check_unit_norm(op: str, dictionary: Tensor) -> None:
     One fast pass over a dictionary that matching pursuit reads k times and more. Like check_range on the CPU
     only, except under FASTSPARSE_DEBUG=1, and not while tracing or capturing.
     """
-    if torch.compiler.is_compiling() or not _may_read(dictionary):
+    if is_traced() or not _may_read(dictionary):
         return
-    dictionary = dictionary.detach()
+    with torch._C._DisableFuncTorch():
+        _check_norms(op, unwrapped(dictionary.detach()))
+
+
+def _check_norms(op: str, dictionary: Tensor) -> None:
     wide = torch.promote_types(dictionary.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(dictionary.to(wide), dim=1)
+    norms = torch.linalg.vector_norm(dictionary.to(wide), dim=-1).flatten()
     tolerance = UNIT_NORM_TOLERANCE[dictionary.dtype]
     off = (norms - 1).abs().masked_fill_(norms == 0, 0).nan_to_num_(nan=0.0)
     if off.numel() == 0 or off.max() <= tolerance:
         return
-    if off.max() > _tolerance_as_rounded(dictionary[off > tolerance]):
+    if off.max() > _tolerance_as_rounded(dictionary.flatten(0, -2)[off > tolerance]):
         worst = int(off.argmax())
         raise UnitNormError(
-            op, f"atoms of norm 1 (to {tolerance:g}), got norm {norms[worst].item():g} at atom {worst}"
+            op,
+            f"atoms of norm 1 (to {tolerance:g}), got norm {norms[worst].item():g} "
+            f"at atom {worst % dictionary.shape[-2]}",
         )
 
 
@@ -231,6 +248,8 @@ def _free_memory(device: torch.device) -> int | None:
 
 def _may_read(tensor: Tensor) -> bool:
     """Whether a check may look at a tensor's data: elsewhere than on the CPU it would wait for the device."""
+    if isinstance(tensor, FakeTensor):
+        return False
     if tensor.device.type == "cpu":
         return True
     return os.environ.get("FASTSPARSE_DEBUG") == "1" and not capturing(tensor)
@@ -336,9 +355,15 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, packed: Tensor) -> 
             f"{op}: {name} must have B = 1 with cu_seqlens, its sequences one after the other, "
             f"got shape {_shape(packed)}"
         )
-    if torch.compiler.is_compiling() or not _may_read(cu_seqlens):
+    if is_traced() or not _may_read(cu_seqlens):
         return
-    bounds, T = cu_seqlens.tolist(), packed.shape[1]
+    with torch._C._DisableFuncTorch():
+        rows = unwrapped(cu_seqlens).reshape(-1, cu_seqlens.shape[0]).tolist()
+    for bounds in rows:
+        _check_bounds(op, bounds, packed.shape[1])
+
+
+def _check_bounds(op: str, bounds: list[int], T: int) -> None:
     if bounds[0] != 0 or bounds[-1] != T:
         raise ValueError(
             f"{op}: cu_seqlens must go from 0 to T = {T}, got one from {bounds[0]} to {bounds[-1]}"

@@ -8,8 +8,10 @@ named is used, or an error says why it can't be: there is no silent fallback.
 import ctypes
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -68,13 +70,16 @@ class _CpuLibrary:
     def best_level(self) -> str:
         return CPU_LEVELS[self._library.fastsparse_cpu_best_level()]
 
-    def set_level(self, level: str) -> None:
+    def check_level(self, level: str) -> None:
         if level not in CPU_LEVELS:
             raise ValueError(f"FASTSPARSE_CPU_LEVEL: must be one of {', '.join(CPU_LEVELS)}, got {level!r}")
         if CPU_LEVELS.index(level) > CPU_LEVELS.index(self.best_level):
             raise RuntimeError(
                 f"FASTSPARSE_CPU_LEVEL: {level} was asked for, this CPU goes up to {self.best_level}"
             )
+
+    def set_level(self, level: str) -> None:
+        self.check_level(level)
         self._library.fastsparse_cpu_set_level(CPU_LEVELS.index(level))
 
 
@@ -213,19 +218,71 @@ def _triton_failure() -> str | None:
     return None
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    owner: tuple[int, object]
+    choice: str
+
+
+class _Blocks:
+    """The blocks that choose a setting of the whole process, in the order in which they were entered.
+
+    There is one setting at a time, so that blocks of several threads or tasks that last at once must choose
+    the same. Each takes away its own choice as it ends, in whatever order they do.
+    """
+
+    def __init__(self, what: str, read: Callable[[], str | None], write: Callable[..., None]) -> None:
+        self._what, self._read, self._write = what, read, write
+        self._lasting: list[_Block] = []
+        self._lock = threading.Lock()
+        self._outside: str | None = None
+
+    @contextmanager
+    def enter(self, choice: str) -> Iterator[None]:
+        block = _Block(_running(), choice)
+        with self._lock:
+            for other in self._lasting:
+                if other.owner != block.owner and other.choice != choice:
+                    raise RuntimeError(
+                        f"{self._what}: {choice!r} can't be chosen while a block of another thread or task "
+                        f"lasts that chose {other.choice!r}: the choice holds for the whole process"
+                    )
+            if not self._lasting:
+                self._outside = self._read()
+            self._lasting.append(block)
+            self._write(choice)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lasting.remove(block)
+                self._write(self._lasting[-1].choice if self._lasting else self._outside)
+
+
+def _running() -> tuple[int, object]:
+    """The thread, and in an event loop of asyncio the task, that runs this."""
+    task = None
+    if (asyncio := sys.modules.get("asyncio")) is not None:
+        with suppress(RuntimeError):  # there is no event loop
+            task = asyncio.current_task()
+    return threading.get_ident(), task
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run every fastsparse op in the block on one backend, or fail with the reason why it can't.
 
-    The choice holds for the whole process, its other threads included, while the block lasts; the
-    environment variable ``FASTSPARSE_BACKEND`` makes it from the start.
+    The choice holds for the whole process, its other threads included, while the block lasts, and for
+    gradients that are taken then; the environment variable ``FASTSPARSE_BACKEND`` makes it from the start.
+    Blocks nest. Those of several threads, or tasks of asyncio, may last at once if they name one backend.
 
     Args:
         name: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
 
     Raises:
         ValueError: the name is unknown.
-        RuntimeError: the backend can't run in this process.
+        RuntimeError: the backend can't run in this process, or a block of another thread or task, on another
+            backend, still lasts.
 
     Example:
         >>> import torch, fastsparse
@@ -236,12 +293,16 @@ def use_backend(name: str) -> Iterator[None]:
     if name in GPU_NAMES and torch.compiler.is_compiling():  # a compiled graph asks when it runs
         raise RuntimeError(f"use_backend: enter {name!r} outside of what torch.compile compiles")
     _require(name)
-    global _requested
-    before, _requested = _requested, name
-    try:
-        yield
-    finally:
-        _requested = before
+    if torch.compiler.is_compiling():  # the graph has the choice in it, and makes none when it runs
+        global _requested
+        before, _requested = _requested, name
+        try:
+            yield
+        finally:
+            _requested = before
+    else:
+        with _backend_blocks.enter(name):
+            yield
 
 
 def _require(name: str) -> None:
@@ -273,11 +334,20 @@ def requested() -> str | None:
 
 @contextmanager
 def use_cpu_level(level: str) -> Iterator[None]:
-    """Run the CPU kernels of the whole process at one instruction-set level: baseline, avx2 or avx512."""
+    """Run the CPU kernels of the whole process at one instruction-set level: baseline, avx2 or avx512.
+
+    Blocks nest, and may overlap, as those of :func:`use_backend`.
+    """
     _require("cpu")
-    before = _cpu.level
-    _cpu.set_level(level)
-    try:
+    _cpu.check_level(level)
+    with _level_blocks.enter(level):
         yield
-    finally:
-        _cpu.set_level(before)
+
+
+def _request(name: str | None) -> None:
+    global _requested
+    _requested = name
+
+
+_backend_blocks = _Blocks("use_backend", lambda: _requested, _request)
+_level_blocks = _Blocks("use_cpu_level", lambda: _cpu.level, _cpu.set_level)

@@ -1,5 +1,6 @@
 """Choosing a backend: what is said about each, and that a named one is used or refused, never swapped."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -81,6 +82,113 @@ def test_choices_nest_and_end_with_their_block():
                 assert requested() == outer
                 fastsparse.topk_encode(x, x, k=1)
     assert requested() is None
+
+
+SETTINGS = {
+    "use_backend": (fastsparse.use_backend, ("reference", "cpu"), lambda: requested()),
+    "use_cpu_level": (use_cpu_level, ("baseline", "avx2"), lambda: _cpu.level),
+}
+overlapping = pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not available, reason="there is no second choice"))
+        for name, available in (
+            ("use_backend", fastsparse.backends()["cpu"].available),
+            ("use_cpu_level", len(host_backend_names()) > 2 and fastsparse.backends()["cpu"].available),
+        )
+    ],
+)
+
+
+@compiled
+@overlapping
+def test_blocks_of_threads_overlap_or_are_refused(setting):
+    use, (choice, other), now = SETTINGS[setting]
+    outside = now()
+    entered, leave, errors = threading.Event(), threading.Event(), []
+
+    def second():
+        try:
+            with use(other):
+                pass
+        except RuntimeError as error:
+            errors.append(str(error))
+        with use(choice):
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=second, daemon=True)
+    with use(choice):
+        thread.start()
+        entered.wait()
+        with pytest.raises(RuntimeError, match="another thread or task"), use(other):
+            pass
+        assert now() == choice
+    assert now() == choice, "the second block still lasts"
+    leave.set()
+    thread.join()
+    assert now() == outside
+    (error,) = errors
+    assert error == (
+        f"{setting}: {other!r} can't be chosen while a block of another thread or task lasts that chose "
+        f"{choice!r}: the choice holds for the whole process"
+    )
+
+
+@compiled
+@overlapping
+def test_blocks_of_tasks_and_generators_overlap(setting):
+    use, (choice, other), now = SETTINGS[setting]
+    outside = now()
+
+    async def task(name, ready, wait):
+        with use(name):
+            ready.set()
+            await wait.wait()
+            assert now() == name
+
+    async def run():
+        ready, first, second, over = (asyncio.Event() for _ in range(4))
+        over.set()
+        tasks = [asyncio.create_task(task(choice, ready, wait)) for wait in (first, second)]
+        await ready.wait()
+        with pytest.raises(RuntimeError, match="another thread or task"):
+            await asyncio.create_task(task(other, ready, over))
+        for wait, ends in zip(
+            (first, second), tasks, strict=True
+        ):  # the first to enter is the first to leave
+            wait.set()
+            await ends
+
+    asyncio.run(run())
+    assert now() == outside
+
+    def generator():
+        with use(choice):
+            yield
+
+    suspended = generator()
+    next(suspended)
+    with use(other):
+        suspended.close()  # which ends the outer block first
+        assert now() == other
+    assert now() == outside
+
+
+@compiled
+def test_gradients_are_taken_on_the_backend_of_their_block(monkeypatch):
+    calls = []
+    for name in ("sddmm", "spmm_t"):
+        real = getattr(fastsparse.reference, name)
+        monkeypatch.setattr(
+            fastsparse.reference, name, lambda *args, name=name, real=real: calls.append(name) or real(*args)
+        )
+    values, weight = random(3, 2, seed=1).requires_grad_(), random(5, 4, seed=2).requires_grad_()
+    indices = torch.tensor([[0, 1], [2, 3], [4, 0]])
+    out = fastsparse.spmm(values, indices, weight).sum()
+    with fastsparse.use_backend("reference"):
+        out.backward()
+    assert calls == ["sddmm", "spmm_t"]
 
 
 def requested() -> str | None:

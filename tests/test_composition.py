@@ -1,9 +1,14 @@
 """Every op inside PyTorch's machinery: gradcheck, opcheck, torch.compile, torch.export, autocast, vmap."""
 
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 from backends import host_backend_names, running
 from oracle import random, random_indices
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 import fastsparse
 from fastsparse._options import SOLVERS
@@ -79,8 +84,12 @@ functions = pytest.mark.parametrize("name", FUNCTIONS)
 ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradients have none
 twice = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(ONCE)])
 
-# PyTorch's compiler and its forward mode still use what PyTorch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+# PyTorch's compiler, forward mode, linearization and vmap warn of what they do themselves.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning",
+    "ignore:Attempted to insert a get_attr Node:UserWarning",
+    "ignore:torch.searchsorted:UserWarning",
+)
 
 
 @pytest.fixture
@@ -431,42 +440,236 @@ def test_no_grad_and_inference_mode(backend, name):
         assert torch.equal(function(*leaves), right)
 
 
-def test_vmap_is_right_or_refused():
-    x, weight, bias = (tensor.detach() for tensor in tensors("x", "weight", "bias"))
-    batch = torch.stack((x, 2 * x))
-    values = torch.vmap(lambda x: fastsparse.topk_encode(x, weight, bias, k=k).values)(batch)
-    torch.testing.assert_close(values, fastsparse.topk_encode(batch, weight, bias, k=k).values)
+# Calls by positional arguments, each with a batch of two: indices, masks and lengths, too, are other ones.
+BATCHED_MASK = torch.arange(M) > torch.tensor([[2], [5]])
+BATCHED_SPANS = torch.tensor([[0, 1, T], [0, T, T]])
+BATCHED = {
+    "topk_encode": (
+        lambda x, weight, bias, mask: fastsparse.topk_encode(x, weight, bias, k=k, latent_mask=mask),
+        ((N, D), (M, D), (M,), BATCHED_MASK),
+    ),
+    "spmm": (fastsparse.spmm, ((N, k), "indices", (M, D))),
+    "sddmm": (fastsparse.sddmm, ((N, D), (M, D), "indices")),
+    "spmm_t": (lambda *args: fastsparse.spmm_t(*args, M), ((N, k), "indices", (N, D))),
+    "sparse_decode": (fastsparse.sparse_decode, ((N, k), "indices", (M, D), (D,))),
+    "matching_pursuit": (
+        lambda x, weight: fastsparse.matching_pursuit(
+            x, weight / weight.norm(dim=1, keepdim=True), k=k, normalized=True, coalesce=True
+        ),
+        ((N, D), (M, D)),
+    ),
+    "matching_pursuit_step": (fastsparse.matching_pursuit_step, ((N, D), (M, D))),
+    "linear_recurrence": (
+        lambda a, b, spans: fastsparse.linear_recurrence(a, b, cu_seqlens=spans),
+        ((1, T, D), (1, T, D), BATCHED_SPANS),
+    ),
+    "gru_recurrence": (
+        lambda u, weight, spans: fastsparse.gru_recurrence(u, weight, cu_seqlens=spans, solver="newton"),
+        ((1, T, 3, D), (3, D), BATCHED_SPANS),
+    ),
+    "lstm_recurrence": (
+        fastsparse.lstm_recurrence,
+        ((N, T, 3, D), (3, D), (2, D)),
+    ),
+}
 
 
-@functions
-def test_forward_mode_is_the_reference_or_refused(name):
-    function, inputs = FUNCTIONS[name]
-    primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
-    tangents = tuple(random(*primal.shape, seed=7, dtype=torch.float64) for primal in primals)
-    with pytest.raises(NotImplementedError, match="forward-mode differentiation must run inside"):
-        torch.func.jvp(function, primals, tangents)
-    with fastsparse.use_backend("reference"):
-        _, tangent = torch.func.jvp(function, primals, tangents)
-    step = 1e-6
-    ahead, behind = (
-        function(*(primal + sign * step * tangent for primal, tangent in zip(primals, tangents, strict=True)))
-        for sign in (1, -1)
+def batch(name: str) -> tuple[torch.Tensor, ...]:
+    indices = torch.stack((INDICES, INDICES.flip(0)))
+    return tuple(
+        spec if isinstance(spec, torch.Tensor) else indices if spec == "indices" else random(2, *spec, seed=i)
+        for i, spec in enumerate(BATCHED[name][1])
     )
-    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), atol=1e-6, rtol=1e-6)
-    with torch.autograd.forward_ad.dual_level():  # no tangent here, so nothing to refuse
-        assert torch.equal(function(*primals), function(*primals))
+
+
+@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
+@pytest.mark.parametrize("name", BATCHED)
+def test_vmap_is_the_loop(named, name):
+    function, args = BATCHED[name][0], batch(name)
+    with running(named):
+        each = [function(*(arg[i] for arg in args)) for i in range(2)]
+        batched = torch.vmap(function)(*args)
+        moved = torch.vmap(function, in_dims=-1)(*(arg.movedim(0, -1) for arg in args))
+        shared = torch.vmap(function, in_dims=(0, *(None,) * (len(args) - 1)))(
+            args[0], *(arg[0] for arg in args[1:])
+        )
+    right = each if isinstance(batched, torch.Tensor) else zip(*each, strict=True)
+    right = torch.stack(right) if isinstance(batched, torch.Tensor) else tuple(map(torch.stack, right))
+    for found in (batched, moved):
+        torch.testing.assert_close(tuple(found) if isinstance(found, tuple) else found, right)
+    first = [found if isinstance(found, torch.Tensor) else found[0] for found in (shared, batched)]
+    torch.testing.assert_close(first[0][0], first[1][0])
+
+
+@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
+@pytest.mark.parametrize("name", ["spmm", "sddmm", "spmm_t", "sparse_decode"])
+@pytest.mark.parametrize("bad", [-1, M, -M - 1, 2**40])
+def test_indices_are_checked_under_transforms(named, name, bad):
+    function, args = BATCHED[name][0], batch(name)
+    next(arg for arg in args if arg.dtype == torch.int64)[1, 2, 1] = bad
+    with running(named):
+        for call in (torch.vmap(function), torch.vmap(torch.func.functionalize(function))):
+            with pytest.raises(IndexError, match=rf"2, 1\] must be in \[0, {M}\), got {bad}"):
+                call(*args)
+
+
+@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
+def test_what_data_must_be_is_checked_under_vmap(named):
+    x, weight = random(2, N, D, seed=1), random(2, M, D, seed=2)
+    mask, spans = torch.arange(M) < torch.tensor([[9], [3]]), torch.tensor([[0, 1, T], [0, T + 1, T]])
+    a = random(2, 1, T, D, seed=3)
+    with running(named):
+        with pytest.raises(ValueError, match=r"eligible latents \(3\), got k=5"):
+            torch.vmap(lambda x, w, mask: fastsparse.topk_encode(x, w, k=5, latent_mask=mask))(
+                x, weight, mask
+            )
+        with pytest.raises(ValueError, match="dictionary must have atoms of norm 1"):
+            torch.vmap(lambda x, w: fastsparse.matching_pursuit(x, w, k=1, normalized=True))(x, weight)
+        with pytest.raises(ValueError, match=rf"must not decrease, got {T} after {T + 1} at 2"):
+            torch.vmap(lambda a, spans: fastsparse.linear_recurrence(a, a, cu_seqlens=spans))(a, spans)
+
+
+@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
+@pytest.mark.parametrize("name", BATCHED)
+def test_nothing_is_read_of_tensors_without_data(named, name):
+    function, args = BATCHED[name][0], tuple(arg[0] for arg in batch(name))
+    with running(named):
+        right = function(*args)
+        with FakeTensorMode() as mode:
+            fakes = tuple(map(mode.from_tensor, args))
+            inside = function(*fakes)
+    for out, fake in zip(
+        *([out] if isinstance(out, torch.Tensor) else out for out in (right, inside)), strict=True
+    ):
+        assert fake.shape == out.shape
+        assert fake.dtype == out.dtype
+
+
+def directions(primals):
+    return tuple(random(*primal.shape, seed=7 + i, dtype=primal.dtype) for i, primal in enumerate(primals))
+
+
+def jvp(function, primals, tangents):
+    return torch.func.jvp(function, primals, tangents)[1]
+
+
+def dual_jvp(function, primals, tangents):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(*map(forward_ad.make_dual, primals, tangents))).tangent
+
+
+def in_compiled_code(differentiate):
+    def compiled(function, primals, tangents):
+        return torch.compile(partial(differentiate, function), fullgraph=True, backend="aot_eager")(
+            primals, tangents
+        )
+
+    return compiled
+
+
+# Ways to a tangent that hide from an op what it is in.
+FORWARD = {
+    "func": jvp,
+    "dual": dual_jvp,
+    "linearized": lambda function, primals, tangents: torch.func.linearize(function, *primals)[1](*tangents),
+    "no_grad": lambda function, *pair: jvp(torch.no_grad()(function), *pair),
+    "inside_compiled": in_compiled_code(jvp),
+    "of_compiled": lambda function, *pair: jvp(torch.compile(function, backend="aot_eager"), *pair),
+    "batched": lambda function, primals, tangents: torch.vmap(partial(jvp, function, primals))(
+        tuple(torch.stack((tangent, tangent)) for tangent in tangents)
+    )[1],
+}
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*product(FUNCTIONS, ("func", "inside_compiled")), *product(("topk_encode",), FORWARD)],
+)
+def test_forward_mode(name, way):
+    function, inputs = FUNCTIONS[name]
+    primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
+    tangents = directions(primals)
+    with fastsparse.use_backend("reference"):
+        right = jvp(function, primals, tangents)
+    torch.testing.assert_close(FORWARD[way](function, primals, tangents), right)
 
 
 @functions
-def test_functional_gradients_are_the_reference_or_refused(name):
+def test_forward_mode_of_what_has_no_tangent(name):
+    function, inputs = FUNCTIONS[name]
+    with forward_ad.dual_level():
+        assert forward_ad.unpack_dual(function(*tensors(*inputs))).tangent is None
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    [*product(FUNCTIONS, ("eager",)), ("topk_encode", "aot_eager"), ("topk_encode", "inductor")],
+)
+def test_dual_tensors_never_lose_their_tangents_in_a_graph(name, compiler):
     function, inputs = FUNCTIONS[name]
     primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
-    with pytest.raises(NotImplementedError, match=r"gradients by torch\.func must be taken inside"):
-        torch.func.grad(lambda *leaves: function(*leaves).sum())(*primals)
+    tangents = directions(primals)
+    compiled = torch.compile(lambda *args: function(*(2 * arg for arg in args)), backend=compiler)
+    refused = pytest.raises(
+        NotImplementedError, match="dual tensors can't go into a compiled or exported graph"
+    )
+    compiled(*primals)
+    with refused:
+        dual_jvp(compiled, primals, tangents)
+    torch.compiler.reset()
+    with refused:
+        dual_jvp(compiled, primals, tangents)
+    with refused:  # nor be made inside of one
+        torch.compile(partial(dual_jvp, function), backend=compiler)(primals, tangents)
+
+
+@functions
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_functional_gradients(name):
+    function, inputs = FUNCTIONS[name]
     leaves = tensors(*inputs, dtype=torch.float64)
-    with fastsparse.use_backend("reference"):
-        found = torch.func.grad(lambda *leaves: function(*leaves).sum())(*primals)
-    torch.testing.assert_close(found, torch.autograd.grad(function(*leaves).sum(), leaves[0])[0])
+    primals, every = tuple(leaf.detach() for leaf in leaves), tuple(range(len(leaves)))
+    right = torch.autograd.grad(function(*leaves).square().sum(), leaves)
+
+    def loss(*args):
+        return function(*args).square().sum()
+
+    gradient = torch.func.grad(loss, argnums=every)
+    torch.testing.assert_close(gradient(*primals), right)
+    jacobians = (
+        torch.func.jacrev(function, argnums=every)(*primals),
+        torch.func.jacfwd(function, argnums=every)(*primals),
+    )
+    torch.testing.assert_close(*jacobians)
+    tangents = directions(primals)
+
+    def dual_over_backward():
+        with forward_ad.dual_level():
+            pairs = zip(primals, tangents, strict=True)
+            duals = [
+                forward_ad.make_dual(primal.clone().requires_grad_(), tangent) for primal, tangent in pairs
+            ]
+            grads = torch.autograd.grad(loss(*duals), duals)
+            return tuple(forward_ad.unpack_dual(grad).tangent for grad in grads)
+
+    def of_forward():
+        return torch.func.grad(lambda *args: jvp(loss, args, tangents), argnums=every)(*primals)
+
+    for second in (
+        lambda: jvp(gradient, primals, tangents),
+        lambda: torch.func.vjp(gradient, *primals)[1](tangents),
+        dual_over_backward,
+        of_forward,
+    ):
+        with fastsparse.use_backend("reference"):
+            right = second()
+        if name.startswith(ONCE) and second is not of_forward:
+            with pytest.raises(NotImplementedError, match="second derivatives must be taken inside"):
+                second()
+        else:
+            torch.testing.assert_close(second(), right)
 
 
 def test_functional_gradients_may_pass_an_op_by():
@@ -486,7 +689,3 @@ def test_functional_gradients_may_pass_by_what_wants_none():
 
     found = torch.func.grad(function)(torch.ones(()))
     torch.testing.assert_close(found, function(torch.ones(())))
-    with pytest.raises(NotImplementedError, match=r"gradients by torch\.func must be taken inside"):
-        torch.func.vmap(
-            torch.func.grad(lambda values: fastsparse.spmm(values, INDICES, torch.ones(M, D)).sum())
-        )(torch.stack((values, values)))

@@ -1,6 +1,7 @@
 """newton_recurrence: recurrences of the user's own, by Newton's method, certified, with their gradient."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -227,6 +228,37 @@ def test_torch_func_and_inference_mode():
     with torch.inference_mode():
         h, _ = fastsparse.newton_recurrence(elman(weight.clone()), x.clone(), h0.clone())
     torch.testing.assert_close(h, loop(elman(weight), x, h0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_forward_mode(wanted):
+    """Into what the step holds, the inputs and the first state, also from a level below another."""
+    primals = tuple(
+        random(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate([(4,), (2, 9, 4), (2, 4)])
+    )
+    tangents = tuple(random(*primals[i].shape, seed=5 + i, dtype=torch.float64) for i in wanted)
+
+    def through(solve, *args):
+        weight, x, h0 = (args[wanted.index(i)] if i in wanted else primals[i] for i in range(3))
+        return solve(elman(weight), x, h0)
+
+    def newton(*args):
+        return fastsparse.newton_recurrence(*args)[0]
+
+    def below(*args):
+        return torch.func.vmap(torch.func.grad(lambda scale, h: (scale * h).sum()))(
+            torch.ones(2, dtype=torch.float64), through(newton, *args)
+        )
+
+    inside = tuple(primals[i] for i in wanted)
+    _, right = torch.func.jvp(partial(through, loop), inside, tangents)
+    torch.testing.assert_close(torch.func.jvp(partial(through, newton), inside, tangents)[1], right)
+    torch.testing.assert_close(torch.func.jvp(below, inside, tangents)[1], right.sum(dim=(1, 2)))
+    with pytest.raises(NotImplementedError, match="second derivatives must be taken inside"):
+        torch.func.jvp(
+            lambda *args: torch.func.jvp(partial(through, newton), args, tangents)[1], inside, tangents
+        )
 
 
 def test_second_derivatives_are_the_references():

@@ -4,15 +4,21 @@ On CUDA tensors ``fastsparse::<op>`` is Python, which chooses among kernels (_gp
 library are ``fastsparse_cuda::<op>``, of the same schema.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+from torch._guards import TracingContext
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
+from fastsparse._transforms import is_traced
 from fastsparse.backend import requested, wants_reference
 from fastsparse.ops import _gpu
 from fastsparse.ops._forms import FORMS, Form
+from fastsparse.reference._precision import accumulate
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
 _CUDA_LIBRARY = torch.library.Library("fastsparse_cuda", "DEF")
@@ -26,11 +32,15 @@ def register(
     fake: Callable,
     setup_context: Callable,
     backward: Callable,
+    jvp: Callable,
 ) -> Callable:
     """Define ``fastsparse::<schema>``, to which compiled libraries add kernels; returns what runs it.
 
     What runs it takes the schema's arguments, a tensor first, as the public functions have checked them, and
-    serves the backend that was asked for. Who calls the op itself has its tensors checked by ``form``.
+    serves the backend that was asked for. Who calls the op by its name has its tensors checked by ``form``.
+    ``jvp`` takes the arguments, what came of them, and the arguments' tangents, None where there is none; it
+    returns the outputs' tangents. It and ``backward`` are made of what runs ops, as they must serve the
+    backend that is asked for when they run.
     """
     name = schema[: schema.index("(")]
     qualified = f"fastsparse::{name}"
@@ -40,26 +50,101 @@ def register(
     _LIBRARY.impl(name, _without_kernel(name, reference), "CompositeExplicitAutograd")
     _LIBRARY.impl(name, _gpu.implementation(name, reference), "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     op = getattr(torch.ops.fastsparse, name).default
+    reverse, both = _differentiated(name, op, setup_context, backward, jvp)
+    _LIBRARY.impl(name, _called_by_name(name, reverse, both), "Autograd")
+    torch.library.register_vmap(qualified, _one_by_one(op, fake), lib=_LIBRARY)
 
     def run(*arguments):
         if wants_reference(arguments[0]):
             return reference(*arguments)
         if torch.compiler.is_compiling():
             return op(*arguments)
-        _refuse_forward_mode(name, arguments)  # torch.func.jvp too
         if torch._C._are_functorch_transforms_active():
-            if torch.is_grad_enabled():
-                _refuse_functional_gradient(name, arguments)
-            return op(*arguments)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            return op(*arguments)
-        # Without a gradient the registered autograd kernel, which is Python, would only cost its time.
+            return _trust.run(op, arguments)
+        if forward_ad._current_level < 0:
+            return reverse(*arguments)
+        return both(*arguments)
+
+    return run
+
+
+def _differentiated(
+    name: str, op: Callable, setup_context: Callable, backward: Callable, jvp: Callable
+) -> tuple[Callable, Callable]:
+    """The op with its gradient, and with its tangents too, for one level of differentiation.
+
+    Own ones, because those of torch.library.register_autograd drop tangents, and refuse torch.func.
+    """
+
+    def below(*arguments):
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
 
-    return run
+    def forward(ctx, *arguments):
+        if torch._C._are_functorch_transforms_active():
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for the levels below
+                output = below(*arguments)
+        else:
+            output = below(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    def forward_and_keep(ctx, *arguments):
+        output = forward(ctx, *arguments)
+        ctx.kept = arguments, output
+        return output
+
+    def tangents_of(ctx, *tangents):
+        arguments, output = ctx.kept
+        del ctx.kept  # which would keep itself alive
+        if _is_traced_by_dynamo():
+            raise NotImplementedError(f"{name}: {_LOST}")
+        with forward_ad._set_fwd_grad_enabled(True):  # for the levels below
+            return jvp(tuple(_unpacked(argument)[0] for argument in arguments), output, tangents)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(name, (_SingleLevelFunction,), methods)
+    methods |= {"forward": staticmethod(forward_and_keep), "jvp": staticmethod(tangents_of)}
+    dual_function = type(name, (_SingleLevelFunction,), methods)
+
+    def reverse(*arguments):
+        if not torch.is_grad_enabled() or not torch._C._any_requires_grad(*arguments):
+            return below(*arguments)
+        return _apply(function, arguments)
+
+    def both(*arguments):
+        if all(_unpacked(argument)[1] is None for argument in arguments):
+            return reverse(*arguments)
+        return _apply(dual_function, arguments)
+
+    return reverse, both
+
+
+def _apply(function: type[_SingleLevelFunction], arguments: tuple):
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*unwrap_dead_wrappers(arguments))
+    with enable_single_level_autograd_function():  # torch.func has come to one level, and calls us there
+        return function.apply(*arguments)
+
+
+def _unpacked(argument) -> tuple:
+    """An argument and its tangent."""
+    return forward_ad.unpack_dual(argument, level=0) if isinstance(argument, Tensor) else (argument, None)
+
+
+def accumulated(tangents: Sequence[Tensor | None], like: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Tangents in the type that sums are carried in, as are the tensors that they are of; zeros for None."""
+    return [
+        tensor if tensor is None else torch.zeros_like(tensor) if tangent is None else accumulate(tangent)
+        for tangent, tensor in zip(tangents, like, strict=True)
+    ]
+
+
+def total(*terms: Tensor | None) -> Tensor | None:
+    """The sum of those that there are."""
+    there = [term for term in terms if term is not None]
+    return sum(there[1:], start=there[0]) if there else None
 
 
 def _without_kernel(op: str, reference: Callable) -> Callable:
@@ -76,44 +161,103 @@ def _without_kernel(op: str, reference: Callable) -> Callable:
     return run
 
 
-def register_backward(schema: str, *, form: str, reference: Callable, fake: Callable) -> None:
+class _Trust(threading.local):
+    """Whether what calls an op by its name, in this thread, keeps the tangents of what it computes."""
+
+    given = False
+
+    @torch._disable_dynamo  # which would trace what runs under torch.func, frame by frame
+    def run(self, op: Callable, arguments: tuple):
+        before, self.given = self.given, True
+        try:
+            return op(*arguments)
+        finally:
+            self.given = before
+
+
+_trust = _Trust()
+_LOST = (
+    "dual tensors can't go into a compiled or exported graph, nor be made inside of one, as PyTorch may drop "
+    "their tangents there: take torch.func.jvp, of the function or inside of what is compiled"
+)
+
+
+def _called_by_name(name: str, reverse: Callable, both: Callable) -> Callable:
+    """What PyTorch's dispatcher runs: where graphs call the op, and for each level of torch.func.
+
+    Inductor's graphs drop the tangents of what they compute on the way here, and say nothing. Where
+    functions are differentiated while they are traced, tangents are tensors of the graph. Those levels are
+    PyTorch's own, and not counted by forward_ad.
+    """
+    functional = torch._C._TorchDispatchModeKey.FUNCTIONAL
+
+    def run(*arguments):
+        if torch._C._are_functorch_transforms_active() or torch._C._get_dispatch_mode(functional) is not None:
+            return _trust.run(both, arguments)
+        if forward_ad._current_level < 0:
+            return reverse(*arguments)
+        if not _trust.given and torch._C._is_fwd_grad_enabled() and not is_traced():
+            raise NotImplementedError(f"{name}: {_LOST}")
+        return both(*arguments)
+
+    return run
+
+
+def _one_by_one(op: Callable, fake: Callable) -> Callable:
+    """The op under vmap: as PyTorch's own fallback, without its warning, and for an empty batch too."""
+
+    def run(info, in_dims, *arguments):
+        def take(i: int) -> list:
+            pairs = zip(arguments, in_dims, strict=True)
+            return [argument if dim is None else argument.select(dim, i) for argument, dim in pairs]
+
+        def stack(outputs: Sequence[Tensor]) -> Tensor:
+            return torch.stack(outputs) if info.batch_size else outputs[0].unsqueeze(0)[:0]
+
+        if info.batch_size == 0:
+            pairs = zip(arguments, in_dims, strict=True)
+            outputs = [
+                fake(*(a if dim is None else a.movedim(dim, 0).sum(0).to(a.dtype) for a, dim in pairs))
+            ]
+        else:
+            outputs = [op(*take(i)) for i in range(info.batch_size)]
+        if isinstance(outputs[0], Tensor):
+            return stack(outputs), 0
+        return tuple(map(stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
+
+    return run
+
+
+def _is_traced_by_dynamo() -> bool:
+    """Whether torch.compile's first stage asks for shapes: dual tensors in its graph may be run as such."""
+    functional = torch._C._TorchDispatchModeKey.FUNCTIONAL
+    return (
+        TracingContext.try_get() is not None  # torch.compiler.is_compiling() is for what is being traced
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_dispatch_mode(functional) is None
+    )
+
+
+def register_backward(schema: str, *, form: str, reference: Callable, fake: Callable) -> Callable:
     """Define ``fastsparse::<op>_backward``, the gradient of an op, which has none itself and says so."""
     op = schema[: schema.index("_backward(")]
 
-    def refuse(ctx, *_):
+    def refuse(*_):
         raise NotImplementedError(
             f'{op}: second derivatives must be taken inside fastsparse.use_backend("reference"), '
             "the kernels have none"
         )
 
-    register(schema, form=form, reference=reference, fake=fake, setup_context=_keep_nothing, backward=refuse)
+    return register(
+        schema,
+        form=form,
+        reference=reference,
+        fake=fake,
+        setup_context=_keep_nothing,
+        backward=refuse,
+        jvp=refuse,
+    )
 
 
 def _keep_nothing(ctx, inputs, output) -> None:
     pass
-
-
-def _refuse_forward_mode(op: str, arguments: tuple) -> None:
-    """Raise where PyTorch would silently drop a tangent: registered ops have no forward-mode rule."""
-    if forward_ad._current_level < 0:
-        return
-    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments):
-        raise NotImplementedError(
-            f'{op}: forward-mode differentiation must run inside fastsparse.use_backend("reference"), '
-            "the kernels have none"
-        )
-
-
-def _refuse_functional_gradient(op: str, arguments: tuple) -> None:
-    """Raise where PyTorch would say no more than that the op's autograd.Function lacks a method."""
-    functorch = torch._C._functorch
-    for argument in arguments:
-        if not isinstance(argument, Tensor) or not argument.is_floating_point():
-            continue
-        while functorch.is_functorch_wrapped_tensor(argument):
-            if functorch.is_gradtrackingtensor(argument) and argument.requires_grad:
-                raise NotImplementedError(
-                    f"{op}: gradients by torch.func must be taken inside "
-                    'fastsparse.use_backend("reference"); the kernels have those of torch.autograd'
-                )
-            argument = functorch.get_unwrapped(argument)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
-from fastsparse.ops._library import register
+from fastsparse.ops._library import register, total
 from fastsparse.reference.linear_recurrence import multiply, transposed
 
 
@@ -24,6 +24,15 @@ def _backward(ctx, d_h: Tensor):
     return *(grad if needed else None for grad, needed in zip(found, wanted, strict=True)), None, None
 
 
+def _jvp(inputs, h: Tensor, tangents) -> Tensor:
+    """The recurrence of the tangents: what a_t, b_t and h0 move the states by, carried on by a."""
+    a, b, h0, reverse, cu_seqlens = inputs
+    t_a, t_b, t_h0, *_ = tangents
+    moved = None if t_a is None else multiply(t_a, First(h, cu_seqlens, reverse).before(h, h0))
+    moved = total(t_b, moved)
+    return linear_recurrence(a, torch.zeros_like(b) if moved is None else moved, t_h0, reverse, cu_seqlens)
+
+
 # a and b (B, T, H) and h0 (S, H), or blocks: a (B, T, 2, 2, H), b (B, T, 2, H), h0 (S, 2, H). S is B, or one
 # less than there are cu_seqlens, int64.
 linear_recurrence = register(
@@ -34,6 +43,7 @@ linear_recurrence = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    jvp=_jvp,
 )
 
 
@@ -61,7 +71,7 @@ def _second(ctx, g_a: Tensor | None, g_b: Tensor | None, g_h0: Tensor | None):
     """
     a, h0, cu_seqlens, h, d_h = ctx.saved_tensors
     needs_a, needs_h0, _, _, needs_h, _, *_ = ctx.needs_input_grad
-    first = _First(h, cu_seqlens, ctx.reverse)
+    first = First(h, cu_seqlens, ctx.reverse)
     terms = torch.zeros_like(d_h) if g_b is None else g_b
     if g_a is not None:
         terms = terms + multiply(g_a, first.before(h, h0))
@@ -72,12 +82,40 @@ def _second(ctx, g_a: Tensor | None, g_b: Tensor | None, g_h0: Tensor | None):
     to_h = to_h0 = None
     if needs_through:
         to_before = multiply(transposed(g_a, through), through)
-        to_h = _First(h, cu_seqlens, not ctx.reverse).before(to_before, None)  # before in the other direction
+        to_h = First(h, cu_seqlens, not ctx.reverse).before(to_before, None)  # before in the other direction
         to_h0 = first.take(to_before) if needs_h0 else None
     return to_a if needs_a else None, to_h0, None, None, to_h, r, None, None, None
 
 
-class _First:
+def _jvp_backward(inputs, output, tangents) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The tangents of d_a, d_b and d_h0, with l and r_0 as in :func:`_second`.
+
+    l' solves what l does, from d_h'_t + a'_{t+1}^T l_{t+1}. The products follow: d_a_t' = l'_t h_{t-1}^T +
+    l_t h'_{t-1}^T and d_h0' = a_1^T l'_1 + a'_1^T l_1.
+    """
+    a, h0, reverse, cu_seqlens, h, d_h, *needs = inputs
+    t_a, t_h0, _, _, t_h, t_d_h, *_ = tangents
+    first = First(h, cu_seqlens, reverse)
+
+    def adjoint(d_h, h0, h, *needs):
+        return linear_recurrence_backward(a, h0, reverse, cu_seqlens, h, d_h, *needs)
+
+    _, through, _ = adjoint(d_h, h0, h, False, True, False)
+    moved = torch.zeros_like(d_h) if t_d_h is None else t_d_h
+    if t_a is not None:
+        back = multiply(transposed(t_a, through), through)
+        moved = moved + First(h, cu_seqlens, not reverse).before(back, None)
+    t_to_a, t_through, t_to_h0 = adjoint(moved, h0, h, needs[0], True, needs[2])
+    if needs[0] and (t_h is not None or t_h0 is not None):
+        before = first.before(torch.zeros_like(h) if t_h is None else t_h, t_h0)
+        t_to_a = t_to_a + (through.unsqueeze(-2) * before.unsqueeze(-3) if h.dim() == 4 else through * before)
+    if needs[2] and t_a is not None:
+        t_to_h0 = t_to_h0 + first.take(back)
+    found = t_to_a, t_through, t_to_h0
+    return tuple(tangent if needed else None for tangent, needed in zip(found, needs, strict=True))
+
+
+class First:
     """The step at which each sequence begins, by shapes that don't depend on the lengths."""
 
     def __init__(self, h: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> None:
@@ -121,4 +159,5 @@ linear_recurrence_backward = register(
     fake=_fake_backward,
     setup_context=_keep_for_second,
     backward=_second,
+    jvp=_jvp_backward,
 )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastsparse import reference
 from fastsparse.ops._library import register
-from fastsparse.ops.matching_pursuit import gradients
+from fastsparse.ops.matching_pursuit import gradients, tangents_of_steps
 
 
 def _reference(residual, *options):
@@ -34,6 +34,14 @@ def _backward(ctx, d_value: Tensor | None, _, d_residual: Tensor | None):
     return d_x, d_dictionary, None, None
 
 
+def _jvp(inputs, output, tangents) -> tuple[Tensor, None, Tensor]:
+    residual, dictionary, _, normalized = inputs
+    value, index, _ = output
+    code = value.unsqueeze(1), index.unsqueeze(1)
+    t_values, t_residual = tangents_of_steps(residual, dictionary, *code, normalized, *tangents[:2])
+    return t_values[:, 0], None, t_residual
+
+
 matching_pursuit_step = register(
     "matching_pursuit_step(Tensor residual, Tensor dictionary, bool nonnegative, bool normalized) "
     "-> (Tensor value, Tensor index, Tensor residual)",
@@ -42,4 +50,5 @@ matching_pursuit_step = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    jvp=_jvp,
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from fastsparse import reference
@@ -28,14 +29,16 @@ def newton_recurrence(
         h = reference.newton_recurrence(step, x, h0)
         channels = h0.new_zeros(h0.shape[0], h0.shape[-1])
         return h, channels.int(), channels, channels.bool()
-    with torch.no_grad():
+    with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
         h, iterations, converged = _solve(step, x, h0, max_iter, tol, damping)
     before = _before(h, h0)
     ahead = step(before, x)  # the states h again: residual, and the way back to x and all that step holds
     residual = (ahead.detach() - h).abs().flatten(1, -2)
     residual = residual.amax(dim=1) if residual.shape[1] else torch.zeros_like(iterations, dtype=h.dtype)
-    if ahead.requires_grad:
-        with torch.no_grad():
+    # A level of torch.func that differentiates may lie below the one that shows.
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed or ahead.requires_grad or forward_ad.unpack_dual(ahead).tangent is not None:
+        with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
             J = check_apart(step, before.detach(), x.detach())
         h = _Implicit.apply(ahead, h, J)
     return h, iterations, residual, converged
@@ -183,6 +186,7 @@ class _Implicit(torch.autograd.Function):
     def setup_context(ctx, inputs, output) -> None:
         ahead, _, J = inputs
         ctx.save_for_backward(ahead, J)
+        ctx.save_for_forward(ahead, J)
 
     @staticmethod
     def backward(ctx, d_h: Tensor):
@@ -190,9 +194,14 @@ class _Implicit(torch.autograd.Function):
         _, through, _ = linear_recurrence_backward(J, None, False, None, ahead, d_h, False, True, False)
         return _Last.apply(through, ahead), None, None
 
+    @staticmethod
+    def jvp(ctx, t_ahead: Tensor, *_):
+        ahead, J = ctx.saved_tensors
+        return _Last.apply(linear_recurrence(J, t_ahead, None, False, None), ahead)
+
 
 class _Last(torch.autograd.Function):
-    """A gradient that depends on ``ahead`` in ways that aren't followed: a second derivative is refused."""
+    """A derivative that depends on ``ahead`` in ways that aren't followed: a second one is refused."""
 
     @staticmethod
     def forward(gradient: Tensor, ahead: Tensor) -> Tensor:
@@ -203,10 +212,12 @@ class _Last(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx, _):
+    def backward(ctx, *_):
         raise NotImplementedError(
             'newton_recurrence: second derivatives must be taken inside fastsparse.use_backend("reference")'
         )
+
+    jvp = backward
 
 
 def _small(d: Tensor, h: Tensor, tol: float) -> Tensor:

@@ -1,11 +1,10 @@
 """``fastsparse::sddmm``: dense times dense where a code is nonzero. Gradients: spmm and spmm_t."""
 
-import torch
 from torch import Tensor
 
-from fastsparse import reference
+from fastsparse import ops, reference
 from fastsparse._validation import check_range
-from fastsparse.ops._library import register
+from fastsparse.ops._library import register, total
 
 
 def _reference(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -22,12 +21,20 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    ops = torch.ops.fastsparse
     x, weight, indices = ctx.saved_tensors
     needs_x, needs_weight, _ = ctx.needs_input_grad
-    d_x = ops.spmm.default(grad, indices, weight) if needs_x else None
-    d_weight = ops.spmm_t.default(grad, indices, x, weight.shape[0]) if needs_weight else None
+    d_x = ops.spmm(grad, indices, weight) if needs_x else None
+    d_weight = ops.spmm_t(grad, indices, x, weight.shape[0]) if needs_weight else None
     return d_x, d_weight, None
+
+
+def _jvp(inputs, output, tangents) -> Tensor:
+    x, weight, indices = inputs
+    t_x, t_weight, _ = tangents
+    return total(
+        None if t_x is None else ops.sddmm(t_x, weight, indices),
+        None if t_weight is None else ops.sddmm(x, t_weight, indices),
+    )
 
 
 sddmm = register(
@@ -37,4 +44,5 @@ sddmm = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    jvp=_jvp,
 )

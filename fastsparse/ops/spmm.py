@@ -1,11 +1,10 @@
 """``fastsparse::spmm``: sparse code times dense matrix. Gradients: sddmm and spmm_t."""
 
-import torch
 from torch import Tensor
 
-from fastsparse import reference
+from fastsparse import ops, reference
 from fastsparse._validation import check_range
-from fastsparse.ops._library import register
+from fastsparse.ops._library import register, total
 
 
 def _reference(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
@@ -22,12 +21,20 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    ops = torch.ops.fastsparse
     values, indices, weight = ctx.saved_tensors
     needs_values, _, needs_weight = ctx.needs_input_grad
-    d_values = ops.sddmm.default(grad, weight, indices) if needs_values else None
-    d_weight = ops.spmm_t.default(values, indices, grad, weight.shape[0]) if needs_weight else None
+    d_values = ops.sddmm(grad, weight, indices) if needs_values else None
+    d_weight = ops.spmm_t(values, indices, grad, weight.shape[0]) if needs_weight else None
     return d_values, None, d_weight
+
+
+def _jvp(inputs, output, tangents) -> Tensor:
+    values, indices, weight = inputs
+    t_values, _, t_weight = tangents
+    return total(
+        None if t_values is None else ops.spmm(t_values, indices, weight),
+        None if t_weight is None else ops.spmm(values, indices, t_weight),
+    )
 
 
 spmm = register(
@@ -37,4 +44,5 @@ spmm = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    jvp=_jvp,
 )

@@ -1,11 +1,10 @@
 """``fastsparse::spmm_t``: transposed sparse code times dense matrix. Gradients: sddmm and spmm."""
 
-import torch
 from torch import Tensor
 
-from fastsparse import reference
+from fastsparse import ops, reference
 from fastsparse._validation import check_range
-from fastsparse.ops._library import register
+from fastsparse.ops._library import register, total
 
 
 def _reference(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
@@ -23,12 +22,20 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    ops = torch.ops.fastsparse
     values, indices, x = ctx.saved_tensors
     needs_values, _, needs_x, _ = ctx.needs_input_grad
-    d_values = ops.sddmm.default(x, grad, indices) if needs_values else None
-    d_x = ops.spmm.default(values, indices, grad) if needs_x else None
+    d_values = ops.sddmm(x, grad, indices) if needs_values else None
+    d_x = ops.spmm(values, indices, grad) if needs_x else None
     return d_values, None, d_x, None
+
+
+def _jvp(inputs, output, tangents) -> Tensor:
+    values, indices, x, num_latents = inputs
+    t_values, _, t_x, _ = tangents
+    return total(
+        None if t_values is None else ops.spmm_t(t_values, indices, x, num_latents),
+        None if t_x is None else ops.spmm_t(values, indices, t_x, num_latents),
+    )
 
 
 spmm_t = register(
@@ -38,4 +45,5 @@ spmm_t = register(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    jvp=_jvp,
 )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastsparse._transforms import may_branch_on
+
 
 class Sequences:
     """Turns (B, T, ...) into one row a sequence, whose steps run in the order of the recurrence, and back.
@@ -17,9 +19,9 @@ class Sequences:
             return
         bounds, step = cu_seqlens.long(), torch.arange(T, device=cu_seqlens.device)
         lengths = bounds.diff().unsqueeze(1)  # (S, 1)
-        tracing = torch.compiler.is_compiling()  # when no length may be looked at
-        longest = T if tracing or not lengths.numel() else int(lengths.max())
-        place = step[:longest] if tracing else torch.arange(longest, device=step.device)
+        unknown = not may_branch_on(lengths)
+        longest = T if unknown or not lengths.numel() else int(lengths.max())
+        place = step[:longest] if unknown else torch.arange(longest, device=step.device)
         first = bounds[:-1].unsqueeze(1)
         self._used = place < lengths
         self._from = (first + lengths - 1 - place if reverse else first + place).where(self._used, 0)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastsparse._transforms import may_branch_on
 from fastsparse.reference.linear_recurrence import compose, multiply, scan, stacked
 
 NEWTON_PASSES = 12
@@ -42,7 +43,7 @@ def solve(cell: Cell, u: Tensor, start: Tensor, solver: str) -> tuple[Tensor, Te
     with torch.no_grad():
         h, passes = (newton if solver == "newton" else shooting)(cell, u, start)
     redo = passes < 0
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or bool(redo.any()):
+    if torch.is_grad_enabled() or not may_branch_on(redo) or bool(redo.any()):
         loop = sequential(cell, u, start)
         h = torch.where(over_time(redo, h), loop, h)
         h = loop + (h - loop).detach().nan_to_num(0.0, 0.0, 0.0)  # infinite states differ by NaN
@@ -73,7 +74,7 @@ def newton(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         todo = passes < 0
         h = torch.where(over_time(todo, h), h + d, h)
         passes = torch.where(todo & small(d, h), attempt, passes)
-        if not torch.compiler.is_compiling() and not (passes < 0).any():
+        if may_branch_on(passes) and not (passes < 0).any():
             break
     return h, passes
 
@@ -117,7 +118,7 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         certain = small(off, states) & small(D, starts) & steady(P, tangents, inside)
         fine = attempt == SHOOTING_PASSES or small(16 * off, states) & small(16 * D, starts)
         passes = torch.where(todo & (once_more | certain & fine), attempt, passes)
-        if not torch.compiler.is_compiling() and not (passes < 0).any():
+        if may_branch_on(passes) and not (passes < 0).any():
             break
         starts, once_more = starts + D, certain
     return answer.flatten(1, 2)[:, :T].contiguous(), passes
