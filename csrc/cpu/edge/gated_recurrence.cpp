@@ -97,6 +97,7 @@ std::vector<Tensor> gated_recurrence(const std::string& op, const GatedKernels& 
                                      const std::vector<Tensor>& weights,
                                      const std::vector<std::optional<Tensor>>& start,
                                      const std::optional<Tensor>& cu_seqlens, const std::string& solver) {
+  InFloatMode mode(Subnormals::as_asked);
   Solver chosen = solver_of(op, solver);
   int64_t B = u.size(0), T = u.size(1), H = u.size(3);
   Tensor bounds, inputs = with_unit_channels(u);

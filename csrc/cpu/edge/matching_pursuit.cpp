@@ -166,6 +166,7 @@ class Pursuit {
 
 std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol,
                                                     bool nonnegative, bool normalized, const std::string& method) {
+  InFloatMode mode(Subnormals::kept);
   return Pursuit(x, dictionary, k, tol, nonnegative, normalized).run(method);
 }
 

@@ -281,6 +281,7 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
                                        int64_t k, const std::string& activation,
                                        const std::optional<Tensor>& latent_scale,
                                        const std::optional<Tensor>& latent_mask) {
+  InFloatMode mode(Subnormals::kept);
   return Encoder(x, weight, bias, k, activation, latent_scale, latent_mask).run();
 }
 
