@@ -191,6 +191,8 @@ def topk_encode(draw: Draw) -> int:
     options |= {"latent_scale": scale, "latent_mask": mask}
     code = draw.run(lambda: fastsparse.topk_encode(x, weight, bias, **options))
     assert_topk(code, x, weight, bias, **options)
+    if draw.flag("differentiated", 0.3):
+        _differentiate(draw, code, x, weight, bias, options)
     if all(draw.said.get(f"{name} are", "ties") == "ties" for name in ("x", "weight", "bias", "scales")):
         keys = x.double() @ weight.double().T + (0 if bias is None else bias.double())
         keys = keys * (1 if scale is None else scale.double())
@@ -198,6 +200,26 @@ def topk_encode(draw: Draw) -> int:
         keys = keys if mask is None else keys.masked_fill(~mask, -torch.inf)
         assert torch.equal(code[1], keys.sort(dim=1, descending=True, stable=True).indices[:, :k])
     return N
+
+
+def _differentiate(draw: Draw, code, x: Tensor, weight: Tensor, bias: Tensor | None, options: dict) -> None:
+    """The gradients are sparse products of the code that came out."""
+    values, indices = code
+    d_values = draw.gaussian(*values.shape).to(draw.dtype) * (values != 0)
+    ones = torch.ones(len(x), 1, dtype=draw.dtype)
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
+
+    def gradients():
+        again, _ = fastsparse.topk_encode(*leaves, *[None] * (3 - len(leaves)), **options)
+        return torch.autograd.grad(again, leaves, d_values)
+
+    found = draw.run(gradients)
+    d_values, x, weight = draw.flushed(d_values, x, weight)
+    with draw.oracle():
+        assert_spmm(found[0], d_values, indices, weight)
+        assert_spmm_t(found[1], d_values, indices, x, len(weight))
+        if bias is not None:
+            assert_spmm_t(found[2][:, None], d_values, indices, ones, len(weight))
 
 
 def spmm(draw: Draw) -> int:

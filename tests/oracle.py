@@ -264,6 +264,7 @@ def assert_pursuit(
     wild = ~(r.isfinite().all(dim=1)) | ~atoms.square().sum(dim=1).isfinite().all()
     for t in range(k):
         scores = r @ atoms.T
+        wild = wild | ~scores.isfinite().all(dim=1)
         error = sum_error(D, (finite(r) + off) @ sizes.T, x.dtype) + off @ sizes.T
         key, slack = scores / norms, error / norms + relative * scores.abs() / norms
         key, slack = key.masked_fill(norms == 0, 0), slack.masked_fill(lost, torch.inf)
@@ -298,9 +299,6 @@ def assert_pursuit(
             assert not (index[:, 0].bool() & ~took & ~wild).any(), "an unused slot holds an index"
             if t:
                 assert (~took | (values[:, t - 1] != 0) | wild).all(), "a row went on after it had stopped"
-        if nonnegative:
-            assert ((value >= 0) | wild).all()
-
         step = value.double().unsqueeze(1) * atoms[index[:, 0]]
         rounding = info.eps * (3 * finite(step) + finite(r) + off) + info.tiny
         if half:  # the value came out rounded, and went on unrounded
@@ -309,6 +307,8 @@ def assert_pursuit(
         off = off + rounding
         r = torch.where(wild.unsqueeze(1), r, r - step)
         wild = wild | ~r.isfinite().all(dim=1) | around.isinf() | off.isinf().any(dim=1)
+        if nonnegative:
+            assert ((value >= 0) | wild).all()
     settled = ~wild
     assert_within(residual[settled], r[settled], off[settled])
 
