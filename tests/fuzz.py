@@ -62,7 +62,7 @@ class Draw(random.Random):
     def __init__(self, seed: int, backends: Iterable[str], ops: Iterable[str]) -> None:
         super().__init__(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        who = random.Random(seed)  # of its own, so that the call is the same where both are given
+        who = random.Random(f"who {seed}")  # of its own, so that the call is the same where both are given
         self.backend, self.op = who.choice(tuple(backends)), who.choice(tuple(ops))
         self.said: dict[str, object] = {"backend": self.backend, "op": self.op}
         slow = self.backend.removesuffix("-screened") in GPU_BACKENDS
