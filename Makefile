@@ -36,7 +36,7 @@ test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' ex
 
 # What fails is had again by the seed that is printed with it: make fuzz SEED=17 CALLS=1
 fuzz: $(VENV)/.extra-test kernels  ## call ops at random and check them: MINUTES=10, SEED, CALLS, OP, BACKEND, VERBOSE=1
-	$(PY) tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(CALLS),--calls $(CALLS)) \
+	OMP_WAIT_POLICY=passive $(PY) tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(CALLS),--calls $(CALLS)) \
 	  $(if $(OP),--op $(OP)) $(if $(BACKEND),--backend $(BACKEND)) $(if $(VERBOSE),--verbose)
 
 lint: $(VENV)/.extra-test  ## check style with ruff
