@@ -33,6 +33,8 @@ inline constexpr int kPursuitThreads = 512;  // of a block, at most
 inline constexpr int kMostCandidates = 256;  // of which exact scores are computed one by one
 inline constexpr int kAtomThreads = 256;
 
+// What fp64 squares of fp32 numbers can't underflow below, but those of fp64 can: lengths are sums of squares.
+template <typename C> inline constexpr double kLeastLength = sizeof(C) == 8 ? 1e-140 : 0;
 template <typename C> inline constexpr C kLargest = C(sizeof(C) == 8 ? DBL_MAX : FLT_MAX);
 
 // The atoms as they are given, and what belongs to each.
@@ -271,7 +273,7 @@ template <typename T> struct PursuedRow {
   // The best atom, given the largest key; -1 where there is none to take.
   __device__ int32_t choose(C best) {
     if (length != length) return first_atom();  // all scores are NaN
-    if (best <= kLargest<C> && length <= DBL_MAX) {
+    if (best <= kLargest<C> && length <= DBL_MAX && length >= kLeastLength<C>) {
       if (length == 0) return -1;
       auto& candidates = shared_storage<Candidates>();
       int count = collect(candidates, best);
