@@ -38,6 +38,7 @@ def assert_recurrence(h, a, b, h0=None, reverse=False, cu_seqlens=None):
 def textbook(a, b, h0=None, reverse=False, cu_seqlens=None):
     """The loop in fp64, and what the kernels' states may be off by."""
     T, unit = b.shape[1], rounding(b.dtype)
+    most = torch.finfo(torch.float64 if b.dtype == torch.float64 else torch.float32).max
     a, b = a.double(), b.double()
     times = (lambda a, h: (a * h).sum(-2)) if a.dim() > b.dim() else lambda a, h: (a * h)[..., 0, :]
     exact, errors = torch.zeros_like(b), torch.zeros_like(b)
@@ -51,8 +52,9 @@ def textbook(a, b, h0=None, reverse=False, cu_seqlens=None):
             size = times(a_t.abs(), now.abs()) + b[row, t].abs()
             now = times(a_t, now) + b[row, t]
             error = times(a_t.abs(), error) + unit * size
+            error = error.masked_fill(~(size + error < most), torch.inf)  # may have overflowed on the way
             exact[row, t], errors[row, t] = now, error
-    return exact, errors.nan_to_num(torch.inf) + torch.finfo(torch.float32).tiny
+    return exact, errors.nan_to_num(torch.inf, torch.inf) + torch.finfo(torch.float32).tiny
 
 
 def rounding(dtype):
@@ -79,8 +81,9 @@ def assert_gradient(found, a, h0, h, d_h, reverse=False, cu_seqlens=None):
                 terms = factor[row, first].double() * of[row, first]
                 starts[part, s] = terms.sum(-2) if pairs else terms
     outer = (lambda x, y: x.unsqueeze(3) * y.unsqueeze(2)) if pairs else torch.mul
-    assert_within(d_a, outer(through, before), outer(off, before.abs()).nan_to_num(torch.inf) + tiny)
-    assert_within(d_h0, starts[0], starts[1].nan_to_num(torch.inf) + tiny)
+    off = outer(off, before.abs()).nan_to_num(torch.inf, torch.inf) + tiny
+    assert_within(d_a, outer(through, before), off)
+    assert_within(d_h0, starts[0], starts[1].nan_to_num(torch.inf, torch.inf) + tiny)
     assert all(part.dtype == h.dtype and part.is_contiguous() for part in found)
 
 

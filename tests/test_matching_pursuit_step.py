@@ -183,3 +183,19 @@ def test_bad_arguments(backend):
     ):
         with pytest.raises(error, match=rf"^matching_pursuit_step: .*{message}"):
             fastsparse.matching_pursuit_step(**({"residual": residual, "dictionary": dictionary} | change))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_products_with_tiny_and_huge_atoms_count_as_any(backend, scale):
+    x, dictionary = random(8, 40, seed=1, scale=1e-19 if scale < 1 else 1e15), random(20, 40, seed=2)
+    dictionary[1::2] *= scale
+    value, index, after = fastsparse.matching_pursuit_step(x, dictionary)
+    assert_pursuit((value[:, None], index[:, None], after), x, dictionary, k=1)
+    assert (value != 0).all()
+
+
+def test_rows_whose_squares_underflow_are_rows(backend):
+    x, dictionary = random(8, 40, seed=1, scale=1e-170, dtype=torch.float64), random(20, 40, seed=2).double()
+    value, index, after = fastsparse.matching_pursuit_step(x, dictionary)
+    assert_pursuit((value[:, None], index[:, None], after), x, dictionary, k=1)
+    assert (value != 0).all()

@@ -80,9 +80,10 @@ void matching_pursuit_lengths(const LengthArgs& args, int64_t begin, int64_t end
 // is tracked, s, stays within `bound` of a.r, a being what is scored, of norm <= A, R >= |r|, u the unit roundoff and g
 // = D u / (1 - D u) (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1; products of any order):
 //   the exact score itself, its division, and a's own rounding      (g + 16 u) A R  = exactness(R)
-//   s at first: a product                                           g A R
-//   a step: the product c G[j] of step c (c = |w| times the coefficient, w = a |w|), G[j] rounded in g A^2,
-//   c in 3 u, and the subtraction, in u of what it leaves           |c| A^2 (g + 16 u) + 4 u A R
+//   s at first: a product of the library's, whose threads may round in any direction: 2 u for u, g' for g
+//                                                                   g' A R
+//   a step: the product c G[j] of step c (c = |w| times the coefficient, w = a |w|), G[j] rounded in g' A^2,
+//   c in 3 u, and the subtraction, in u of what it leaves           |c| A^2 (g' + 16 u) + 4 u A R
 //   and r - c w in 2 u of each part, which a.r then sees            4 u A R
 // A step is a projection (of atoms whose norm is off 1 by so little that |w|^2 < 2): |r| grows by rounding alone,
 // g + 32 u. Below u times the least normal number all this is in absolute terms, which `floor` covers.
@@ -122,6 +123,7 @@ template <typename T, bool Absolute> class Pursuer {
         r_(args.D) {
     double g = double(args.D) * kUnit<C>;
     product_ = g < 0.5 ? g / (1 - g) : kInfinite;
+    library_ = g < 0.25 ? 2 * g / (1 - 2 * g) : kInfinite;
     while (first_ < args.M && args.squares && args.squares[first_] == 0) ++first_;
   }
 
@@ -180,7 +182,7 @@ template <typename T, bool Absolute> class Pursuer {
     length_ = std::sqrt(squared_norm(r_.data, args_.D)) * kSafety;
     spent_ = 0;
     trusted_ = true;
-    bound_ = tame() ? product_ * args_.sizes.largest * length_ + floor() : kInfinite;
+    bound_ = tame() ? library_ * args_.sizes.largest * length_ + floor() : kInfinite;
     if (bound_ < kInfinite) {
       // What fills the last vector must not win: 0 doesn't where keys are absolute, being the last.
       C none = Absolute ? C(0) : -std::numeric_limits<C>::infinity();
@@ -337,7 +339,7 @@ template <typename T, bool Absolute> class Pursuer {
       return load(s_.data + v) - by * load(gram + v);
     });
     double A = args_.sizes.largest;
-    bound_ += std::fabs(double(step)) * A * A * (product_ + 16 * kUnit<C>) + 8 * kUnit<C> * A * length_ + floor();
+    bound_ += std::fabs(double(step)) * A * A * (library_ + 16 * kUnit<C>) + 8 * kUnit<C> * A * length_ + floor();
     length_ += (product_ + 32 * kUnit<C>) * length_ + floor();
   }
 
@@ -352,7 +354,7 @@ template <typename T, bool Absolute> class Pursuer {
   const C* norms_;
   int64_t width_, first_ = 0;  // whole vectors of latents; the first atom that isn't zero
   Aligned<C> s_, maxima_, r_;
-  double product_, length_, bound_;  // g, R and the bound above
+  double product_, library_, length_, bound_;  // g, g', R and the bound above
   bool trusted_;
   int64_t spent_, count_;  // exact scores beyond one a step since all atoms had one; candidates
   int64_t candidates_[kMost];

@@ -50,13 +50,13 @@ inline float to_float(bf16 value) {
   return result;
 }
 inline float to_float(f16 value) {
-  // Shift exponent and mantissa into place, then rebias by a multiplication, which also handles subnormals.
+  // Exponent and mantissa are shifted into place and rebiased; subnormals are so many 2^-24. No number on the way is
+  // subnormal in fp32, where it might be taken for 0.
   uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
   if (magnitude >= 0x0f800000) magnitude = (magnitude & 0x007fffff) | 0x7f800000;  // Inf, NaN
+  else if (magnitude >= 0x00800000) magnitude += 112 << 23;
   else {
-    float scaled;
-    std::memcpy(&scaled, &magnitude, 4);
-    scaled *= 0x1p112f;
+    float scaled = float(magnitude >> 13) * 0x1p-24f;
     std::memcpy(&magnitude, &scaled, 4);
   }
   magnitude |= sign;

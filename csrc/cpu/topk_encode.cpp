@@ -228,10 +228,10 @@ void topk_encode_plain(const PlainArgs& args, int64_t row_begin, int64_t row_end
 //
 // Error bracket. With x = x~ + dx, w = w~ + dw, X = |x~|, W = |w~| and g = D 2^-24, by Cauchy-Schwarz
 //   |x.w - x~.w~|               <= |dx| W + (X + |dx|) |dw|
-//   the product's accumulation  <= g X W
+//   the product's accumulation  <= 2 g X W, whichever way the library's threads round
 //   the exact score's own       <= g (X + |dx|) (W + |dw|)
 //   the product's bf16 result   <= 2^-8 |s~|
-// which sums to A W + B |dw| + 2^-8 |s~| with A = |dx| (1 + g) + 2 g X and B = (X + |dx|)(1 + g). A processor that
+// which sums to A W + B |dw| + 2^-8 |s~| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). A processor that
 // flushes subnormals adds at most 2^-126 a term; the bias's rounding is relative to it. Both go into `rest` and
 // `residual` (edge/topk_encode.cpp). Inf and NaN in any of these widen the bracket to everything.
 
@@ -273,7 +273,7 @@ template <bool Keyed> void screen_row(const ScreenArgs& args, int64_t n) {
     return;
   }
   float g = float(args.D) * 0x1p-24f;
-  const Vector<float> a = broadcast(kSafety * (x_residual * (1 + g) + 2 * g * x_norm));
+  const Vector<float> a = broadcast(kSafety * (x_residual * (1 + g) + 3 * g * x_norm));
   const Vector<float> b = broadcast(kSafety * (x_norm + x_residual) * (1 + g));
   const bf16* scores = args.scores + n * stripe.count;
   const float *bias = static_cast<const float*>(stripe.bias), *scale = static_cast<const float*>(stripe.scale);

@@ -33,6 +33,8 @@ inline constexpr int kPursuitThreads = 512;  // of a block, at most
 inline constexpr int kMostCandidates = 256;  // of which exact scores are computed one by one
 inline constexpr int kAtomThreads = 256;
 
+// What fp64 squares of fp32 numbers can't underflow below, but those of fp64 can: lengths are sums of squares.
+template <typename C> inline constexpr double kLeastLength = sizeof(C) == 8 ? 1e-140 : 0;
 template <typename C> inline constexpr C kLargest = C(sizeof(C) == 8 ? DBL_MAX : FLT_MAX);
 
 // The atoms as they are given, and what belongs to each.
@@ -212,22 +214,34 @@ template <typename T> struct PursuedRow {
     }
   }
 
-  // A share of w.r: sums of D / 32 products at most, four or fewer of which are added here, and 32 at most later.
-  __device__ __forceinline__ C part_of_dot(int64_t m, int rank, int ranks) const {
+  // The power of two that brings an atom's norm near 1, as far as C reaches: products of tiny atoms, whose scores count
+  // as much as any, must not vanish, nor those of huge ones overflow.
+  __device__ __forceinline__ double factor(int64_t m) const {
+    if (!atoms.squares) return 1;
+    constexpr int most = sizeof(C) == 8 ? 500 : 120;
+    int exponent = (int(__double_as_longlong(atoms.squares[m]) >> 52) - 1023) / 2;
+    return __longlong_as_double((long long)(1023 - Most()(-most, Least()(exponent, most))) << 52);
+  }
+
+  // A share of w.r times the factor: sums of D / 32 products at most, four or fewer of which are added here, and 32 at
+  // most later.
+  __device__ __forceinline__ C part_of_dot(int64_t m, double factor, int rank, int ranks) const {
+    const C by = C(factor);
     C sums[4] = {};
     each_column(m, rank, ranks, [&](const auto& w, int d) {
 #pragma unroll
-      for (int c = 0; c < int(sizeof(w) / sizeof(C)); ++c) sums[c % 4] += w[c] * residual[d + c];
+      for (int c = 0; c < int(sizeof(w) / sizeof(C)); ++c) sums[c % 4] += w[c] * by * residual[d + c];
     });
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 
   // The score that decides. By a warp.
   __device__ __forceinline__ C exact(int64_t m) const {
-    C product = across_warp(part_of_dot(m, lane_index(), kWarp), Sum());
+    double factor = this->factor(m);
+    C product = across_warp(part_of_dot(m, factor, lane_index(), kWarp), Sum());
     if (!atoms.squares) return product;
     double square = atoms.squares[m];
-    return square == 0 ? C(0) : C(double(product) / sqrt(square));
+    return square == 0 ? C(0) : C(double(product) / (sqrt(square) * factor));
   }
 
   // |r|, which decides about the end, and bounds what scores are off.
@@ -259,7 +273,7 @@ template <typename T> struct PursuedRow {
   // The best atom, given the largest key; -1 where there is none to take.
   __device__ int32_t choose(C best) {
     if (length != length) return first_atom();  // all scores are NaN
-    if (best <= kLargest<C> && length <= DBL_MAX) {
+    if (best <= kLargest<C> && length <= DBL_MAX && length >= kLeastLength<C>) {
       if (length == 0) return -1;
       auto& candidates = shared_storage<Candidates>();
       int count = collect(candidates, best);
@@ -329,11 +343,12 @@ template <typename T> struct PursuedRow {
   // Takes an atom from the residual; returns its coefficient, 0 where that is no step.
   __device__ C take(int64_t m) {
     int thread = int(threadIdx.x), threads = int(blockDim.x);
-    C value = over_block(part_of_dot(m, thread, threads), Sum());
+    double factor = this->factor(m);
+    C value = over_block(part_of_dot(m, factor, thread, threads), Sum());
     if (atoms.squares) {
       double square = atoms.squares[m];
       if (square == 0) return 0;
-      value = C(double(value) / square);
+      value = C(double(value) / (square * factor));
     }
     if (value == 0 || (goal.nonnegative && value <= 0)) return 0;
     double sum = 0;

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 
+#include <cfenv>
 #include <cstdarg>
 #include <cstdlib>
 #include <cstring>
@@ -506,6 +507,19 @@ void fail(const char* format, ...) {
   std::abort();
 }
 
+// A GPU computes as it does, whatever the mode of the host's floating-point unit.
+class OrdinaryArithmetic {
+ public:
+  OrdinaryArithmetic() {
+    std::fegetenv(&host_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~OrdinaryArithmetic() { std::fesetenv(&host_); }
+
+ private:
+  std::fenv_t host_;
+};
+
 void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void*),
          void* context) {
   if (uint64_t(grid.x) * grid.y * grid.z == 0 || block.x * block.y * block.z == 0) return;
@@ -529,6 +543,7 @@ void run(const char* name, const void* kernel, dim3 grid, dim3 block, size_t sha
   builtins.blocks = grid;
   m.runner = pthread_self();
   FaultHandler handler;
+  OrdinaryArithmetic arithmetic;
   m.shared.begin_launch(shared_bytes);
   // Blocks in the order of a random full cycle through their numbers.
   uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "registration.h"
+#include "cpu/edge/float_mode.h"
 
 namespace fastsparse::edge {
 
@@ -49,14 +50,16 @@ inline int64_t rows_a_task(int64_t bytes) {
 }
 
 // Calls task(begin, end) over [0, count) in pieces of `grain`, handed out as threads become free: rows and latents
-// differ in work, and so do cores. A task must not depend on which pieces it gets.
+// differ in work, and so do cores. A task must not depend on which pieces it gets. All threads compute in the caller's
+// mode.
 template <typename Task> void parallel(int64_t count, int64_t grain, const Task& task) {
   if (count <= grain) {
     if (count > 0) task(int64_t{0}, count);
     return;
   }
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&, mode = float_mode()](int64_t, int64_t) {
+    InFloatMode here(mode);
     for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
       task(begin, begin + grain < count ? begin + grain : count);
   });

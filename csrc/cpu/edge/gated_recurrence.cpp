@@ -97,6 +97,7 @@ std::vector<Tensor> gated_recurrence(const char* op, const GatedKernels& kernels
                                      const std::vector<Tensor>& weights,
                                      const std::vector<std::optional<Tensor>>& start,
                                      const std::optional<Tensor>& cu_seqlens, int64_t solver) {
+  InFloatMode mode(Subnormals::as_asked);
   Solver chosen = option_of<Solver>(op, "solver", solver, kSolvers);
   int64_t B = u.size(0), T = u.size(1), H = u.size(3);
   Tensor bounds, inputs = with_unit_channels(u);

@@ -6,6 +6,7 @@ namespace fastsparse::edge {
 
 Tensor linear_recurrence(const Tensor& a, const Tensor& b, const std::optional<Tensor>& h0, bool reverse,
                          const std::optional<Tensor>& cu_seqlens) {
+  InFloatMode mode(Subnormals::as_asked);
   bool pairs = b.dim() == 4;
   int64_t B = b.size(0), T = b.size(1), H = b.size(b.dim() - 1);
   Tensor bounds, factors = with_unit_channels(a), terms = with_unit_channels(b), start;

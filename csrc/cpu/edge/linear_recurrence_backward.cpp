@@ -11,6 +11,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(const Tensor& a, c
                                                               bool reverse, const std::optional<Tensor>& cu_seqlens,
                                                               const Tensor& h, const Tensor& d_h, bool needs_a,
                                                               bool needs_b, bool needs_h0) {
+  InFloatMode mode(Subnormals::as_asked);
   const bool pairs = h.dim() == 4;
   const ScalarType dtype = h.scalar_type();
   const int64_t B = h.size(0), T = h.size(1), H = h.size(h.dim() - 1), element = int64_t(h.element_size());

@@ -162,6 +162,7 @@ class Pursuit {
 
 std::tuple<Tensor, Tensor, Tensor> matching_pursuit(const Tensor& x, const Tensor& dictionary, int64_t k, double tol,
                                                     bool nonnegative, bool normalized, int64_t method) {
+  InFloatMode mode(Subnormals::kept);
   auto chosen = option_of<Method>("matching_pursuit", "method", method, kMethods);
   return Pursuit(x, dictionary, k, tol, nonnegative, normalized).run(chosen);
 }

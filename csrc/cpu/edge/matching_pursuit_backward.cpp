@@ -35,6 +35,7 @@ std::tuple<Tensor, Tensor> matching_pursuit_backward(const Tensor& values, const
                                                      const Tensor& residual, const Tensor& dictionary,
                                                      const Tensor& d_values, const std::optional<Tensor>& d_residual,
                                                      bool normalized, bool needs_x, bool needs_dictionary) {
+  InFloatMode mode(Subnormals::as_asked);
   int64_t N = indices.size(0), k = indices.size(1), M = dictionary.size(0), D = dictionary.size(1);
   ScalarType dtype = residual.scalar_type(), accumulator = accumulator_of(dtype);
   int64_t accumulator_bytes = accumulator == ScalarType::Double ? 8 : 4;

@@ -278,6 +278,7 @@ void PursuitSteps::take(void* residual, const int64_t* rows, int64_t count, void
 
 std::tuple<Tensor, Tensor, Tensor> matching_pursuit_step(const Tensor& residual, const Tensor& dictionary,
                                                          bool nonnegative, bool normalized) {
+  InFloatMode mode(Subnormals::kept);
   int64_t N = residual.size(0), D = residual.size(1);
   ScalarType accumulator = accumulator_of(residual.scalar_type());
   Tensor rows = with_unit_stride(residual), after = allocate({N, D}, accumulator), value = allocate({N}, accumulator),

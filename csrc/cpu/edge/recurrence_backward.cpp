@@ -28,6 +28,7 @@ Tensor recurrence_backward(const char* op, RecurrenceBackward run, const Tensor&
                            std::initializer_list<Weights> weights, std::initializer_list<State> states,
                            const std::optional<Tensor>& cu_seqlens, bool needs_u, bool needs_weights,
                            bool needs_start) {
+  InFloatMode mode(Subnormals::as_asked);
   ScalarType dtype = u.scalar_type(), accumulator = accumulator_of(dtype);
   int64_t B = u.size(0), T = u.size(1), H = u.size(3), element = int64_t(u.element_size());
   std::vector<Tensor> kept;  // what the pointers point to

@@ -5,6 +5,7 @@
 namespace fastsparse::edge {
 
 Tensor sddmm(const Tensor& x, const Tensor& weight, const Tensor& indices) {
+  InFloatMode mode(Subnormals::as_asked);
   int64_t N = indices.size(0), k = indices.size(1);
   Tensor codes = as_contiguous(indices, ScalarType::Long), rows = with_unit_stride(x), atoms = with_unit_stride(weight);
   check_indices("sddmm", codes, weight.size(0));

@@ -37,6 +37,7 @@ int64_t panel_columns(const Tensor& codes, int64_t M, int64_t D, int64_t element
 }  // namespace
 
 Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
+  InFloatMode mode(Subnormals::as_asked);
   int64_t N = indices.size(0), k = indices.size(1), M = weight.size(0), D = weight.size(1);
   Tensor codes = as_contiguous(indices, ScalarType::Long), atoms = with_unit_stride(weight);
   check_indices("spmm", codes, M);

@@ -39,6 +39,7 @@ LatentMajor latent_major(const Tensor& values, const Tensor& indices, int64_t M)
 }  // namespace
 
 Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int64_t M) {
+  InFloatMode mode(Subnormals::as_asked);
   int64_t D = x.size(1);
   ScalarType accumulator = accumulator_of(x.scalar_type());
   Tensor codes = as_contiguous(indices, ScalarType::Long), rows = with_unit_stride(x);

@@ -274,6 +274,7 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
                                        int64_t k, int64_t activation,
                                        const std::optional<Tensor>& latent_scale,
                                        const std::optional<Tensor>& latent_mask) {
+  InFloatMode mode(Subnormals::kept);
   auto chosen = option_of<Activation>("topk_encode", "activation", activation, kActivations);
   return Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run();
 }
