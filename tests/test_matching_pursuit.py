@@ -17,6 +17,7 @@ from fastsparse import reference
 from fastsparse.backend import _cpu
 
 METHODS = ("direct", "gram")
+COMPILED = [name for name in backend_names(screened=True) if name != "reference"]
 forms = pytest.mark.parametrize(
     ("nonnegative", "normalized"),
     list(itertools.product([False, True], repeat=2)),
@@ -449,11 +450,13 @@ def assert_same_bits(runs):
 
 @forms
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("N", [4, 40])  # a CPU searches for few, and multiplies for many
-@pytest.mark.parametrize("name", [name for name in backend_names(screened=True) if name != "reference"])
-def test_neither_method_nor_batch_nor_threads_change_a_bit(name, threads, N, dtype, nonnegative, normalized):
+@pytest.mark.parametrize(("N", "D"), [(5, 8), (40, 52)])  # a CPU searches for few, and multiplies for many
+@pytest.mark.parametrize("name", [name for name in COMPILED if "triton" not in name])
+def test_neither_method_nor_batch_nor_threads_change_a_bit(
+    name, threads, N, D, dtype, nonnegative, normalized
+):
     """Not even where rounding decides: that of one sum in one order, whatever ruled the other atoms out."""
-    x, dictionary = random(N, 52, seed=1, dtype=dtype), near_twins(150, 52, dtype=dtype)
+    x, dictionary = random(N, D, seed=1, dtype=dtype), near_twins(150, D, dtype=dtype)
     x[0] = 0
     dictionary = unit(dictionary) if normalized else dictionary
     options = {"k": 6, "nonnegative": nonnegative, "normalized": normalized, "tol": 0.1}
@@ -461,12 +464,23 @@ def test_neither_method_nor_batch_nor_threads_change_a_bit(name, threads, N, dty
         runs = [pursue(x, dictionary, method=method, **options) for method in METHODS]
         threads(2)
         for method in (*METHODS, "auto"):
-            halves = [
-                fastsparse.matching_pursuit(half, dictionary, method=method, **options)
-                for half in x.split(N // 2)
+            parts = [
+                fastsparse.matching_pursuit(part, dictionary, method=method, **options)
+                for part in x.split(N // 2 + 1)
             ]
-            runs.append([torch.cat(parts) for parts in zip(*halves, strict=True)])
+            runs.append([torch.cat(part) for part in zip(*parts, strict=True)])
     assert_same_bits(runs)
+
+
+@forms
+@pytest.mark.parametrize("name", [name for name in COMPILED if "triton" in name])
+def test_near_twins_in_triton(name, nonnegative, normalized):
+    """As above, of fewer: the interpreter is slow, and its atoms are fp32 whatever the input's dtype."""
+    x, dictionary = random(6, 20, seed=1), near_twins(140, 20, dtype=torch.float32)
+    dictionary = unit(dictionary) if normalized else dictionary
+    options = {"k": 2, "nonnegative": nonnegative, "normalized": normalized}
+    with running(name):
+        assert_same_bits([pursue(x, dictionary, method=method, **options) for method in METHODS])
 
 
 @methods
