@@ -83,26 +83,26 @@ def _score(
 
 @triton.jit
 def _rescore(
-    r, best, second, whose, threshold, unsure, inverses, matrix, matrix_row, columns, M, D, stripes, stripe,
-    NONNEGATIVE: tl.constexpr, REFRESHED: tl.constexpr,
+    r, n, orders, seconds, atoms, threshold, unsure, inverses, matrix, matrix_row, columns, N, M, D,
+    stripes, stripe, NONNEGATIVE: tl.constexpr, REFRESHED: tl.constexpr,
 ):  # fmt: skip
     """The best of the atoms whose keys may reach a threshold, by their own sums."""
     rows: tl.constexpr = unsure.shape[0]
     top = tl.full((rows,), UNSET, tl.int32)
     index = tl.zeros((rows,), tl.int32)
-    numbers = tl.arange(0, best.shape[1])[None, :]
     for number in range(stripes * tl.max(unsure.to(tl.int32), axis=0)):
-        reaches = unsure & (tl.max(tl.where(numbers == number, best, UNSET), axis=1) >= threshold)
-        whole = reaches & (tl.max(tl.where(numbers == number, second, UNSET), axis=1) >= threshold)
-        alone = tl.max(tl.where((numbers == number) & reaches[:, None], whose, 0), axis=1)
+        kept = number * N + n
+        reaches = unsure & (tl.load(orders + kept, mask=unsure, other=UNSET) >= threshold)
+        whole = reaches & (tl.load(seconds + kept, mask=unsure, other=UNSET) >= threshold)
+        alone = tl.load(atoms + kept, mask=reaches, other=0)
         begin = tl.where(whole, number * stripe, alone)
         end = tl.where(whole, tl.minimum(M, begin + stripe), alone + reaches.to(tl.int32))
         for done in range(0, tl.max(end - begin, axis=0), REFRESHED):
             m = begin[:, None] + done + tl.arange(0, REFRESHED)[None, :]
             inside = m < end[:, None]
             cells = matrix + (m.to(tl.int64) * matrix_row)[:, :, None] + columns[None, None, :]
-            atoms = tl.load(cells, mask=inside[:, :, None] & (columns < D)[None, None, :], other=0.0)
-            keys = tl.sum(r[:, None, :] * atoms, axis=2)
+            scored = tl.load(cells, mask=inside[:, :, None] & (columns < D)[None, None, :], other=0.0)
+            keys = tl.sum(r[:, None, :] * scored, axis=2)
             if not NONNEGATIVE:
                 keys = tl.abs(keys)
             if inverses is not None:
@@ -151,8 +151,7 @@ def _take(
     cells = number[None, :] * N + n[:, None]
     best = tl.load(orders + cells, mask=inside, other=UNSET)
     second = tl.load(seconds + cells, mask=inside, other=UNSET)
-    whose = tl.load(atoms + cells, mask=inside, other=LAST)
-    top, index = best_of(best, whose)
+    top, index = best_of(best, tl.load(atoms + cells, mask=inside, other=LAST))
     columns = tl.arange(0, BLOCK_D)
     cells = residual + (n.to(tl.int64) * D)[:, None] + columns[None, :]
     inside = live[:, None] & (columns < D)[None, :]
@@ -165,8 +164,8 @@ def _take(
     reaching += tl.sum((second >= threshold[:, None]).to(tl.int32), axis=1)
     unsure = live & (top < INFINITE) & (reaching > 1) & (length > 0)
     again = _rescore(
-        r, best, second, whose, threshold, unsure, inverses, matrix, matrix_row, columns, M, D, stripes,
-        stripe, NONNEGATIVE, REFRESHED,
+        r, n, orders, seconds, atoms, threshold, unsure, inverses, matrix, matrix_row, columns, N, M, D,
+        stripes, stripe, NONNEGATIVE, REFRESHED,
     )  # fmt: skip
     index = tl.where(unsure, again, index)
     value, _, r, takes = step(
