@@ -10,6 +10,7 @@ from fastsparse.kernels._order import UNSET, order_of
 from torch import Tensor
 
 LAST = tl.constexpr(2**31 - 1)  # behind every atom
+INFINITE = tl.constexpr(0x7F800000)  # the order of infinity
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,17 @@ class Atoms:
         return Atoms(matrix.contiguous(), inverses.float(), norms.square().reciprocal(), factors)
 
 
-def layout(D: int) -> tuple[int, int, int]:
-    """Tokens, columns and warps of a program that carries residuals: about 16 columns a thread."""
+def layout(D: int) -> dict:
+    """Constants of a program that carries residuals: about 16 columns a thread."""
     columns = triton.next_power_of_2(max(1, D))
-    return (
-        max(1, min(32, 2**16 // columns)) if INTERPRETED else 1,
-        columns,
-        min(max(4, columns // (16 * WARP)), 1024 // WARP),
-    )
+    # Columns a thread of atoms that are scored again at a time; fewer where each takes an address, or r many.
+    refreshed = 32 if D % 4 == 0 and columns <= 1024 else 16
+    return {
+        "ROWS": max(1, min(32, 2**16 // columns)) if INTERPRETED else 1,
+        "BLOCK_D": columns,
+        "REFRESHED": min(64, max(1, refreshed * 256 // columns)),
+        "num_warps": min(max(8, columns // (16 * WARP)), 1024 // WARP),
+    }
 
 
 @triton.jit
@@ -126,6 +130,13 @@ def step(r, index, going, matrix, matrix_row, reciprocals, factors, columns, D, 
     else:
         takes = takes & (value != 0)
     return value, own, tl.where(takes[:, None], r - own[:, None] * atom, r), takes
+
+
+@triton.jit
+def product_error(length, D):
+    """How far sums of D products of r and an atom may be off, in any order: a multiple of the atom's norm."""
+    # Norms are below 1, or 1.1 by a promise half kept; D 2^-149 may underflow, of atoms of norm 1/2 or more.
+    return 1.12 * ((D + 4) * 2.0**-24) * length + D * 2.0**-148
 
 
 @triton.jit

@@ -1,18 +1,23 @@
 """Matching pursuit, a product of residuals and atoms a step: its epilogue keeps every row's best atom.
 
-A program of `_score` takes a tile of tokens through a stripe of the atoms and keeps each token's best key
-and atom; `_take` finds the best of the stripes', and takes it from the residual. N x M scores never exist.
-A tile of tokens that have all stopped is left out.
+A program of `_score` takes a tile of tokens through a stripe of the atoms and keeps each token's best key,
+its atom, and the second best key; `_take` finds the best of the stripes', and takes it from the residual.
+N x M scores never exist. A tile of tokens that have all stopped is left out.
 
-Operations: 2 k N M D, in fp32. Bytes: beside the product's, 8 a token and stripe, and 12 D a token, a step.
+As in _pursuit_gram.py the scores only choose, and choose what sums of r times the atom would: a product adds
+in another order. Stripes whose keys come within both's errors of the best are scored again, the one atom of
+those whose second best does not, all atoms of the others.
+
+Operations: 2 k N M D, in fp32. Bytes: beside the product's, 12 a token and stripe, and 12 D a token, a step.
 """
 
 import torch
 import triton
 import triton.language as tl
 from fastsparse.kernels._launch import OPTIONS, specimen
-from fastsparse.kernels._order import UNSET
+from fastsparse.kernels._order import UNSET, key_at, order_of
 from fastsparse.kernels._pursuit import (
+    INFINITE,
     LAST,
     Atoms,
     best_of,
@@ -21,6 +26,7 @@ from fastsparse.kernels._pursuit import (
     layout,
     length_of,
     orders_of,
+    product_error,
     step,
 )
 from fastsparse.kernels._topk_product import tiles
@@ -36,6 +42,7 @@ def _score(
     inverses,
     going,
     orders,
+    seconds,
     atoms,
     N,
     M,
@@ -55,6 +62,7 @@ def _score(
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
     best = tl.full((BLOCK_N,), UNSET, tl.int32)
+    second = best
     index = tl.zeros((BLOCK_N,), tl.int32)
     end = tl.minimum(M, (number + 1) * stripe)
     for first in range(number * stripe, end, BLOCK_M):
@@ -64,33 +72,73 @@ def _score(
         scores = dots(residual, matrix, row, column, D, D, matrix_row, BLOCK_N, BLOCK_M, BLOCK_D)
         found = orders_of(scores, inverses, column, (m < end)[None, :], NONNEGATIVE)
         top, at = best_of(found, tl.broadcast_to(m[None, :], (BLOCK_N, BLOCK_M)))
+        next = tl.max(tl.where(m[None, :] == at[:, None], UNSET, found), axis=1)
+        second = tl.maximum(tl.maximum(second, next), tl.minimum(best, top))
         index = tl.where(top > best, at, index)
         best = tl.maximum(top, best)
     tl.store(orders + number * N + n, best, mask=live)
+    tl.store(seconds + number * N + n, second, mask=live)
     tl.store(atoms + number * N + n, index, mask=live)
+
+
+@triton.jit
+def _rescore(
+    r, n, orders, seconds, atoms, threshold, unsure, inverses, matrix, matrix_row, columns, N, M, D,
+    stripes, stripe, NONNEGATIVE: tl.constexpr, REFRESHED: tl.constexpr,
+):  # fmt: skip
+    """The best of the atoms whose keys may reach a threshold, by their own sums."""
+    rows: tl.constexpr = unsure.shape[0]
+    top = tl.full((rows,), UNSET, tl.int32)
+    index = tl.zeros((rows,), tl.int32)
+    for number in range(stripes * tl.max(unsure.to(tl.int32), axis=0)):
+        kept = number * N + n
+        reaches = unsure & (tl.load(orders + kept, mask=unsure, other=UNSET) >= threshold)
+        whole = reaches & (tl.load(seconds + kept, mask=unsure, other=UNSET) >= threshold)
+        alone = tl.load(atoms + kept, mask=reaches, other=0)
+        begin = tl.where(whole, number * stripe, alone)
+        end = tl.where(whole, tl.minimum(M, begin + stripe), alone + reaches.to(tl.int32))
+        for done in range(0, tl.max(end - begin, axis=0), REFRESHED):
+            m = begin[:, None] + done + tl.arange(0, REFRESHED)[None, :]
+            inside = m < end[:, None]
+            cells = matrix + (m.to(tl.int64) * matrix_row)[:, :, None] + columns[None, None, :]
+            scored = tl.load(cells, mask=inside[:, :, None] & (columns < D)[None, None, :], other=0.0)
+            keys = tl.sum(r[:, None, :] * scored, axis=2)
+            if not NONNEGATIVE:
+                keys = tl.abs(keys)
+            if inverses is not None:
+                keys *= tl.load(inverses + m, mask=inside, other=0.0)
+            order, at = best_of(tl.where(inside, order_of(keys), UNSET), m)
+            index = tl.where(order > top, at, index)
+            top = tl.maximum(order, top)
+    return index
 
 
 @triton.jit
 def _take(
     residual,
     matrix,
+    inverses,
     reciprocals,
     factors,
     going,
     orders,
+    seconds,
     atoms,
     values,
     indices,
     N,
+    M,
     D,
     k,
     t,
     stripes,
+    stripe,
     matrix_row,
     tol,
     NONNEGATIVE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    REFRESHED: tl.constexpr,
     STRIPES: tl.constexpr,
 ):
     """The step of ROWS tokens."""
@@ -101,14 +149,25 @@ def _take(
     number = tl.arange(0, STRIPES)
     inside = live[:, None] & (number < stripes)[None, :]
     cells = number[None, :] * N + n[:, None]
-    _, index = best_of(
-        tl.load(orders + cells, mask=inside, other=UNSET), tl.load(atoms + cells, mask=inside, other=LAST)
-    )
+    best = tl.load(orders + cells, mask=inside, other=UNSET)
+    second = tl.load(seconds + cells, mask=inside, other=UNSET)
+    top, index = best_of(best, tl.load(atoms + cells, mask=inside, other=LAST))
     columns = tl.arange(0, BLOCK_D)
     cells = residual + (n.to(tl.int64) * D)[:, None] + columns[None, :]
     inside = live[:, None] & (columns < D)[None, :]
     r = tl.load(cells, mask=inside, other=0.0)
-    live = live & goes_on(length_of(r), tol)
+    length = length_of(r)
+    live = live & goes_on(length, tol)
+    key = key_at(top).to(tl.float64)
+    threshold = order_of((key - 4 * product_error(length, D) - 2.0**-21 * tl.abs(key)).to(tl.float32))
+    reaching = tl.sum((best >= threshold[:, None]).to(tl.int32), axis=1)
+    reaching += tl.sum((second >= threshold[:, None]).to(tl.int32), axis=1)
+    unsure = live & (top < INFINITE) & (reaching > 1) & (length > 0)
+    again = _rescore(
+        r, n, orders, seconds, atoms, threshold, unsure, inverses, matrix, matrix_row, columns, N, M, D,
+        stripes, stripe, NONNEGATIVE, REFRESHED,
+    )  # fmt: skip
+    index = tl.where(unsure, again, index)
     value, _, r, takes = step(
         r, index, live, matrix, matrix_row, reciprocals, factors, columns, D, NONNEGATIVE
     )
@@ -129,8 +188,8 @@ def pursue(
     stripe = triton.cdiv(most, min(most, triton.cdiv(PROGRAMS, blocks))) * tile.latents
     stripes = triton.cdiv(M, stripe)
     going = torch.ones(N, dtype=torch.int8, device=residual.device)
-    best = torch.empty(2, stripes, N, dtype=torch.int32, device=residual.device)
-    rows, columns, warps = layout(D)
+    best = torch.empty(3, stripes, N, dtype=torch.int32, device=residual.device)
+    carried = layout(D)
     for t in range(k):
         _score[(blocks * stripes,)](
             residual,
@@ -151,9 +210,10 @@ def pursue(
             num_stages=tile.stages,
             **OPTIONS,
         )
-        _take[(triton.cdiv(N, rows),)](
+        _take[(triton.cdiv(N, carried["ROWS"]),)](
             residual,
             atoms.matrix,
+            atoms.inverses,
             atoms.reciprocals,
             atoms.factors,
             going,
@@ -161,17 +221,17 @@ def pursue(
             values,
             indices,
             N,
+            M,
             D,
             k,
             t,
             stripes,
+            stripe,
             atoms.matrix.stride(0),
             tol,
             NONNEGATIVE=nonnegative,
-            ROWS=rows,
-            BLOCK_D=columns,
             STRIPES=triton.next_power_of_2(stripes),
-            num_warps=warps,
+            **carried,
             **OPTIONS,
         )
 
@@ -180,8 +240,8 @@ def specimens() -> list[tuple]:
     """The kernels as they run, to be compiled without a GPU."""
     found = []
     pointers = dict.fromkeys(("residual", "matrix"), "*fp32:16")
-    pointers |= {"going": "*i8:16", "orders": "*i32:16", "atoms": "*i32:16"}
-    norms = {"reciprocals": "*fp64:16", "factors": "*fp32:16"}
+    pointers |= {"going": "*i8:16", "orders": "*i32:16", "seconds": "*i32:16", "atoms": "*i32:16"}
+    norms = {"inverses": "*fp32:16", "reciprocals": "*fp64:16", "factors": "*fp32:16"}
     for D, kind in ((768, "i32:16"), (1001, "i32")):
         tile = tiles(torch.float32, 4096)[0]
         sizes = {"N": "i32", "D": kind, "matrix_row": kind}
@@ -190,15 +250,9 @@ def specimens() -> list[tuple]:
         scored = pointers | sizes | {"inverses": "*fp32:16", "M": "i32", "stripe": "i32:16"}
         found.append(specimen(f"direct, score, D = {D}", _score, constants, **scored))
     for D, kind in ((768, "i32:16"), (4096, "i32:16"), (1001, "i32")):
-        rows, columns, warps = layout(D)
-        sizes = {"N": "i32", "D": kind, "matrix_row": kind, "k": "i32", "t": "i32", "stripes": "i32"}
-        constants = {
-            "NONNEGATIVE": False,
-            "ROWS": rows,
-            "BLOCK_D": columns,
-            "STRIPES": 64,
-            "num_warps": warps,
-        }
+        sizes = {"N": "i32", "M": "i32", "D": kind, "matrix_row": kind, "k": "i32", "t": "i32"}
+        sizes |= {"stripes": "i32", "stripe": "i32:16"}
+        constants = {"NONNEGATIVE": False, "STRIPES": 64} | layout(D)
         taken = pointers | sizes | norms | {"values": "*fp32:16", "indices": "*i64:16", "tol": "fp32"}
         found.append(specimen(f"direct, take, D = {D}", _take, constants, **taken))
     return found

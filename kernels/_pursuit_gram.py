@@ -11,8 +11,8 @@ of the atom's norm. With u = 2^-24, g = (D + 4) u, and r, r' the residual before
     the subtraction's rounding                u (|r'| + the bound)
     that of r' itself, which scores are of    u (|c| |w| + |r'|)
 and what underflows, D 2^-149 for every sum of products. Atoms whose score, give or take twice that, may be
-the best are scored again from the residual, and the best of those wins. Where they are many, or the bound
-is no more small beside the best score, all are.
+the best are scored again from the residual, which has an error g |r'| of its own, and the best of those
+wins. Where they are many, or the bound is no more small beside the best score, all are.
 
 Bytes, a token and step: 12 M, which the score's row and G's are. At M = 16384 that is 200 kB, of which 64
 come from G and so from HBM, as it is 1 GB; direct would be 25 million operations (D = 768).
@@ -25,6 +25,7 @@ import triton.language as tl
 from fastsparse.kernels._launch import INTERPRETED, OPTIONS, specimen
 from fastsparse.kernels._order import UNSET, key_at, order_of
 from fastsparse.kernels._pursuit import (
+    INFINITE,
     LAST,
     Atoms,
     best_of,
@@ -33,6 +34,7 @@ from fastsparse.kernels._pursuit import (
     layout,
     length_of,
     orders_of,
+    product_error,
     step,
 )
 from fastsparse.kernels._topk_product import Tile, tiles
@@ -41,8 +43,6 @@ from torch import Tensor
 SCORES = 2**28  # bytes of scratch memory for scores
 BLOCK = 1024  # scores that a program sweeps through at a time
 MOST = 32  # atoms that are scored again one by one
-
-_INFINITE = tl.constexpr(0x7F800000)  # the order of infinity
 
 
 @triton.jit
@@ -191,18 +191,18 @@ def _pursue(
     unit = 2.0**-24
     g = (D + 4) * unit
     vanished = D * 2.0**-148
-    error = 1.12 * g * length + vanished  # norms are below 1, or 1.1 by a promise half kept
+    error = product_error(length, D)
     going = live & goes_on(length, tol)
     best, second, whose = _sweep(scores, inverses, None, None, None, going, M, NONNEGATIVE, BLOCK_M)
     for t in range(k):
         if tl.max(going.to(tl.int32), axis=0) > 0:
             top, index = best_of(best, whose)
             key = key_at(top).to(tl.float64)
-            slack = 2 * error + 8 * unit * tl.abs(key)
+            slack = 2 * (error + product_error(length, D)) + 8 * unit * tl.abs(key)
             threshold = order_of((key - slack).to(tl.float32))
             reaching = tl.sum((best >= threshold[:, None]).to(tl.int32), axis=1)
             reaching += tl.sum((second >= threshold[:, None]).to(tl.int32), axis=1)
-            unsure = going & (top < _INFINITE) & (reaching > 1)
+            unsure = going & (top < INFINITE) & (reaching > 1)
             stale = unsure & ((8 * slack > key) | (reaching > MOST))
             unsure = unsure & (stale == 0)
             tl.debug_barrier()  # the program's own stores
@@ -215,7 +215,7 @@ def _pursue(
                 r, scores, inverses, matrix, matrix_row, stale, columns, M, D, NONNEGATIVE, REFRESHED
             )
             index = tl.where(stale, again, index)
-            error = tl.where(stale, 1.12 * g * length + vanished, error)
+            error = tl.where(stale, product_error(length, D), error)
             tl.debug_barrier()
             value, own, r, takes = step(
                 r, index, going, matrix, matrix_row, reciprocals, factors, columns, D, NONNEGATIVE
@@ -240,7 +240,7 @@ def pursue(
     product(atoms.matrix, atoms.matrix, gram)
     most = min(N, max(1, SCORES // (4 * M)))
     scratch = residual.new_empty(most, M)
-    blocks = _blocks(D)
+    blocks = layout(D)
     for first in range(0, N, most):
         tokens = min(most, N - first)
         product(residual[first : first + tokens], atoms.matrix, scratch)
@@ -262,24 +262,11 @@ def pursue(
             atoms.matrix.stride(0),
             tol,
             NONNEGATIVE=nonnegative,
+            BLOCK_M=BLOCK,
+            MOST=MOST,
             **blocks,
             **OPTIONS,
         )
-
-
-def _blocks(D: int) -> dict:
-    rows, columns, warps = layout(D)
-    warps = max(8, warps)
-    # Columns a thread of atoms that are scored again at a time; fewer where each takes an address, or r many.
-    refreshed = 32 if D % 4 == 0 and columns <= 1024 else 16
-    return {
-        "ROWS": rows,
-        "BLOCK_M": BLOCK,
-        "BLOCK_D": columns,
-        "REFRESHED": min(64, max(1, refreshed * 256 // columns)),
-        "MOST": MOST,
-        "num_warps": warps,
-    }
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -329,6 +316,6 @@ def specimens() -> list[tuple]:
     for D, kind in ((768, "i32:16"), (4096, "i32:16"), (1001, "i32")):
         sizes = {"first": "i32", "tokens": "i32", "k": "i32", "M": "i32:16", "tol": "fp32"}
         sizes |= {"D": kind, "matrix_row": kind}
-        constants = {"NONNEGATIVE": False} | _blocks(D)
+        constants = {"NONNEGATIVE": False, "BLOCK_M": BLOCK, "MOST": MOST} | layout(D)
         found.append(specimen(f"gram, pursue, D = {D}", _pursue, constants, **pointers, **sizes))
     return found

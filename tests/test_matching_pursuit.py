@@ -18,6 +18,7 @@ from fastsparse._validation import UNIT_NORM_TOLERANCE
 from fastsparse.backend import _cpu
 
 METHODS = ("direct", "gram")
+COMPILED = [name for name in backend_names(screened=True) if name != "reference"]
 forms = pytest.mark.parametrize(
     ("nonnegative", "normalized"),
     list(itertools.product([False, True], repeat=2)),
@@ -456,6 +457,55 @@ def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, method):
         assert all(torch.equal(mine, first) for mine, first in zip(run, runs[0], strict=True))
 
 
+def near_twins(M, D, *, dtype):
+    """Five of every atom, some equal, some off by a unit or two in the last place of their entries."""
+    dictionary = random(M // 5, D, seed=2, dtype=dtype).repeat(5, 1)
+    off = torch.finfo(dtype).eps * integers(M, D, seed=3, limit=2).to(dtype)
+    off[: M // 5] = off[2 * M // 5 : 3 * M // 5] = 0
+    return (dictionary * (1 + off))[torch.randperm(M, generator=torch.Generator().manual_seed(4))]
+
+
+def assert_same_bits(runs):
+    first, *others = ([tensor.nan_to_num(123.0) for tensor in run] for run in runs)
+    for other in others:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(other, first, strict=True))
+
+
+@forms
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("N", "D"), [(5, 8), (40, 52)])  # a CPU searches for few, and multiplies for many
+@pytest.mark.parametrize("name", [name for name in COMPILED if "triton" not in name])
+def test_neither_method_nor_batch_nor_threads_change_a_bit(
+    name, threads, N, D, dtype, nonnegative, normalized
+):
+    """Not even where rounding decides: that of one sum in one order, whatever ruled the other atoms out."""
+    x, dictionary = random(N, D, seed=1, dtype=dtype), near_twins(150, D, dtype=dtype)
+    x[0] = 0
+    dictionary = unit(dictionary) if normalized else dictionary
+    options = {"k": 6, "nonnegative": nonnegative, "normalized": normalized, "tol": 0.1}
+    with running(name):
+        runs = [pursue(x, dictionary, method=method, **options) for method in METHODS]
+        threads(2)
+        for method in (*METHODS, "auto"):
+            parts = [
+                fastsparse.matching_pursuit(part, dictionary, method=method, **options)
+                for part in x.split(N // 2 + 1)
+            ]
+            runs.append([torch.cat(part) for part in zip(*parts, strict=True)])
+    assert_same_bits(runs)
+
+
+@forms
+@pytest.mark.parametrize("name", [name for name in COMPILED if "triton" in name])
+def test_near_twins_in_triton(name, nonnegative, normalized):
+    """As above, of fewer: the interpreter is slow, and its atoms are fp32 whatever the input's dtype."""
+    x, dictionary = random(6, 20, seed=1), near_twins(140, 20, dtype=torch.float32)
+    dictionary = unit(dictionary) if normalized else dictionary
+    options = {"k": 2, "nonnegative": nonnegative, "normalized": normalized}
+    with running(name):
+        assert_same_bits([pursue(x, dictionary, method=method, **options) for method in METHODS])
+
+
 @methods
 def test_a_dictionary_that_changes_in_place(backend, method):
     """Nothing kept of a dictionary outlives it: neither a change nor another one at the same place."""
@@ -813,6 +863,31 @@ def test_auto_makes_a_gram_matrix_of_a_dictionary_that_stays(kept_atoms):
     pursue(x, dictionary, k=4)
     pursue(*problem(500, 16, 150), k=4)  # pays at once
     assert kept_atoms() == 150
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_what_was_called_before_changes_no_bit(kept_atoms, dtype):
+    """The first call multiplies, the second finds the Gram matrix of another."""
+    x, dictionary = random(40, 64, seed=1, dtype=dtype), near_twins(600, 64, dtype=dtype)
+    runs = [fastsparse.matching_pursuit(x, dictionary, k=4)]
+    assert kept_atoms() == 0
+    fastsparse.matching_pursuit(x, dictionary, k=4, method="gram")
+    assert kept_atoms() == 600
+    runs.append(fastsparse.matching_pursuit(x, dictionary, k=4))
+    assert_same_bits(runs)
+
+
+def test_products_in_low_precision_choose_no_atom(kept_atoms):
+    """Which is what PyTorch makes of fp32 products if it is let."""
+    x, dictionary = problem(200, 64, 600)
+    runs = [pursue(x, dictionary, k=4, method=method) for method in METHODS]
+    try:
+        torch.set_float32_matmul_precision("medium")
+        runs += [pursue(x, dictionary, k=4, method=method) for method in METHODS]
+        runs += [pursue(x, dictionary + 0, k=4, method=method) for method in METHODS]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert_same_bits(runs)
 
 
 def test_threads_share_what_is_kept(kept_atoms):

@@ -21,16 +21,13 @@ inline void dots(const X* x, const T* const (&rows)[Count], int64_t D, Accumulat
       odd[i] += x_odd * load(rows[i] + d + lanes);
     }
   }
-  for (; d + lanes <= D; d += lanes) {
-    Vector<C> x_even = load(x + d);
+  // The rest by vectors too: of a scalar loop the compiler fuses multiplication and addition for some `Count` alone.
+  for (; d < D; d += lanes) {
+    Vector<C> x_even = load_up_to(x + d, D - d);
 #pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) even[i] += x_even * load(rows[i] + d);
+    for (int i = 0; i < Count; ++i) even[i] += x_even * load_up_to(rows[i] + d, D - d);
   }
   for (int i = 0; i < Count; ++i) out[i] = sum<C>(even[i] + odd[i]);
-  for (; d < D; ++d) {
-    C x_d = to_float(x[d]);
-    for (int i = 0; i < Count; ++i) out[i] += x_d * to_float(rows[i][d]);
-  }
 }
 
 // |row|^2 in fp64, where the squares of all fp32 numbers fit.
@@ -39,9 +36,8 @@ template <typename T> inline double squared_norm(const T* row, int64_t D) {
   typedef C Part __attribute__((vector_size(kLanes<double> * sizeof(C))));
   constexpr int lanes = kLanes<C>, parts = lanes / kLanes<double>;
   Vector<double> total[parts] = {};
-  int64_t d = 0;
-  for (; d + lanes <= D; d += lanes) {
-    Vector<C> entries = load(row + d);
+  for (int64_t d = 0; d < D; d += lanes) {
+    Vector<C> entries = load_up_to(row + d, D - d);
     for (int p = 0; p < parts; ++p) {
       Part part;
       std::memcpy(&part, reinterpret_cast<const char*>(&entries) + p * sizeof part, sizeof part);
@@ -51,10 +47,6 @@ template <typename T> inline double squared_norm(const T* row, int64_t D) {
   }
   double result = 0;
   for (int p = 0; p < parts; ++p) result += sum<double>(total[p]);
-  for (; d < D; ++d) {
-    double entry = to_float(row[d]);
-    result += entry * entry;
-  }
   return result;
 }
 

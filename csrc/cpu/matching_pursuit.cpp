@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "cpu/dot.h"
+#include "cpu/pursuit.h"
 
 namespace fastsparse::FASTSPARSE_ISA {
 
@@ -21,7 +21,7 @@ void matching_pursuit_prepare(const PrepareArgs& args, int64_t begin, int64_t en
       std::memcpy(static_cast<T*>(args.copy) + m * args.D, row, args.D * sizeof(T));
       double square = squared_norm(row, args.D), norm = std::sqrt(square);
       args.squares[m] = square;
-      static_cast<C*>(args.norms)[m] = C(norm);
+      args.inverse[m] = square == 0 ? 0 : 1 / norm;
       if (!args.scored) continue;
       C* scored = static_cast<C*>(args.scored) + m * args.D;
       // In fp64: the norm of a tiny or huge atom may be out of fp32's range, its reciprocal too.
@@ -76,30 +76,24 @@ void matching_pursuit_lengths(const LengthArgs& args, int64_t begin, int64_t end
 
 // ---- rows, by the Gram matrix ----
 //
-// Error bound. What decides is the exact score of an atom: its product with r in one fixed order, over its norm. What
-// is tracked, s, stays within `bound` of a.r, a being what is scored, of norm <= A, R >= |r|, u the unit roundoff and g
-// = D u / (1 - D u) (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1; products of any order):
-//   the exact score itself, its division, and a's own rounding      (g + 16 u) A R  = exactness(R)
-//   s at first: a product of the library's, whose threads may round in any direction: 2 u for u, g' for g
-//                                                                   g' A R
-//   a step: the product c G[j] of step c (c = |w| times the coefficient, w = a |w|), G[j] rounded in g' A^2,
-//   c in 3 u, and the subtraction, in u of what it leaves           |c| A^2 (g' + 16 u) + 4 u A R
+// Error bound. What decides is the key of pursuit.h. What is tracked, s, stays within `bound` of a.r, a being what is
+// scored; A, R, u and g as there:
+//   the key itself, and a's own rounding                            of_product(R)
+//   s at first: a product                                           g A R
+//   a step: the product c G[j] of step c (c = |w| times the coefficient, w = a |w|), G[j] rounded in g A^2,
+//   c in 3 u, and the subtraction, in u of what it leaves           |c| A^2 (g + 16 u) + 4 u A R
 //   and r - c w in 2 u of each part, which a.r then sees            4 u A R
 // A step is a projection (of atoms whose norm is off 1 by so little that |w|^2 < 2): |r| grows by rounding alone,
 // g + 32 u. Below u times the least normal number all this is in absolute terms, which `floor` covers.
 //
-// So an atom can be the best only if its s is within 2 (bound + exactness) of the largest s. There is seldom another:
+// So an atom can be the best only if its s is within 2 (bound + of_product) of the largest s. There is seldom another:
 // it is scored exactly anyway, since that is its coefficient. If there are some, all of them are; if there are many, or
 // there have been, every atom is, which makes s and the bound as good as new: relative to r as it is now.
 
 namespace {
 
-template <typename C> inline constexpr double kUnit = std::numeric_limits<C>::epsilon() / 2;
-template <typename C> inline constexpr double kTiny = std::numeric_limits<C>::min();
-inline constexpr double kInfinite = std::numeric_limits<double>::infinity();
 // What fp64 squares of fp32 numbers can't underflow below, nor those of fp64 above.
 template <typename C> inline constexpr double kLeastLength = sizeof(C) == 8 ? 1e-140 : 0;
-inline constexpr double kSafety = 1.001;  // for the rounding of the bound itself
 
 template <typename C> struct Aligned {  // whole vectors, and one more
   explicit Aligned(int64_t count) : data(new (std::align_val_t(64)) C[(count + 127) / 64 * 64]) {}
@@ -118,13 +112,10 @@ template <typename T, bool Absolute> class Pursuer {
 
  public:
   explicit Pursuer(const GramPursuitArgs& args)
-      : args_(args), atoms_(static_cast<const T*>(args.atoms)), norms_(static_cast<const C*>(args.norms)),
+      : args_(args), atoms_(static_cast<const T*>(args.atoms)), error_(args.D, args.sizes),
         width_((args.M + kLane - 1) / kLane * kLane), s_(width_), maxima_((width_ + kBlock - 1) / kBlock * kLane),
         r_(args.D) {
-    double g = double(args.D) * kUnit<C>;
-    product_ = g < 0.5 ? g / (1 - g) : kInfinite;
-    library_ = g < 0.25 ? 2 * g / (1 - 2 * g) : kInfinite;
-    while (first_ < args.M && args.squares && args.squares[first_] == 0) ++first_;
+    while (first_ < args.M && args.norms.squares && args.norms.squares[first_] == 0) ++first_;
   }
 
   void row(int64_t n) {
@@ -135,11 +126,11 @@ template <typename T, bool Absolute> class Pursuer {
     for (; t < args_.k; ++t) {
       if (args_.tol > 0 && std::sqrt(squared_norm(r_.data, args_.D)) <= args_.tol) break;
       Scored best = choose();
-      C value = coefficient(best);
+      C value = coefficient_of(best.product, best.latent, args_.norms);
       if (Absolute ? value == 0 : value <= 0) break;
       from_float(value, values[t]);
       indices[t] = best.latent;
-      subtract(value, best.latent);
+      subtract(r_.data, value, atoms_ + best.latent * args_.D, args_.D);
       if (value != value) {  // nothing but NaN is left: every atom has that score, and the first is taken
         while (++t < args_.k) {
           from_float(value, values[t]);
@@ -165,13 +156,10 @@ template <typename T, bool Absolute> class Pursuer {
     int64_t latent;
   };
 
-  static V key_of(V score) {
+  static V magnitude(V score) {
     if constexpr (Absolute) return absolute(score);
     else return score;
   }
-
-  // Larger, NaN before all; among equals the one that is there, which is the lower.
-  static bool beats(C key, C best) { return key > best || (key != key && best == best); }
 
   void start(int64_t n) {
     const T* x = static_cast<const T*>(args_.x) + n * args_.x_stride;
@@ -179,11 +167,11 @@ template <typename T, bool Absolute> class Pursuer {
     for (; d + kLane <= args_.D; d += kLane) store(load(x + d), r_.data + d);
     for (; d < args_.D; ++d) r_.data[d] = to_float(x[d]);
     const C* scores = static_cast<const C*>(args_.scores) + n * args_.M;
-    length_ = std::sqrt(squared_norm(r_.data, args_.D)) * kSafety;
+    length_ = std::sqrt(squared_norm(r_.data, args_.D)) * KeyError<C>::safety;
     spent_ = 0;
     trusted_ = true;
-    bound_ = tame() ? library_ * args_.sizes.largest * length_ + floor() : kInfinite;
-    if (bound_ < kInfinite) {
+    bound_ = tame() ? error_.product() * error_.largest() * length_ + error_.floor(length_) : KeyError<C>::infinite;
+    if (bound_ < KeyError<C>::infinite) {
       // What fills the last vector must not win: 0 doesn't where keys are absolute, being the last.
       C none = Absolute ? C(0) : -std::numeric_limits<C>::infinity();
       for (int64_t m = args_.M; m < width_; ++m) s_.data[m] = none;
@@ -192,15 +180,8 @@ template <typename T, bool Absolute> class Pursuer {
     }
   }
 
-  // Whether no product, norm or score of this row can leave the range of the type.
-  bool tame() const {
-    double size = 4 * length_ * (1 + args_.sizes.largest_raw);
-    return trusted_ && size < double(std::numeric_limits<C>::max()) && length_ >= kLeastLength<C>;
-  }
-  double floor() const { return 8 * double(args_.D + 8) * kTiny<C> * (1 + 1 / args_.sizes.smallest) * (1 + length_); }
-  double exactness() const {
-    return (product_ + 16 * kUnit<C>) * args_.sizes.largest * length_ + floor();
-  }
+  // Whether the scores of this row can be tracked.
+  bool tame() const { return trusted_ && error_.tame(length_) && length_ >= kLeastLength<C>; }
 
   // Writes at(v), the vector of scores at latent v, and the largest key of every lane of every block.
   template <typename At> void sweep(const At& at) {
@@ -213,13 +194,13 @@ template <typename T, bool Absolute> class Pursuer {
         V first = at(v), second = at(v + kLane);
         store(first, s_.data + v);
         store(second, s_.data + v + kLane);
-        even = at_least(key_of(first), even);
-        odd = at_least(key_of(second), odd);
+        even = at_least(magnitude(first), even);
+        odd = at_least(magnitude(second), odd);
       }
       for (; v < end; v += kLane) {
         V score = at(v);
         store(score, s_.data + v);
-        even = at_least(key_of(score), even);
+        even = at_least(magnitude(score), even);
       }
       store(at_least(even, odd), maxima);
     }
@@ -227,13 +208,13 @@ template <typename T, bool Absolute> class Pursuer {
 
   // The atom with the largest exact score.
   Scored choose() {
-    if (bound_ < kInfinite && spent_ <= args_.M) {
+    if (bound_ < KeyError<C>::infinite && spent_ <= args_.M) {
       V most = load(maxima_.data);
       for (int64_t b = kBlock, at = kLane; b < width_; b += kBlock, at += kLane)
         most = at_least(load(maxima_.data + at), most);
       C top = most[0];
       for (int i = 1; i < kLane; ++i) top = most[i] > top ? most[i] : top;
-      double off = kSafety * (bound_ + exactness());
+      double off = KeyError<C>::safety * (bound_ + error_.of_product(length_));
       if (collect(C(double(top) - 2.2 * off))) {
         Scored best = best_candidate();
         C tracked = s_.data[best.latent];
@@ -254,7 +235,7 @@ template <typename T, bool Absolute> class Pursuer {
       if (__builtin_expect(!not_below(load(maxima), bound), 1)) continue;
       int64_t end = begin + kBlock < width_ ? begin + kBlock : width_;
       for (int64_t v = begin; v < end; v += kLane)
-        for (uint32_t lanes = not_below(key_of(load(s_.data + v)), bound); lanes; lanes &= lanes - 1) {
+        for (uint32_t lanes = not_below(magnitude(load(s_.data + v)), bound); lanes; lanes &= lanes - 1) {
           int64_t latent = v + __builtin_ctz(lanes);
           if (latent >= args_.M) continue;
           if (count_ == kMost) return false;
@@ -277,24 +258,20 @@ template <typename T, bool Absolute> class Pursuer {
     const T* rows[1] = {atoms_ + latent * args_.D};
     C product[1];
     dots<1>(r_.data, rows, args_.D, product);
-    C score = scored(product[0], latent);
-    return {Absolute ? std::fabs(score) : score, product[0], latent};
+    return {key(product[0], latent), product[0], latent};
   }
-  C scored(C product, int64_t latent) const {
-    if (!norms_) return product;
-    return args_.squares[latent] == 0 ? C(0) : product / norms_[latent];
-  }
+  C key(C product, int64_t latent) const { return key_of(product, latent, args_.norms, !Absolute); }
 
   // Scores every atom exactly: s is then as good as it gets.
   Scored score_all() {
-    length_ = std::sqrt(squared_norm(r_.data, args_.D)) * kSafety;
+    length_ = std::sqrt(squared_norm(r_.data, args_.D)) * KeyError<C>::safety;
     if (length_ != length_) return {C(length_), C(length_), first_ < args_.M ? first_ : 0};
     constexpr int together = 4;
     Scored best = score(0);
     int64_t m = 0;
     auto take = [&](C product, int64_t latent) {
-      C score = scored(product, latent), key = Absolute ? std::fabs(score) : score;
-      s_.data[latent] = score;
+      C key = this->key(product, latent);
+      s_.data[latent] = Absolute ? std::copysign(key, product) : key;
       if (beats(key, best.key)) best = {key, product, latent};
     };
     for (; m + together <= args_.M; m += together) {
@@ -306,30 +283,18 @@ template <typename T, bool Absolute> class Pursuer {
     }
     for (; m < args_.M; ++m) take(score(m).product, m);
     spent_ = 0;
-    bound_ = tame() ? exactness() : kInfinite;
+    bound_ = tame() ? error_.of_product(length_) : KeyError<C>::infinite;
     return best;
-  }
-
-  C coefficient(const Scored& best) const {
-    if (!args_.squares) return best.product;
-    double square = args_.squares[best.latent];
-    return square == 0 ? C(0) : C(double(best.product) / square);
-  }
-
-  void subtract(C value, int64_t latent) {
-    const T* atom = atoms_ + latent * args_.D;
-    const V by = broadcast(value);
-    int64_t d = 0;
-    for (; d + kLane <= args_.D; d += kLane) store(load(r_.data + d) - by * load(atom + d), r_.data + d);
-    for (; d < args_.D; ++d) r_.data[d] -= value * C(to_float(atom[d]));
   }
 
   // Scores after a step.
   void track(C value, int64_t latent) {
-    if (!(bound_ < kInfinite)) return;
-    C step = norms_ ? C(double(value) * double(norms_[latent])) : value;
-    if (!(std::fabs(double(step)) <= 4 * length_ + floor())) {  // a coefficient that overflowed
-      bound_ = kInfinite;
+    if (!(bound_ < KeyError<C>::infinite)) return;
+    const double* squares = args_.norms.squares;
+    C step = squares ? C(double(value) * std::sqrt(squares[latent])) : value;
+    double floor = error_.floor(length_);
+    if (!(std::fabs(double(step)) <= 4 * length_ + floor)) {  // a coefficient that overflowed
+      bound_ = KeyError<C>::infinite;
       return;
     }
     const C* gram = static_cast<const C*>(args_.gram) + latent * args_.gram_stride;
@@ -338,9 +303,9 @@ template <typename T, bool Absolute> class Pursuer {
       prefetch(gram + v + kAhead);
       return load(s_.data + v) - by * load(gram + v);
     });
-    double A = args_.sizes.largest;
-    bound_ += std::fabs(double(step)) * A * A * (library_ + 16 * kUnit<C>) + 8 * kUnit<C> * A * length_ + floor();
-    length_ += (product_ + 32 * kUnit<C>) * length_ + floor();
+    double A = error_.largest(), g = error_.product(), u = KeyError<C>::unit;
+    bound_ += std::fabs(double(step)) * A * A * (g + 16 * u) + 8 * u * A * length_ + floor;
+    length_ += (g + 32 * u) * length_ + floor;
   }
 
   void prefetch_gram(int64_t latent) const {
@@ -351,10 +316,10 @@ template <typename T, bool Absolute> class Pursuer {
 
   const GramPursuitArgs& args_;
   const T* atoms_;
-  const C* norms_;
+  KeyError<C> error_;
   int64_t width_, first_ = 0;  // whole vectors of latents; the first atom that isn't zero
   Aligned<C> s_, maxima_, r_;
-  double product_, library_, length_, bound_;  // g, g', R and the bound above
+  double length_, bound_;  // R, and the bound above
   bool trusted_;
   int64_t spent_, count_;  // exact scores beyond one a step since all atoms had one; candidates
   int64_t candidates_[kMost];

@@ -10,6 +10,12 @@
 
 namespace fastsparse {
 
+// By which keys and coefficients are made of products with atoms; both null where norm 1 was promised.
+struct AtomNorms {
+  const double* squares = nullptr;  // (M) |atom|^2
+  const double* inverse = nullptr;  // (M) 1 / |atom|; 0 of a zero atom
+};
+
 // What is made of every atom.
 struct PrepareArgs {
   const void* rows;  // (M, D), rows `stride` apart, of `dtype`
@@ -19,7 +25,7 @@ struct PrepareArgs {
   void* copy;        // (M, D) of `dtype`
   void* scored;      // (M, D) of the accumulation type: over its norm, or as it is; null where `copy` serves
   double* squares;   // (M) |atom|^2
-  void* norms;       // (M) |atom| of the accumulation type
+  double* inverse;   // (M) 1 / |atom|; 0 of a zero atom
 };
 
 // A stripe of products of atoms [begin, begin + count) with atoms [begin, M), which goes into the Gram matrix twice.
@@ -35,6 +41,7 @@ struct AtomSizes {
   double largest = 0;      // norm of what is scored
   double largest_raw = 0;  // norm of an atom as it is
   double smallest = 1;     // norm that a product is divided by
+  bool regular = true;     // the squares of all are 0 or well within fp64's range
 };
 
 struct GramPursuitArgs {
@@ -42,8 +49,7 @@ struct GramPursuitArgs {
   double tol;
   bool nonnegative;
   const void* atoms;      // (M, D) of `dtype`
-  const double* squares;  // (M), and
-  const void* norms;      // (M) of the accumulation type; both null where norm 1 was promised
+  AtomNorms norms;
   AtomSizes sizes;
   const void* gram;       // (M, M) of the accumulation type, rows gram_stride apart, which is whole vectors
   int64_t gram_stride;

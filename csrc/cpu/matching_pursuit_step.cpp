@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "cpu/candidates.h"
-#include "cpu/dot.h"
+#include "cpu/pursuit.h"
 
 namespace fastsparse::FASTSPARSE_ISA {
 
@@ -20,10 +20,7 @@ template <typename T> struct Problem {
     return static_cast<C*>(args.residuals.data) + (args.residuals.rows ? args.residuals.rows[i] : i) * args.atoms.D;
   }
   bool zero(int64_t m) const { return args.atoms.squares && args.atoms.squares[m] == 0; }
-  C key(C score, int64_t m) const {
-    if (args.atoms.inverse) score *= static_cast<const C*>(args.atoms.inverse)[m];
-    return args.nonnegative ? score : std::fabs(score);
-  }
+  C key(C product, int64_t m) const { return key_of(product, m, args.atoms.norms(), args.nonnegative); }
 };
 
 }  // namespace
@@ -37,23 +34,22 @@ void matching_pursuit_step_norms(const Atoms& atoms, int64_t begin, int64_t end)
       double inverse = square == 0 ? 0 : 1 / std::sqrt(square);
       constexpr double most = std::numeric_limits<C>::max();
       atoms.squares[m] = square;
-      static_cast<C*>(atoms.inverse)[m] = C(inverse > most ? most : inverse);
+      atoms.inverse[m] = inverse;
+      static_cast<C*>(atoms.scale)[m] = C(inverse > most ? most : inverse);
     }
   });
 }
 
-void matching_pursuit_step_finite(const PursuitArgs& args, bool* finite, int64_t row_begin, int64_t row_end) {
+void matching_pursuit_step_lengths(const PursuitArgs& args, double* lengths, int64_t row_begin, int64_t row_end) {
   with_type(args.atoms.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using C = Accumulator<T>;
+    constexpr double least = 1e-140;  // below it squares underflow
     for (int64_t i = row_begin; i < row_end; ++i) {
-      const C* row = Problem<T>{args}.residual(i);
-      Vector<C> zeros = {};  // times 0 anything finite is 0
-      int64_t d = 0;
-      for (; d + kLanes<C> <= args.atoms.D; d += kLanes<C>) zeros += load(row + d) * Vector<C>{};
-      C zero = sum<C>(zeros);
-      for (; d < args.atoms.D; ++d) zero += row[d] * C(0);
-      finite[i] = zero == 0;
+      const auto* row = Problem<T>{args}.residual(i);
+      double length = std::sqrt(squared_norm(row, args.atoms.D)) * KeyError<Accumulator<T>>::safety;
+      for (int64_t d = 0; length < least && d < args.atoms.D; ++d)
+        if (row[d] != 0) length = least;
+      lengths[i] = length;
     }
   });
 }
@@ -77,9 +73,8 @@ void search_rows(const PursuitArgs& args, int64_t i, int64_t atom_begin, int64_t
     dots<Count>(problem.atom(m), rows, args.atoms.D, scores);
     bool open = false;
     for (int j = 0; j < Count; ++j) {
-      C key = problem.key(scores[j], m);
-      bool best_is_nan = best[j].key != best[j].key;
-      if (best[j].atom < 0 || key > C(best[j].key) || (key != key && !best_is_nan)) best[j] = {double(key), m};
+      double key = problem.key(scores[j], m);
+      if (best[j].atom < 0 || beats(key, best[j].key)) best[j] = {key, m};
       open |= best[j].key == best[j].key;
     }
     if (!open) return;  // nothing is larger than NaN
@@ -98,43 +93,95 @@ void matching_pursuit_step_search(const PursuitArgs& args, int64_t rows, int64_t
   });
 }
 
-// ---- choose: among candidates ----
+// ---- sift: by the scores of a product ----
 
 namespace {
 
-template <typename T> int64_t choose(const Problem<T>& problem, List<Accumulator<T>>& list, bool exact, int64_t i) {
-  using C = Accumulator<T>;
-  if (list.count == 1) return list.latent[0];
-  if (!exact) {  // the bounds make place for keys
-    constexpr int together = 4;
-    int32_t c = 0;
-    auto score = [&]<int Count>() {
-      for (; c + Count <= list.count; c += Count) {
-        const T* atoms[Count];
-        for (int j = 0; j < Count; ++j) atoms[j] = problem.atom(list.latent[c + j]);
-        C scores[Count];
-        dots<Count>(problem.residual(i), atoms, problem.args.atoms.D, scores);
-        for (int j = 0; j < Count; ++j) list.first[c + j] = problem.key(scores[j], list.latent[c + j]);
-      }
-    };
-    score.template operator()<together>();
-    score.template operator()<1>();
+template <typename C> void drop_ruled_out(List<C>& list) {
+  int32_t left = 0;
+  for (int32_t c = 0; c < list.count; ++c) {
+    if (list.first[c] < list.threshold) continue;
+    list.first[left] = list.first[c];
+    list.latent[left++] = list.latent[c];
   }
-  Candidate<C> best{list.first[0], 0, list.latent[0]};
-  for (int32_t c = 1; c < list.count; ++c)
-    if (Candidate<C> other{list.first[c], 0, list.latent[c]}; Better{}(other, best)) best = other;
-  return best.latent;
+  list.count = left;
+}
+
+template <typename C> void sift_row(const PursuitArgs& args, const SiftArgs& sift, int64_t i) {
+  constexpr int lanes = kLanes<C>;
+  List<C> list(sift.candidates, i);
+  if (list.count == kHopeless) return;
+  KeyError<C> error(args.atoms.D, sift.sizes);
+  double length = sift.lengths[i];
+  // Of the score's key and of the exact one; all that is finite in the products of a row of zeros is 0.
+  double apart = length == 0 ? 0 : 2.2 * 2 * KeyError<C>::safety * error.of_product(length);
+  const C* scores = static_cast<const C*>(sift.scores) + i * sift.count;
+  const C* scale = args.atoms.scale ? static_cast<const C*>(args.atoms.scale) + sift.begin : nullptr;
+  bool decided = error.tame(length);
+  for (int64_t v = 0; decided && v < sift.count; v += lanes) {
+    Vector<C> key = load_up_to(scores + v, sift.count - v);
+    if (scale) key *= load(scale + v);
+    if (!args.nonnegative) key = absolute(key);
+    uint32_t inside = sift.count - v < lanes ? (1u << (sift.count - v)) - 1 : ~0u;
+    uint32_t passing = not_at_most(key, broadcast(list.threshold)) & inside;
+    if (__builtin_expect(passing == 0, 1)) continue;
+    list.append(key, key, sift.begin + v, passing);
+    for (; passing; passing &= passing - 1) {
+      double one = key[__builtin_ctz(passing)];
+      decided &= std::fabs(one) <= double(std::numeric_limits<C>::max());
+      if (C bound = C(one - apart); bound > list.threshold) list.threshold = bound;
+    }
+    if (list.count <= sift.candidates.capacity) continue;
+    drop_ruled_out(list);
+    decided &= list.count <= sift.candidates.capacity / 4 * 3;
+  }
+  if (!decided) list.count = kHopeless;
 }
 
 }  // namespace
 
-void matching_pursuit_step_choose(const PursuitArgs& args, const Candidates& candidates, bool exact, int64_t* chosen,
+void matching_pursuit_step_sift(const PursuitArgs& args, const SiftArgs& sift, int64_t row_begin, int64_t row_end) {
+  for (int64_t i = row_begin; i < row_end; ++i)
+    if (args.atoms.dtype == DType::f64) sift_row<double>(args, sift, i);
+    else sift_row<float>(args, sift, i);
+}
+
+// ---- choose: among candidates ----
+
+namespace {
+
+template <typename T> int64_t choose(const Problem<T>& problem, List<Accumulator<T>>& list, int64_t i) {
+  using C = Accumulator<T>;
+  drop_ruled_out(list);
+  if (list.count <= 1) return list.count == 1 ? list.latent[0] : kHopeless;
+  Best best{0, -1};
+  int32_t c = 0;
+  auto score = [&]<int Count>() {
+    for (; c + Count <= list.count; c += Count) {
+      const T* atoms[Count];
+      for (int j = 0; j < Count; ++j) atoms[j] = problem.atom(list.latent[c + j]);
+      C products[Count];
+      dots<Count>(problem.residual(i), atoms, problem.args.atoms.D, products);
+      for (int j = 0; j < Count; ++j) {
+        double key = problem.key(products[j], list.latent[c + j]);
+        if (best.atom < 0 || beats(key, best.key)) best = {key, list.latent[c + j]};
+      }
+    }
+  };
+  score.template operator()<4>();
+  score.template operator()<1>();
+  return best.atom;
+}
+
+}  // namespace
+
+void matching_pursuit_step_choose(const PursuitArgs& args, const Candidates& candidates, int64_t* chosen,
                                   int64_t row_begin, int64_t row_end) {
   with_type(args.atoms.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (int64_t i = row_begin; i < row_end; ++i) {
       List<Accumulator<T>> list(candidates, i);
-      chosen[i] = list.count == kHopeless ? kHopeless : choose(Problem<T>{args}, list, exact, i);
+      chosen[i] = list.count == kHopeless ? kHopeless : choose(Problem<T>{args}, list, i);
     }
   });
 }
@@ -156,17 +203,13 @@ void matching_pursuit_step_take(const PursuitArgs& args, void* values, int64_t* 
         const T* atoms[1] = {problem.atom(m)};
         dots<1>(row, atoms, D, score);
       }
-      value = score[0];
-      if (m >= 0 && args.atoms.squares) value = problem.zero(m) ? C(0) : C(value / args.atoms.squares[m]);
+      value = m < 0 ? C(0) : coefficient_of(score[0], m, args.atoms.norms());
       if (m < 0 || value == 0 || (args.nonnegative && value <= 0)) {
         value = 0;
         indices[i] = 0;
         continue;
       }
-      const T* atom = problem.atom(m);
-      int64_t d = 0;
-      for (; d + kLanes<C> <= D; d += kLanes<C>) store(load(row + d) - broadcast(value) * load(atom + d), row + d);
-      for (; d < D; ++d) row[d] -= value * to_float(atom[d]);
+      subtract(row, value, problem.atom(m), D);
     }
   });
 }

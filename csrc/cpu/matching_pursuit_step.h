@@ -1,24 +1,29 @@
 // A step of matching pursuit: each row takes the atom that explains most of what is left of it.
 //
-// The scores of many rows come from products and pass through topk_encode's kernels for k = 1, the candidates' keys
-// being |w.r| / |w|; `choose` settles among what these leave. A few rows are searched atom by atom.
+// What decides is the key of pursuit.h. The scores of many rows come from products, which only rule atoms out: the
+// library's by their bound, in `sift`; bf16's by topk_encode's screen for k = 1. `choose` settles among what these leave.
+// A few rows are searched atom by atom, as are those of which too many atoms are left.
 #pragma once
 
 #include <cstdint>
 
 #include "dtype.h"
 #include "cpu/isa.h"
+#include "cpu/matching_pursuit.h"
 #include "cpu/topk_encode.h"
 
 namespace fastsparse {
 
-// A dictionary. Atoms promised to be of norm 1 have no `squares` and no `inverse`.
+// A dictionary. Atoms promised to be of norm 1 have no squares, no inverse and no scale.
 struct Atoms {
   const void* rows;  // (M) atoms `stride` apart, of `dtype`
   int64_t stride, D;
   DType dtype;
-  double* squares;  // (M) |atom|^2
-  void* inverse;    // (M) 1 / |atom| in the accumulation type, at most its largest number; 0 of a zero atom
+  double* squares;  // (M), and
+  double* inverse;  // (M), as AtomNorms
+  void* scale;      // (M) the inverse in the accumulation type, at most its largest number
+
+  AtomNorms norms() const { return {squares, inverse}; }
 };
 
 // Residuals, contiguous and of the accumulation type: row i of a call is number rows[i] of them.
@@ -39,18 +44,29 @@ struct PursuitArgs {
   bool nonnegative;
 };
 
+// Scores of the rows and the atoms [begin, begin + count), by a product in the accumulation type.
+struct SiftArgs {
+  Candidates candidates;  // the first of their numbers is the key
+  const void* scores;     // (rows, count)
+  int64_t begin, count;
+  const double* lengths;  // (rows), as matching_pursuit_step_lengths gives them
+  AtomSizes sizes;
+};
+
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_norms(const Atoms& atoms, int64_t begin, int64_t end))
-// Whether each row is finite.
+// No less than the norm of each row; 0 of zeros alone, not finite where the row isn't.
 FASTSPARSE_DECLARE_KERNEL(
-    void matching_pursuit_step_finite(const PursuitArgs& args, bool* finite, int64_t row_begin, int64_t row_end))
+    void matching_pursuit_step_lengths(const PursuitArgs& args, double* lengths, int64_t row_begin, int64_t row_end))
 // best[i] of rows [0, rows) among the atoms [atom_begin, atom_end), whatever is in them.
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_search(const PursuitArgs& args, int64_t rows, int64_t atom_begin,
                                                             int64_t atom_end, Best* best))
-// The atom of each row out of its candidates, whose keys are exact or only bounds of them; kHopeless where the screen
-// can't decide.
+// Lists what may be the best of each row; kHopeless where that is too much, or a score isn't finite.
+FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_sift(const PursuitArgs& args, const SiftArgs& sift,
+                                                          int64_t row_begin, int64_t row_end))
+// The atom of each row out of its candidates, of which those below the row's threshold are ruled out; kHopeless where
+// there are none.
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_choose(const PursuitArgs& args, const Candidates& candidates,
-                                                            bool exact, int64_t* chosen, int64_t row_begin,
-                                                            int64_t row_end))
+                                                            int64_t* chosen, int64_t row_begin, int64_t row_end))
 // Takes the chosen atom away from each row: indices[i], which a row that takes none gets 0, and its coefficient.
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_take(const PursuitArgs& args, void* values, int64_t* indices,
                                                           int64_t row_begin, int64_t row_end))

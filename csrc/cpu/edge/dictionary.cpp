@@ -33,9 +33,22 @@ const char* row(const Tensor& tensor, int64_t m) {
 
 }  // namespace
 
+AtomSizes sizes_of(const double* squares, int64_t M, bool normalized) {
+  double largest = 0, smallest = 1;
+  bool regular = true;
+  for (int64_t m = 0; m < M; ++m) {
+    regular &= squares[m] == 0 || (squares[m] > 1e-280 && squares[m] < std::numeric_limits<double>::infinity());
+    largest = std::max(largest, squares[m]);
+    if (squares[m] > 0) smallest = std::min(smallest, squares[m]);
+  }
+  double raw = std::sqrt(largest) * 1.0001;
+  return {.largest = normalized ? raw : 1.0001, .largest_raw = raw, .smallest = normalized ? 1 : std::sqrt(smallest),
+          .regular = regular};
+}
+
 bool PreparedDictionary::holds(const Tensor& dictionary, bool normalized) const {
   if (M_ != dictionary.size(0) || D_ != dictionary.size(1) || dtype_ != dictionary.scalar_type() ||
-      normalized_ != normalized)
+      normalized_ != normalized || level_ != current_isa())
     return false;
   size_t bytes = size_t(D_) * dictionary.element_size();
   auto* copy = static_cast<const char*>(copy_.data());
@@ -59,32 +72,24 @@ void PreparedDictionary::prepare(const Tensor& dictionary, bool normalized) {
   D_ = dictionary.size(1);
   dtype_ = dictionary.scalar_type();
   normalized_ = normalized;
+  level_ = current_isa();
   ScalarType accumulator = accumulator_of(dtype_);
   int64_t bytes = element_bytes(accumulator);
   bool copied = normalized && dtype_ == accumulator;  // and what is scored is the copy
   PrepareArgs args{row(dictionary, 0), dictionary.stride(0), D_, dtype_of(dictionary), normalized,
                    copy_.get<char>(M * D_ * int64_t(dictionary.element_size())),
                    copied ? nullptr : scored_.get<char>(M * D_ * bytes), squares_.get<double>(M),
-                   norms_.get<char>(M * bytes)};
+                   inverse_.get<double>(M)};
   parallel(M, 16, [&, run = FASTSPARSE_KERNEL(matching_pursuit_prepare)](int64_t b, int64_t e) { run(args, b, e); });
   M_ = M;
-  measure();
+  sizes_ = sizes_of(args.squares, M, normalized);
+  bounded_ = sizes_.regular && sizes_.largest < kLargestPromised;
   if (bounded_) multiply();
 }
 
-void PreparedDictionary::measure() {
-  auto* squares = static_cast<const double*>(squares_.data());
-  double largest = 0, smallest = 1;
-  bool regular = true;
-  for (int64_t m = 0; m < M_; ++m) {
-    regular &= squares[m] == 0 || (squares[m] > 1e-280 && squares[m] < std::numeric_limits<double>::infinity());
-    largest = std::max(largest, squares[m]);
-    if (squares[m] > 0) smallest = std::min(smallest, squares[m]);
-  }
-  sizes_.largest_raw = std::sqrt(largest) * 1.0001;
-  sizes_.largest = normalized_ ? sizes_.largest_raw : 1.0001;
-  sizes_.smallest = normalized_ ? 1 : std::sqrt(smallest);
-  bounded_ = regular && sizes_.largest < 1.4;
+AtomNorms PreparedDictionary::norms() const {
+  if (normalized_) return {};
+  return {static_cast<const double*>(squares_.data()), static_cast<const double*>(inverse_.data())};
 }
 
 Tensor PreparedDictionary::scored() const {

@@ -9,12 +9,17 @@
 
 namespace fastsparse::edge {
 
+// The largest norm that an atom may have where norm 1 was promised, for scores that are tracked or ruled out by bounds.
+inline constexpr double kLargestPromised = 1.4;
+
+// Of M atoms, from the squares of their norms.
+AtomSizes sizes_of(const double* squares, int64_t M, bool normalized);
+
 // A dictionary (M, D): its copy, and what is made of it.
 class PreparedDictionary {
  public:
-  const void* atoms() const { return copy_.data(); }                           // (M, D) of its dtype
-  const void* norms() const { return normalized_ ? nullptr : norms_.data(); }  // (M) of the accumulation type
-  const double* squares() const { return normalized_ ? nullptr : static_cast<const double*>(squares_.data()); }
+  const void* atoms() const { return copy_.data(); }  // (M, D) of its dtype
+  AtomNorms norms() const;
   // Whether its Gram matrix was made: scores can be tracked where all atoms are finite and, if they are promised to be
   // of norm 1, at least so near to it that a step is no larger than the row.
   bool bounded() const { return bounded_; }
@@ -31,14 +36,14 @@ class PreparedDictionary {
   friend std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor&, bool);
   bool holds(const Tensor& dictionary, bool normalized) const;
   void prepare(const Tensor& dictionary, bool normalized);
-  void measure();
   void multiply();
 
   ScalarType dtype_ = ScalarType::Float;
+  Isa level_ = Isa::baseline;  // which sums the norms in its own order
   bool normalized_ = false, bounded_ = false;
   int64_t M_ = -1, D_ = -1, stride_ = 0;
   AtomSizes sizes_;
-  Scratch copy_, scored_, squares_, norms_, gram_;
+  Scratch copy_, scored_, squares_, inverse_, gram_;
 };
 
 // Both take a dictionary with unit stride along its rows.

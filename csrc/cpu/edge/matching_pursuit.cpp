@@ -43,7 +43,7 @@ class Pursuit {
         dtype_(x.scalar_type()), accumulator_(accumulator_of(x.scalar_type())) {}
 
   std::tuple<Tensor, Tensor, Tensor> run(Method method) {
-    if (N_ == 0 || D_ == 0 || method == Method::direct) return direct();
+    if (N_ == 0 || D_ == 0 || method == Method::direct || !in_full_precision(accumulator_)) return direct();
     std::shared_ptr<const PreparedDictionary> dictionary = kept_dictionary(dictionary_, normalized_);
     if (!dictionary && (method == Method::gram || gram_wanted())) dictionary = prepared_dictionary(dictionary_, normalized_);
     return dictionary && dictionary->bounded() ? gram(*dictionary) : direct();
@@ -53,7 +53,7 @@ class Pursuit {
   int64_t accumulator_bytes() const { return accumulator_ == ScalarType::Double ? 8 : 4; }
   DType accumulator() const { return accumulator_ == ScalarType::Double ? DType::f64 : DType::f32; }
 
-  // Which way is faster. The choice doesn't change the answer, but for scores that only rounding tells apart.
+  // Which way is faster. The answer is the same, to the bit: see pursuit.h.
   bool gram_wanted() const {
     if (k_ < 2 || !gram_fits(M_, accumulator_bytes())) return false;
     Costs costs(double(N_), double(D_), double(M_), double(k_), screens(dtype_of(x_), N_, D_, M_, 1),
@@ -94,9 +94,9 @@ class Pursuit {
       void* out = kept_scores.get<char>(count * M_ * bytes);
       Tensor scores = product(tokens, atoms, over(out, count, M_, M_, accumulator_));
       GramPursuitArgs args{.M = M_, .D = D_, .k = k_, .tol = tol_, .nonnegative = nonnegative_,
-                       .atoms = dictionary.atoms(), .squares = dictionary.squares(), .norms = dictionary.norms(),
-                       .sizes = dictionary.sizes(), .gram = dictionary.gram(),
-                       .gram_stride = dictionary.gram_stride(), .x = row(begin), .x_stride = x_.stride(0),
+                       .atoms = dictionary.atoms(), .norms = dictionary.norms(), .sizes = dictionary.sizes(),
+                       .gram = dictionary.gram(), .gram_stride = dictionary.gram_stride(), .x = row(begin),
+                       .x_stride = x_.stride(0),
                        .scores = scores.const_data_ptr(), .values = at(values, begin),
                        .indices = reinterpret_cast<int64_t*>(at(indices, begin)), .residual = at(residual, begin),
                        .dtype = dtype_of(x_)};

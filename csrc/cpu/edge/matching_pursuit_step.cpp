@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cpu/edge/dictionary.h"
 #include "cpu/edge/product.h"
 #include "cpu/edge/screening.h"
 #include "cpu/matching_pursuit_step.h"
@@ -28,17 +30,20 @@ class PursuitSteps::Impl {
   Impl(const Tensor& dictionary, bool nonnegative, bool normalized)
       : dictionary_(with_unit_stride(dictionary)), M_(dictionary.size(0)), D_(dictionary.size(1)),
         accumulator_(accumulator_of(dictionary.scalar_type())), nonnegative_(nonnegative),
-        atoms_{dictionary_.const_data_ptr(), dictionary_.stride(0), D_, dtype_of(dictionary), nullptr, nullptr} {
+        atoms_{dictionary_.const_data_ptr(), dictionary_.stride(0), D_, dtype_of(dictionary), nullptr, nullptr, nullptr} {
     if (M_ < 1 || M_ >= std::numeric_limits<int32_t>::max())
       throw std::invalid_argument("matching_pursuit: dictionary must have at least one atom and fewer than 2^31, got " +
                                   std::to_string(M_));
     bias_ = zeros(bias_zeros_);
+    sizes_.largest = sizes_.largest_raw = kLargestPromised;
     if (normalized) return;
     atoms_.squares = squares_.get<double>(M_);
-    atoms_.inverse = zeros(inverse_);
+    atoms_.inverse = inverse_.get<double>(M_);
+    atoms_.scale = zeros(scale_);
     parallel(M_, 64, [&, run = FASTSPARSE_KERNEL(matching_pursuit_step_norms)](int64_t b, int64_t e) {
       run(atoms_, b, e);
     });
+    sizes_ = sizes_of(atoms_.squares, M_, normalized);
   }
 
   void take(void* residual, const int64_t* rows, int64_t count, void* values, int64_t* indices) {
@@ -70,37 +75,28 @@ class PursuitSteps::Impl {
   }
 
   void take_block(const PursuitArgs& args, int64_t count, void* values, int64_t* chosen) {
-    bool* finite = finite_.get<bool>(count);
-    parallel(count, 64, [&, run = FASTSPARSE_KERNEL(matching_pursuit_step_finite)](int64_t b, int64_t e) {
-      run(args, finite, b, e);
-    });
-    std::vector<int64_t> places[2];
-    for (int64_t i = 0; i < count; ++i) places[finite[i]].push_back(i);
-    if (places[false].empty()) {
-      score(args, count, chosen);
-    } else {  // only of finite rows does a product give zero atoms score 0
-      some(args, places[true], chosen, &Impl::score);
-      some(args, places[false], chosen, &Impl::search);
-    }
+    bool brackets = sizes_.smallest >= std::numeric_limits<float>::min();  // the scales aren't cut
+    if (brackets && screens(atoms_.dtype, count, D_, M_, 1)) screen(args, count, chosen);
+    else plain(args, count, chosen);
     parallel(count, 16, [&, run = FASTSPARSE_KERNEL(matching_pursuit_step_take)](int64_t b, int64_t e) {
       run(args, values, chosen, b, e);
     });
   }
 
-  // Chooses for the rows at some places alone.
-  void some(PursuitArgs args, const std::vector<int64_t>& places, int64_t* chosen,
-            void (Impl::*choose)(const PursuitArgs&, int64_t, int64_t*)) {
+  // Chooses anew for the rows that are hopeless as yet.
+  void rescue(PursuitArgs args, int64_t count, int64_t* chosen,
+              void (Impl::*choose)(const PursuitArgs&, int64_t, int64_t*)) {
+    std::vector<int64_t> places, rows;
+    for (int64_t i = 0; i < count; ++i) {
+      if (chosen[i] != kHopeless) continue;
+      places.push_back(i);
+      rows.push_back(args.residuals.rows ? args.residuals.rows[i] : i);
+    }
     if (places.empty()) return;
-    std::vector<int64_t> rows, found(places.size());
-    for (int64_t i : places) rows.push_back(args.residuals.rows ? args.residuals.rows[i] : i);
+    std::vector<int64_t> found(places.size());
     args.residuals.rows = rows.data();
     (this->*choose)(args, int64_t(rows.size()), found.data());
     for (size_t i = 0; i < places.size(); ++i) chosen[places[i]] = found[i];
-  }
-
-  void score(const PursuitArgs& args, int64_t count, int64_t* chosen) {
-    if (screens(atoms_.dtype, count, D_, M_, 1)) screen(args, count, chosen);
-    else plain(args, count, chosen);
   }
 
   // Few rows, or whatever rows, against one atom after the other.
@@ -141,7 +137,7 @@ class PursuitSteps::Impl {
     int64_t position = begin / atoms;
     Stripe stripe{.begin = begin, .count = count, .doubled = (position & (position - 1)) == 0};
     stripe.bias = bias_;
-    if (atoms_.inverse) stripe.scale = static_cast<const char*>(atoms_.inverse) + begin * accumulator_bytes();
+    if (atoms_.scale) stripe.scale = static_cast<const char*>(atoms_.scale) + begin * accumulator_bytes();
     return stripe;
   }
 
@@ -151,16 +147,16 @@ class PursuitSteps::Impl {
     return std::min(M_, std::max<int64_t>(fitting, 256) / 16 * 16);
   }
 
-  void choose(const PursuitArgs& args, const Candidates& found, bool exact, int64_t rows, int64_t* chosen) {
+  void choose(const PursuitArgs& args, const Candidates& found, int64_t rows, int64_t* chosen) {
     parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(matching_pursuit_step_choose)](int64_t b, int64_t e) {
-      run(args, found, exact, chosen, b, e);
+      run(args, found, chosen, b, e);
     });
   }
 
-  // ---- plain: exact scores ----
+  // ---- plain: the library's scores, then exact ones of what survives ----
 
   void plain(const PursuitArgs& args, int64_t rows, int64_t* chosen) {
-    if (rows <= kFewRows) return search(args, rows, chosen);
+    if (rows <= kFewRows || !sizes_.regular || !trusts_product()) return search(args, rows, chosen);
     constexpr int64_t capacity = 256;
     Candidates found = fp64() ? candidates<double>(rows, capacity) : candidates<float>(rows, capacity);
     int64_t atoms = stripe_atoms(rows, accumulator_bytes());
@@ -169,13 +165,25 @@ class PursuitSteps::Impl {
     if (args.residuals.rows) data = widen({data, args.residuals.rows, D_, D_, type, nullptr}, rows, tokens_);
     Tensor residuals = over(data, rows, D_, D_, accumulator_);
     char* scratch = scores_.get<char>(rows * atoms * accumulator_bytes());
+    double* lengths = lengths_.get<double>(rows);
+    parallel(rows, 64, [&, run = FASTSPARSE_KERNEL(matching_pursuit_step_lengths)](int64_t b, int64_t e) {
+      run(args, lengths, b, e);
+    });
     for (int64_t m = 0; m < M_; m += atoms) {
       int64_t count = std::min(atoms, M_ - m);
       Tensor scores = product(residuals, wide_atoms(m, count), over(scratch, rows, count, count, accumulator_));
-      PlainArgs plain{found, stripe(m, count, atoms), scores.const_data_ptr(), type};
-      parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_plain)](int64_t b, int64_t e) { run(plain, b, e); });
+      SiftArgs sift{found, scores.const_data_ptr(), m, count, lengths, sizes_};
+      parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(matching_pursuit_step_sift)](int64_t b, int64_t e) {
+        run(args, sift, b, e);
+      });
     }
-    choose(args, found, true, rows, chosen);
+    choose(args, found, rows, chosen);
+    rescue(args, rows, chosen, &Impl::search);
+  }
+
+  bool trusts_product() {
+    if (!trusted_) trusted_ = in_full_precision(accumulator_);
+    return *trusted_;
   }
 
   void* widen(WidenArgs args, int64_t count, Scratch& scratch) {
@@ -247,12 +255,8 @@ class PursuitSteps::Impl {
                         D_};
       parallel(rows, 8, [&, run = FASTSPARSE_KERNEL(topk_encode_screen)](int64_t b, int64_t e) { run(screen, b, e); });
     }
-    parallel(rows, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_certify)](int64_t b, int64_t e) { run(found, b, e); });
-    choose(args, found, false, rows, chosen);
-    std::vector<int64_t> hopeless;
-    for (int64_t i = 0; i < rows; ++i)
-      if (chosen[i] == kHopeless) hopeless.push_back(i);
-    some(args, hopeless, chosen, &Impl::plain);
+    choose(args, found, rows, chosen);
+    rescue(args, rows, chosen, &Impl::plain);
   }
 
   Tensor dictionary_;
@@ -264,7 +268,9 @@ class PursuitSteps::Impl {
   void* wide_ = nullptr;  // all atoms in the accumulation type
   Rounded rounded_;  // all atoms, or a stripe of them
   Stripe all_;
-  Scratch squares_, inverse_, bias_zeros_, finite_, counts_, thresholds_, lists_, tokens_, token_norms_, wide_copy_,
+  AtomSizes sizes_;
+  std::optional<bool> trusted_;
+  Scratch squares_, inverse_, scale_, bias_zeros_, lengths_, counts_, thresholds_, lists_, tokens_, token_norms_, wide_copy_,
       rounded_copy_, atom_norms_, scores_;
 };
 

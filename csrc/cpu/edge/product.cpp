@@ -3,7 +3,9 @@
 #include <dlfcn.h>
 
 #include <array>
+#include <cmath>
 #include <exception>
+#include <vector>
 
 #include "cpu/isa.h"
 
@@ -68,6 +70,18 @@ Tensor product(const Tensor& a, const Tensor& b, const Tensor& out) {
   constexpr int64_t tiny = int64_t{1} << 18;  // multiplications that take less time than finding oneDNN's kernel
   bool worthwhile = a.scalar_type() == ScalarType::Float && a.size(0) * a.size(1) * b.size(0) >= tiny;
   return worthwhile && prefers_onednn() ? onednn_linear(a, b) : mm(a, b, out);
+}
+
+bool in_full_precision(ScalarType type) {
+  if (type != ScalarType::Float) return true;
+  // No op says so: a product does, large enough to go where large ones go, of numbers that bf16 and TF32 would round.
+  constexpr int64_t side = 64;
+  constexpr float number = 1 + 0x1p-12f;
+  Tensor out = allocate({side, side}, type);
+  std::vector<float> same(side * side, number);
+  Tensor ones = over(same.data(), side, side, side, type);
+  Tensor sums = product(ones, ones, out);
+  return std::fabs(*static_cast<const float*>(sums.const_data_ptr()) - side * number * number) < side * 0x1p-14f;
 }
 
 }  // namespace fastsparse::edge
