@@ -103,18 +103,25 @@ def apart(scale: float, sizes: Sizes) -> dict[str, Any]:
     return {"scale": scale, "steps": [t + 1 for t in at], "largest": difference.tolist()}
 
 
-def search(cell: str, solver: str, seeds: range, steps: int = 512, channels: int = 512) -> dict[str, Any]:
+def search(
+    cell: str,
+    solver: str,
+    seeds: range,
+    steps: int = 512,
+    channels: int = 512,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
     """Looks for certified channels that are off from ``sequential``: by scale, how many of how many.
 
-    ``off`` counts those by more than 32 eps, ``far`` those by more than 64, beside the state or 1. To search for
-    longer, take more seeds, or other sizes: the larger weights are, the rarer is what no seed has shown yet.
+    In fp32 or fp64. ``off`` counts those by more than 32 eps, ``far`` those by more than 64, beside the state
+    or 1. To search for longer, take more seeds, or longer sequences.
     """
-    eps, records = torch.finfo(torch.float32).eps, []
+    eps, records = torch.finfo(dtype).eps, []
     for scale in SEARCHED:
         record = {"scale": scale, "channels": 0, "certified": 0, "off": 0, "far": 0, "most": 0.0}
         for seed in seeds:
             for kind in INPUTS:
-                certain, off = _trial(cell, solver, scale, kind, seed, Sizes(steps, channels))
+                certain, off = _trial(cell, solver, scale, kind, seed, Sizes(steps, channels), dtype)
                 off = off[certain] / eps
                 record["channels"] += len(certain)
                 record["certified"] += len(off)
@@ -125,7 +132,9 @@ def search(cell: str, solver: str, seeds: range, steps: int = 512, channels: int
     return {"cell": cell, "solver": solver, "seeds": len(seeds), "steps": steps, "records": records}
 
 
-def _trial(cell: str, solver: str, scale: float, kind: str, seed: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def _trial(
+    cell: str, solver: str, scale: float, kind: str, seed: int, sizes: Sizes, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Of every channel whether it was certified, and how far it is from the same step by step."""
     generator = seeded(seed)
     u = torch.randn(1, sizes.steps, 3, sizes.channels, generator=generator)
@@ -136,7 +145,8 @@ def _trial(cell: str, solver: str, scale: float, kind: str, seed: int, sizes: Si
     elif kind == "slow gates":
         shift = 9 * torch.rand(sizes.channels, generator=generator)
         u[:, :, 0] += shift if cell == "lstm" else -shift
-    weights = [scale * torch.randn(rows, sizes.channels, generator=generator) for rows in (3, 2)]
+    weights = [(scale * torch.randn(rows, sizes.channels, generator=generator)).to(dtype) for rows in (3, 2)]
+    u = u.to(dtype)
     if cell == "lstm":
         run = partial(fastsparse.lstm_recurrence, u, *weights)
         *found, info = run(solver=solver, return_info=True)

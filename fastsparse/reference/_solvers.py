@@ -136,10 +136,11 @@ def steady(J: Tensor, start: Tensor) -> Tensor:
     beside what is remembered of a start that is more. It goes from step to step: a chunk that squeezes what
     it starts with may yet stretch what is rounded inside.
 
-    It bounds errors that aren't independent, too. Of size 1, they add up to L_t[c] in the direction c, |c| = 1,
-    where L_t[c] <= 1 + L_{t-1}[J_t^T c]. With q = c^T V_t c, which is q - 1 of J_t^T c a step before, and m the
-    most that q is anywhere, L_t[c] <= 2 sqrt(m q) goes on: 1 + 2 sqrt(m (q - 1)) <= 1 + (2 - 1 / q) sqrt(m q),
-    and q <= sqrt(m q). So L <= 2 m: 2^13 errors in the worst case, where 64 are their deviation.
+    It bounds errors that aren't independent, too. Of size 1, they add up to L_t[c] in the direction c,
+    |c| = 1, where L_t[c] <= 1 + L_{t-1}[J_t^T c]. With q = c^T V_t c, which is q - 1 of J_t^T c a step
+    before, and m the most that q is anywhere, L_t[c] <= 2 sqrt(m q) goes on from step to step, as
+    1 + 2 sqrt(m (q - 1)) <= 1 + (2 - 1 / q) sqrt(m q) and q <= sqrt(m q). So L <= 2 m: 2^13 errors at worst,
+    where 64 are their deviation.
     """
     block = J.dim() > start.dim() + 1
     one = torch.eye(2, dtype=J.dtype, device=J.device).unsqueeze(-1) if block else J.new_ones(())
