@@ -13,7 +13,20 @@ import triton
 import triton.language as tl
 from fastsparse.kernels._cells import load_weights, step, step_with_derivative
 from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state, wide
-from fastsparse.kernels._corrections import corrected, corrections, difference, last, shifted, spread, within
+from fastsparse.kernels._corrections import (
+    carried_errors,
+    corrected,
+    corrections,
+    difference,
+    last,
+    most_spread,
+    no_errors,
+    shifted,
+    spread,
+    trace,
+    with_one_more,
+    within,
+)
 
 
 @triton.jit
@@ -47,6 +60,7 @@ def newton(
     source = (u + row * u_row + begin * u_time + channel * u_channel)[None, :] + ahead * u_time
     target = ((row * T + begin) * H + channel)[None, :] + ahead * H
     most = tl.zeros([BLOCK], tl.int32)
+    errors, allowed = no_errors(carry), most_spread(carry)  # errors: those of rounding that carry has
     longest = tl.max(length, axis=0)
     first = tl.zeros_like(longest)
     while first < longest:
@@ -56,22 +70,35 @@ def newton(
         state = step(w, inputs, start)
         trying = (length > first) & (most >= 0)
         taken = tl.zeros([BLOCK], tl.int32)
+        later = errors
         attempt = 0
         while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
             attempt += 1
             before = shifted(state, start, ahead)
             after, J = step_with_derivative(w, inputs, before)
-            d = corrections(J, difference(after, state))
+            d, spreading = corrections(J, difference(after, state), _made(J, spread(errors), ahead))
+            later = last(spreading, ahead)
             state = corrected(state, d, trying[None, :])
-            small = within(d, state) | (inside == 0)
+            small = within(d, state) & (trace(spreading) <= allowed[None, :]) | (inside == 0)
             certain = tl.min(small.to(tl.int32), axis=0) > 0
             taken = tl.where(trying & certain, attempt, taken)
             trying = trying & (certain == 0)
         store_state(h, c, target, state, inside)
         most = tl.where(trying | (most < 0), -1, tl.maximum(most, taken))
         carry = last(state, ahead)
+        errors = later
         longest = tl.max(tl.where(most < 0, 0, length), axis=0)
         first += STEPS
         source += STEPS * u_time
         target += STEPS * H
     tl.store(passes + place, most, mask=real)
+
+
+@triton.jit
+def _made(J, errors, ahead):
+    """The covariance that each step adds to errors; the first one also carries on those of its start."""
+    carried = carried_errors(J, errors)
+    found = ()
+    for i in tl.static_range(len(carried)):
+        found += (tl.where(ahead == 0, carried[i], 0.0),)
+    return with_one_more(found)

@@ -16,14 +16,18 @@ import triton.language as tl
 from fastsparse.kernels._cells import load_weights, step, step_with_derivative
 from fastsparse.kernels._channels import block_of_channels, load_inputs, load_state, store_state, wide
 from fastsparse.kernels._corrections import (
-    MOST_GROWTH,
     SMALL,
+    carried_errors,
     corrected,
     corrections,
     difference,
     last,
+    most_spread,
+    no_errors,
     shifted,
     spread,
+    trace,
+    with_one_more,
     within,
 )
 from fastsparse.kernels._scan import product_of_pairs
@@ -64,7 +68,7 @@ def shooting(
     source = (u + row * u_row + begin * u_time + channel * u_channel)[None, :] + chunk * steps * u_time
     target = ((row * T + begin) * H + channel)[None, :] + chunk * steps * H
     most = tl.zeros([BLOCK], tl.int32)
-    errors = tl.zeros([BLOCK], tl.float32)  # of rounding, in units of one, that carry has
+    errors, allowed = no_errors(carry), most_spread(carry)  # errors: those of rounding that carry has
     first = tl.zeros_like(longest)
     while first < longest:
         left = tl.maximum(tl.minimum((length - first)[None, :] - chunk * steps, steps), 0).to(tl.int32)
@@ -76,11 +80,11 @@ def shooting(
         attempt = 0
         while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
             attempt += 1
-            ends, P, largest, least = _run(w, source, u_time, u_gate, starts, left, steps)
-            grown, later = _grown(P, largest, errors, chunk)
-            steady = _norm(largest) * (grown + 1) <= MOST_GROWTH
+            ends, P, made, largest, widest, least = _run(w, source, u_time, u_gate, starts, left, steps)
             missed = difference(shifted(ends, start, chunk), starts)
-            D = corrections(shifted(P, P, chunk), missed)
+            D, before = corrections(shifted(P, P, chunk), missed, shifted(made, spread(errors), chunk))
+            steady = tl.fma(largest, trace(before), widest) <= allowed[None, :]
+            later = last(_sum(carried_errors(P, before), made), chunk)
             small = steady & within(D, starts) & _carried_within(D, ends, P, largest, least)
             certain = tl.min((small | (left == 0)).to(tl.int32), axis=0) > 0
             starts = corrected(starts, D, trying[None, :])
@@ -98,14 +102,15 @@ def shooting(
 
 @triton.jit
 def _run(w, source, time, gate, starts, left, steps):
-    """Every chunk's last state and its derivative in the start.
+    """Every chunk's last state, its derivative in the start, the covariance of rounding errors since.
 
-    Also of that derivative the largest size that each entry has on the way, and of each state the smallest
-    size, or 1.
+    Also the largest sum of that derivative's squared entries, the largest variance, and of each state the
+    smallest size.
     """
     state = starts
     P = _unity(starts)
-    largest = _zeros(P)
+    errors = no_errors(starts)
+    largest, widest = tl.zeros(left.shape, tl.float32), tl.zeros(left.shape, tl.float32)
     least = _infinities(starts)
     coming = load_inputs(source, gate, left > 0)
     for t in range(steps):
@@ -114,9 +119,11 @@ def _run(w, source, time, gate, starts, left, steps):
         coming = load_inputs(source, gate, t + 1 < left)
         state, J = step_with_derivative(w, now, state)
         P = _product(J, P)
-        largest = _largest(largest, P, t < left)
+        errors = with_one_more(carried_errors(J, errors))
+        largest = tl.maximum(largest, tl.where(t < left, _squares(P), 0.0))
+        widest = tl.maximum(widest, tl.where(t < left, trace(errors), 0.0))
         least = _least(least, state, t < left)
-    return state, P, largest, least
+    return state, P, errors, largest, widest, least
 
 
 @triton.jit
@@ -136,37 +143,32 @@ def _write(w, source, time, gate, state, left, steps, h, c, target, H):
 @triton.jit
 def _carried_within(D, ends, P, largest, least):
     """Whether what a chunk's start is off by is at rounding level in all its states; not where one is NaN."""
-    pairs: tl.constexpr = len(D)
-    found = ends[0] == ends[0]
-    for i in tl.static_range(pairs):
-        off = largest[pairs * i] * tl.abs(D[0])
-        found = found & (ends[i] == ends[i]) & (P[pairs * i] == P[pairs * i])
-        if pairs == 2:
-            off += largest[pairs * i + 1] * tl.abs(D[1])
-            found = found & (P[pairs * i + 1] == P[pairs * i + 1])
-        found = found & (off <= SMALL * tl.maximum(least[i], 1.0))
+    off = tl.abs(D[0])
+    if len(D) == 2:
+        off += tl.abs(D[1])
+    off *= tl.sqrt(largest)
+    squares = _squares(P)
+    found = squares == squares
+    for i in tl.static_range(len(D)):
+        found = found & (ends[i] == ends[i]) & (off <= SMALL * tl.maximum(least[i], 1.0))
     return found
 
 
 @triton.jit
-def _grown(P, largest, errors, chunk):
-    """What each chunk's start has of rounding errors, in units of one: those of the chunks before.
-
-    ``errors``, a vector of channels, are those of the first start. Also those behind the last chunk.
-    """
-    factors, made = (_norm(P),), (_norm(largest),)
-    grown = corrections(shifted(factors, factors, chunk), shifted(made, (errors[None, :],), chunk))
-    left = tl.fma(factors[0], grown[0], made[0])
-    return grown[0], last((left,), chunk)[0]
+def _squares(P):
+    """The sum of the squares of its entries, which bounds the square of what it multiplies sizes by."""
+    found = P[0] * P[0]
+    for i in tl.static_range(1, len(P)):
+        found = tl.fma(P[i], P[i], found)
+    return found
 
 
 @triton.jit
-def _norm(P):
-    """What the sum of a state's parts grows by at most: the largest sum of a column."""
-    size = tl.abs(P[0])
-    if len(P) == 4:
-        size = tl.maximum(size + tl.abs(P[2]), tl.abs(P[1]) + tl.abs(P[3]))
-    return size
+def _sum(a, b):
+    found = ()
+    for i in tl.static_range(len(a)):
+        found += (a[i] + b[i],)
+    return found
 
 
 @triton.jit
@@ -186,14 +188,6 @@ def _unity(states):
 
 
 @triton.jit
-def _zeros(values):
-    found = ()
-    for i in tl.static_range(len(values)):
-        found += (tl.zeros(values[i].shape, tl.float32),)
-    return found
-
-
-@triton.jit
 def _infinities(values):
     found = ()
     for i in tl.static_range(len(values)):
@@ -204,14 +198,6 @@ def _infinities(values):
 @triton.jit
 def _product(J, P):
     return (J[0] * P[0],) if len(P) == 1 else product_of_pairs(J, P)
-
-
-@triton.jit
-def _largest(largest, values, real):
-    found = ()
-    for i in tl.static_range(len(values)):
-        found += (tl.maximum(largest[i], tl.where(real, tl.abs(values[i]), 0.0)),)
-    return found
 
 
 @triton.jit

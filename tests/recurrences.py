@@ -179,6 +179,27 @@ def assert_follows(cell: Cell, outs, u, weights, state) -> None:
         assert ((out - part).abs() <= unit * (2 * error + 64 * out.abs().clamp_min(1))).all()
 
 
+def spread(cell: Cell, outs, u, weights, state) -> Tensor:
+    """(B, H): the largest variance along the states, were every step to add an error of variance 1 to each.
+
+    Of pairs the sum of both. In fp64, step by step, which is what certificates take from scans in parts.
+    """
+    u, *rest = (part.double() for part in (u, *weights, *state, *outs))
+    weights, state, outs = rest[: len(weights)], rest[len(weights) : -cell.states], rest[-cell.states :]
+    before = [torch.cat((part.unsqueeze(1), out), 1)[:, :-1] for part, out in zip(state, outs, strict=True)]
+    before = [part.requires_grad_() for part in before]
+    J = [
+        torch.stack(torch.autograd.grad(part.sum(), before, retain_graph=True), -1)
+        for part in cell.step(before, u, weights)
+    ]
+    J = torch.stack(J, -2)
+    V, largest, one = torch.zeros_like(J[:, 0]), u.new_zeros(len(u), u.shape[-1]), torch.eye(cell.states)
+    for t in range(u.shape[1]):
+        V = J[:, t] @ V @ J[:, t].mT + one
+        largest = largest.maximum(V.diagonal(dim1=-2, dim2=-1).sum(-1))
+    return largest
+
+
 def assert_same_states(outs, others) -> None:
     """Two solvers' states are one, to within a certificate each; NaN and infinities stand in one place.
 

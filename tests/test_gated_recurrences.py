@@ -15,6 +15,7 @@ from recurrences import (
     assert_same_states,
     assert_states,
     laid_out_apart,
+    spread,
     textbook,
 )
 from strategies import tensors
@@ -199,15 +200,35 @@ def test_where_shooting_does_not_converge_the_loop_steps_in(backend, cell):
 
 @cells
 @parallel
-def test_what_is_certified_is_what_steps_make(backend, cell, solver):
-    """In chaos too, where states that are rounded in two ways part: of these channels none is certified."""
-    u, weights, state = cell.problem(2, 320, 48, scale=4)
+@pytest.mark.parametrize("scale", [0.5, 4, 20])
+def test_what_is_certified_is_what_steps_make(backend, cell, solver, scale):
+    """In chaos too, where states that are rounded in two ways part: no channel where they might is certified.
+
+    Few do, of those where errors spread: the bound is what is tested, on states of the loop.
+    """
+    u, weights, state = cell.problem(2, 320, 48, scale=scale)
     *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
     loop = cell.run(u, weights, state, solver="sequential")
-    assert info.converged.any()
+    sure, variance = info.converged, spread(cell, loop, u, weights, state)
+    assert sure.any()
+    assert sure.all() or scale != 0.5
+    assert variance[sure].max() < 1.1 * _solvers.MOST_SPREAD
+    if solver == "shooting" and scale != 20:
+        assert sure[variance < _solvers.MOST_SPREAD / 8].float().mean() > 0.95
     for out, other in zip(outs, loop, strict=True):
         off = (out - other).abs().amax(1)
-        assert off[info.converged].max() < 16 * _solvers.MOST_GROWTH * torch.finfo(torch.float32).eps
+        assert off[sure].max() <= 64 * torch.finfo(torch.float32).eps
+
+
+def test_channels_in_which_a_chunk_stretches_what_it_squeezed(backend):
+    """Rounding errors made inside of chunks: shooting once certified states that were off by up to 1.5."""
+    found = {102: 480, 104: 491, 107: 234, 113: 81, 131: 271}  # among some 60,000, by seed
+    u = torch.stack([random(1, 512, 3, 512, seed=seed)[..., channel] for seed, channel in found.items()], -1)
+    weight = [random(3, 512, seed=seed + 1000, scale=20)[:, channel] for seed, channel in found.items()]
+    h, info = fastsparse.gru_recurrence(u, torch.stack(weight, -1), solver="shooting", return_info=True)
+    loop = fastsparse.gru_recurrence(u, torch.stack(weight, -1), solver="sequential")
+    torch.testing.assert_close(h, loop, rtol=0, atol=64 * torch.finfo(torch.float32).eps)
+    assert not info.converged.any()
 
 
 @cells

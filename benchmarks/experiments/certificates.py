@@ -6,6 +6,7 @@ standard normal, run for 2,048 steps. A channel is chaotic where its steps' deri
 as well, and the states of many steps later are not determined by fp32.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,10 @@ from fastsparse.reference.gru_recurrence import jacobian, step
 SCALES = (0.03, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SHOWN = (0.5, 2.0, 4.0)  # along time
 ITERATIONS = (3, 4, 6)  # of Newton's method, however far it has come
+
+
+SEARCHED = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # deviations of the weights
+INPUTS = ("normal", "faint", "quiet, then switched", "slow gates")
 
 
 class Sizes(NamedTuple):
@@ -96,6 +101,64 @@ def apart(scale: float, sizes: Sizes) -> dict[str, Any]:
     at = sorted({round(sizes.steps ** (i / 59)) - 1 for i in range(60)})
     difference = (narrow.double() - wide).abs().amax(dim=(0, 2)).cummax(0).values[at]
     return {"scale": scale, "steps": [t + 1 for t in at], "largest": difference.tolist()}
+
+
+def search(
+    cell: str,
+    solver: str,
+    seeds: range,
+    steps: int = 512,
+    channels: int = 512,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Looks for certified channels that are off from ``sequential``: by scale, how many of how many.
+
+    In fp32 or fp64. ``off`` counts those by more than 32 eps, ``far`` those by more than 64, beside the state
+    or 1. To search for longer, take more seeds, or longer sequences.
+    """
+    eps, records = torch.finfo(dtype).eps, []
+    for scale in SEARCHED:
+        record = {"scale": scale, "channels": 0, "certified": 0, "off": 0, "far": 0, "most": 0.0}
+        for seed in seeds:
+            for kind in INPUTS:
+                certain, off = _trial(cell, solver, scale, kind, seed, Sizes(steps, channels), dtype)
+                off = off[certain] / eps
+                record["channels"] += len(certain)
+                record["certified"] += len(off)
+                record["off"] += int((off > 32).sum())
+                record["far"] += int((off > 64).sum())
+                record["most"] = max(record["most"], off.max().item() if len(off) else 0.0)
+        records.append(record)
+    return {"cell": cell, "solver": solver, "seeds": len(seeds), "steps": steps, "records": records}
+
+
+def _trial(
+    cell: str, solver: str, scale: float, kind: str, seed: int, sizes: Sizes, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Of every channel whether it was certified, and how far it is from the same step by step."""
+    generator = seeded(seed)
+    u = torch.randn(1, sizes.steps, 3, sizes.channels, generator=generator)
+    if kind == "faint":
+        u *= 0.1
+    elif kind == "quiet, then switched":
+        u *= 1e-3 + 10 * (torch.rand(1, sizes.steps, 1, sizes.channels, generator=generator) < 0.01)
+    elif kind == "slow gates":
+        shift = 9 * torch.rand(sizes.channels, generator=generator)
+        u[:, :, 0] += shift if cell == "lstm" else -shift
+    weights = [(scale * torch.randn(rows, sizes.channels, generator=generator)).to(dtype) for rows in (3, 2)]
+    u = u.to(dtype)
+    if cell == "lstm":
+        run = partial(fastsparse.lstm_recurrence, u, *weights)
+        *found, info = run(solver=solver, return_info=True)
+        plain = run(solver="sequential")
+    else:
+        run = partial(fastsparse.gru_recurrence, u, weights[0])
+        *found, info = run(solver=solver, return_info=True)
+        plain = (run(solver="sequential"),)
+    apart = [
+        ((a - b) / b.abs().clamp_min(1)).abs().amax(dim=(0, 1)) for a, b in zip(found, plain, strict=True)
+    ]
+    return info.converged[0], torch.stack(apart).amax(dim=0)
 
 
 def table(result: dict[str, Any]) -> str:

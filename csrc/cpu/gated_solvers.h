@@ -2,6 +2,7 @@
 // Lanes are chunks of time, which run side by side.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "cpu/gated_recurrence.h"
@@ -43,6 +44,7 @@ template <template <typename> class Cell, typename T> class InTime {
   using Math = Activations<C, kTogether>;
   using V = typename Math::V;
   static constexpr int kStates = Cell<Math>::kStates, kWeights = Cell<Math>::kWeights, kSquare = kStates * kStates;
+  static constexpr int kErrors = kCovariance<kStates>;
   static constexpr int64_t kRow = kRowBytes / sizeof(C), kGroup = kTogether * kLanes<C>;
 
  public:
@@ -51,6 +53,7 @@ template <template <typename> class Cell, typename T> class InTime {
         n_(channels.end - channels.begin), plan_(time_plan(steps_.end - steps_.begin, kRow, n_)),
         free_(static_cast<C*>(scratch)), passes_(args.passes + sequence * args.H + channels.begin) {
     u_ = rows(3 * kTileSteps), weights_ = rows(kWeights), first_ = rows(kStates), todo_ = rows(1);
+    P_ = rows(kSquare), errors_ = rows(kErrors), most_ = rows(1), widest_ = rows(1);
     for (int64_t i = 0; i < n_; ++i) {
       int64_t h = channels.begin + i;
       passes_[i] = kUntried;
@@ -66,40 +69,31 @@ template <template <typename> class Cell, typename T> class InTime {
 
   // Guesses the chunks' starts, runs them, carrying derivatives, and corrects the starts by what chunks' ends miss.
   void shoot() {
-    C *start = rows(kStates), *state = rows(kStates), *P = rows(kSquare), *most = rows(kStates);
-    C *D = rows(kStates), *out = rows(kStates * kTileSteps);
+    C *start = rows(kStates), *state = rows(kStates), *D = rows(kStates), *out = rows(kStates * kTileSteps);
     guess(start);
     uint64_t once_more = 0;  // channels, of at most kRow, that are certified but for a last run
     for (int attempt = 1; attempt <= kShootingPasses && untried(); ++attempt) {
       std::memcpy(state, start, kStates * kRowBytes);
-      set_unity(P);
-      std::memset(static_cast<void*>(most), 0, kStates * kRowBytes);
+      begin_tangents();
       for (int64_t t = 0; t < plan_.length; t += kTileSteps) {
         int64_t count = pack(t, kTileSteps, u_);
-        for (int64_t g = 0; g < kRow; g += kGroup) run_tile(g, count, state, P, most, out);
+        for (int64_t g = 0; g < kRow; g += kGroup) run_tile(g, count, state, out);
         for (int k = 0; k < kStates; ++k) unpack(out + k * kTileSteps * kRow, k, t, count);
       }
       for (int64_t i = 0; i < n_; ++i) {
         if (passes_[i] != kUntried) continue;
-        bool sure = true, done = true, lost = false;
-        if (once_more >> i & 1) {
-          settle(i, attempt, sure, lost);
-          continue;
-        }
-        corrections(i, P, D, [&](int64_t lane, int k) { return state[k * kRow + lane - n_] - start[k * kRow + lane]; });
-        sure = steady(i, P, most);
+        corrections(i, D, [&](int64_t lane, int k) { return state[k * kRow + lane - n_] - start[k * kRow + lane]; });
+        bool sure = steady(i), done = true, lost = false;
         for (int64_t lane = i; lane < plan_.chunks * n_; lane += n_) {
-          C off = 0;  // at most, of every state of the chunk
-          for (int k = 0; k < kStates; ++k) {
-            C d = magnitude(D[k * kRow + lane]);
-            off += most[k * kRow + lane] * d;
-            sure &= d <= kSmall<C>, done &= d <= kNegligible<C>;
-            lost |= d != d;
-          }
-          sure &= off <= kSmall<C>, done &= off <= kNegligible<C>;
+          C d = 0;
+          for (int k = 0; k < kStates; ++k) d += magnitude(D[k * kRow + lane]);
+          C off = std::sqrt(most_[lane]) * d;  // at most, of every state of the chunk
+          sure &= d <= kSmall<C> && off <= kSmall<C>, done &= d <= kNegligible<C> && off <= kNegligible<C>;
+          lost |= d != d;
         }
+        done |= once_more >> i & 1;
         settle(i, attempt, sure && (done || attempt == kShootingPasses), lost);
-        once_more |= uint64_t(sure) << i;
+        once_more = (once_more & ~(uint64_t{1} << i)) | uint64_t(sure) << i;
         if (passes_[i] == kUntried)
           for (int64_t lane = i; lane < plan_.chunks * n_; lane += n_)
             for (int k = 0; k < kStates; ++k) start[k * kRow + lane] += D[k * kRow + lane];
@@ -112,7 +106,7 @@ template <template <typename> class Cell, typename T> class InTime {
   void newton() {
     int64_t L = plan_.length;
     C *h = rows(kStates * L), *q = rows(kStates * L), *P = rows(kSquare * L);  // step by step, [t][state][lane]
-    C *before = rows(kStates), *last_q = rows(kStates), *last_P = rows(kSquare), *D = rows(kStates), *bad = rows(1);
+    C *before = rows(kStates), *last_q = rows(kStates), *D = rows(kStates), *bad = rows(1);
     std::memcpy(before, first_, kStates * kRowBytes);
     for (int64_t t = 0; t < L; t += kTileSteps) {
       int64_t count = pack(t, kTileSteps, u_);
@@ -123,20 +117,20 @@ template <template <typename> class Cell, typename T> class InTime {
         for (int64_t lane = n_; lane < plan_.chunks * n_; ++lane)
           before[k * kRow + lane] = h[((L - 1) * kStates + k) * kRow + lane - n_];
       std::memset(static_cast<void*>(last_q), 0, kStates * kRowBytes);
-      set_unity(last_P);
+      begin_tangents();
       std::memset(static_cast<void*>(bad), 0, kRowBytes);
       C* state = D;  // borrowed until corrections are known
       std::memcpy(state, before, kStates * kRowBytes);
       for (int64_t t = 0; t < L; t += kTileSteps) {
         int64_t count = pack(t, kTileSteps, u_);
-        for (int64_t g = 0; g < kRow; g += kGroup) linearise(g, t, count, state, h, q, P, last_q, last_P);
+        for (int64_t g = 0; g < kRow; g += kGroup) linearise(g, t, count, state, h, q, P, last_q);
       }
       for (int64_t i = 0; i < n_; ++i)
-        corrections(i, last_P, D, [&](int64_t lane, int k) { return last_q[k * kRow + lane - n_]; });
+        corrections(i, D, [&](int64_t lane, int k) { return last_q[k * kRow + lane - n_]; });
       correct(h, q, P, D, bad);
       for (int64_t i = 0; i < n_; ++i) {
         if (passes_[i] != kUntried) continue;
-        bool sure = true, lost = false;
+        bool sure = steady(i), lost = false;
         for (int64_t lane = i; lane < plan_.chunks * n_; lane += n_) {
           sure &= bad[lane] == 0;
           for (int k = 0; k < kStates; ++k) lost |= D[k * kRow + lane] != D[k * kRow + lane];
@@ -179,9 +173,13 @@ template <template <typename> class Cell, typename T> class InTime {
       if (passes_[i] == kUntried) passes_[i] = kGivenUp;
   }
 
-  void set_unity(C* P) const {
+  // Of every chunk: nothing yet but a start.
+  void begin_tangents() const {
     for (int i = 0; i < kSquare; ++i)
-      for (int64_t lane = 0; lane < kRow; ++lane) P[i * kRow + lane] = i % (kStates + 1) == 0;
+      for (int64_t lane = 0; lane < kRow; ++lane) P_[i * kRow + lane] = i % (kStates + 1) == 0;
+    std::memset(static_cast<void*>(errors_), 0, kErrors * kRowBytes);
+    std::memset(static_cast<void*>(most_), 0, kRowBytes);
+    std::memset(static_cast<void*>(widest_), 0, kRowBytes);
   }
 
   // u at steps [t, t + count) of every chunk, as rows [step][gate]; 0 behind the last step. Returns how many there are.
@@ -253,56 +251,80 @@ template <template <typename> class Cell, typename T> class InTime {
       for (Vector<C>& part : value.v) part = absolute(part) < least ? Vector<C>{} : part;  // NaN remains
   }
 
-  // `count` steps of the chunks of a group, as u_ has them: `state` and its derivative P go on, `most` grows to the
-  // largest |P| of a column so far, and `out` gets every state.
-  void run_tile(int64_t group, int64_t count, C* state, C* P, C* most, C* out) const {
+  // What chunks carry along: the derivative P of their states in their starts, the covariance of the rounding errors
+  // made since, and how large |P|^2, the sum of its squared entries, and the variance have been.
+  struct Tangents {
+    static constexpr C kTiny = sizeof(C) == 8 ? 0x1p-511 : 0x1p-63;  // whose square is just a normal number
+
+    V P[kSquare], errors[kErrors], most[1], widest[1];
+
+    FASTSPARSE_INLINE void step(const V (&J)[kSquare]) {
+      multiply<kStates, kStates>(J, P), flush(P);
+      carry_errors<kStates>(J, errors), add_errors<kStates>(errors);
+      V variance = trace<kStates>(errors);
+#pragma GCC unroll 8
+      for (int k = 0; k < kTogether; ++k) {
+        Vector<C> size{};
+#pragma GCC unroll 4
+        for (int i = 0; i < kSquare; ++i) {
+          Vector<C> entry = absolute(P[i].v[k]);
+          entry = entry < kTiny ? broadcast(kTiny) : entry;
+          size += entry * entry;
+        }
+        most[0].v[k] = size <= most[0].v[k] ? most[0].v[k] : size;  // NaN comes through
+        widest[0].v[k] = variance.v[k] <= widest[0].v[k] ? widest[0].v[k] : variance.v[k];
+      }
+    }
+  };
+  FASTSPARSE_INLINE Tangents tangents(int64_t group) const {
+    Tangents result;
+    load_rows(result.P, P_, group), load_rows(result.errors, errors_, group);
+    load_rows(result.most, most_, group), load_rows(result.widest, widest_, group);
+    return result;
+  }
+  FASTSPARSE_INLINE void keep(const Tangents& tangents, int64_t group) const {
+    store_rows(tangents.P, P_, group), store_rows(tangents.errors, errors_, group);
+    store_rows(tangents.most, most_, group), store_rows(tangents.widest, widest_, group);
+  }
+
+  // `count` steps of the chunks of a group, as u_ has them: `state` goes on, and `out` gets every state.
+  void run_tile(int64_t group, int64_t count, C* state, C* out) const {
     Cell<Math> cell = this->cell(group);
-    V now[3], h[kStates], J[kSquare], tangent[kSquare], largest[kStates];
-    load_rows(h, state, group), load_rows(tangent, P, group), load_rows(largest, most, group);
+    Tangents tangents = this->tangents(group);
+    V now[3], h[kStates], J[kSquare];
+    load_rows(h, state, group);
     for (int64_t s = 0; s < count; ++s) {
       load_rows(now, u_ + s * 3 * kRow, group);
       cell.step(now, h, J);
-      multiply<kStates, kStates>(J, tangent), flush(tangent);
-#pragma GCC unroll 2
-      for (int j = 0; j < kStates; ++j)
-#pragma GCC unroll 8
-        for (int k = 0; k < kTogether; ++k) {
-          Vector<C> size = absolute(tangent[j].v[k]);
-          if constexpr (kStates == 2) size += absolute(tangent[2 + j].v[k]);
-          largest[j].v[k] = size <= largest[j].v[k] ? largest[j].v[k] : size;  // NaN comes through
-        }
+      tangents.step(J);
 #pragma GCC unroll 2
       for (int k = 0; k < kStates; ++k) store_pack(h[k], out + (k * kTileSteps + s) * kRow + group);
     }
-    store_rows(h, state, group), store_rows(tangent, P, group), store_rows(largest, most, group);
+    store_rows(h, state, group), keep(tangents, group);
   }
 
-  // Whether rounding errors of a channel grow but little, from a chunk's start to any later state: `grown` is what the
-  // start has of them from the chunks before, the sum of a state's parts, in units of one.
-  bool steady(int64_t channel, const C* P, const C* most) const {
+  // Whether rounding errors of a channel spread but little, beside 1 or what it starts from.
+  bool steady(int64_t channel) const {
+    C unit = magnitude(first_[channel]), errors[kErrors] = {}, P[kSquare];  // errors: of a chunk's start
+    if (unit <= 1) unit = 1;
     bool within = true;
-    C grown = 0;
     for (int64_t lane = channel; lane < plan_.chunks * n_; lane += n_) {
-      C largest = 0, of_end = 0;  // of P's columns
-      for (int j = 0; j < kStates; ++j) {
-        C column = 0;
-        for (int i = 0; i < kStates; ++i) column += magnitude(P[(i * kStates + j) * kRow + lane]);
-        if (!(column <= of_end)) of_end = column;
-        if (!(most[j * kRow + lane] <= largest)) largest = most[j * kRow + lane];
-      }
-      within &= largest * (grown + 1) <= C(kMostGrowth);  // NaN is not
-      grown = of_end * grown + largest;
+      C variance = most_[lane] * trace<kStates>(errors) + widest_[lane];
+      within &= unit * unit * variance <= C(kMostSpread);  // NaN is not
+      for (int i = 0; i < kSquare; ++i) P[i] = P_[i * kRow + lane];
+      carry_errors<kStates>(P, errors);
+      for (int i = 0; i < kErrors; ++i) errors[i] += errors_[i * kRow + lane];
     }
     return within;
   }
 
   // D[j] = P[j - 1] D[j - 1] + missed(j) for a channel's chunks j, D[0] being 0.
-  template <typename Missed> void corrections(int64_t channel, const C* P, C* D, const Missed& missed) const {
+  template <typename Missed> void corrections(int64_t channel, C* D, const Missed& missed) const {
     for (int k = 0; k < kStates; ++k) D[k * kRow + channel] = 0;
     for (int64_t lane = channel + n_; lane < plan_.chunks * n_; lane += n_)
       for (int i = 0; i < kStates; ++i) {
         C d = missed(lane, i);
-        for (int j = 0; j < kStates; ++j) d += P[(i * kStates + j) * kRow + lane - n_] * D[j * kRow + lane - n_];
+        for (int j = 0; j < kStates; ++j) d += P_[(i * kStates + j) * kRow + lane - n_] * D[j * kRow + lane - n_];
         D[i * kRow + lane] = d;
       }
   }
@@ -321,11 +343,11 @@ template <template <typename> class Cell, typename T> class InTime {
   }
 
   // With J and F those of step s at the states h: q = J q + F and P = J P, both kept; `before` is the state before.
-  void linearise(int64_t group, int64_t t, int64_t count, C* before, const C* h, C* q, C* P, C* last_q,
-                 C* last_P) const {
+  void linearise(int64_t group, int64_t t, int64_t count, C* before, const C* h, C* q, C* P, C* last_q) const {
     Cell<Math> cell = this->cell(group);
-    V now[3], state[kStates], old[kStates], J[kSquare], offset[kStates], tangent[kSquare];
-    load_rows(old, before, group), load_rows(offset, last_q, group), load_rows(tangent, last_P, group);
+    Tangents tangents = this->tangents(group);
+    V now[3], state[kStates], old[kStates], J[kSquare], offset[kStates];
+    load_rows(old, before, group), load_rows(offset, last_q, group);
     for (int64_t s = 0; s < count; ++s) {
       load_rows(now, u_ + s * 3 * kRow, group);
       for (int k = 0; k < kStates; ++k) state[k] = old[k];
@@ -333,12 +355,11 @@ template <template <typename> class Cell, typename T> class InTime {
       load_rows(old, h + (t + s) * kStates * kRow, group);
       multiply<kStates, 1>(J, offset);
       for (int k = 0; k < kStates; ++k) offset[k] += state[k] - old[k];
-      multiply<kStates, kStates>(J, tangent);
-      flush(tangent);
+      tangents.step(J);
       store_rows(offset, q + (t + s) * kStates * kRow, group);
-      store_rows(tangent, P + (t + s) * kSquare * kRow, group);
+      store_rows(tangents.P, P + (t + s) * kSquare * kRow, group);
     }
-    store_rows(old, before, group), store_rows(offset, last_q, group), store_rows(tangent, last_P, group);
+    store_rows(old, before, group), store_rows(offset, last_q, group), keep(tangents, group);
   }
 
   // h += d = q + P D in the channels that are left; bad becomes 1 where d isn't small.
@@ -369,6 +390,7 @@ template <template <typename> class Cell, typename T> class InTime {
   C* free_;
   int32_t* passes_;
   C *u_, *weights_, *first_, *todo_;
+  C *P_, *errors_, *most_, *widest_;  // of chunks, at their ends (Tangents)
 };
 
 }  // namespace fastsparse::FASTSPARSE_ISA

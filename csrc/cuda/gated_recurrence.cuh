@@ -76,6 +76,13 @@ template <typename T, template <typename> typename Form> struct GatedLine {
     cell.step(u, state);
   }
 
+  // The most that rounding errors of variance 1 may spread to: errors are beside 1, or beside what is remembered of a
+  // start that is more.
+  __device__ __forceinline__ C most_spread() const {
+    C unit = fabs(start[0]) <= 1 ? C(1) : fabs(start[0]);  // NaN, which nothing is less than, comes through
+    return kMostSpread / (unit * unit);
+  }
+
   // Where the state after a step is, in states.
   __device__ __forceinline__ int64_t at(int64_t t) const { return place + t * H; }
 
@@ -162,10 +169,42 @@ inline constexpr int kMostChannels = 16;
 // Else lanes that are whole chunks apart meet in a bank.
 __host__ __device__ constexpr int padded(int index) { return index + index / 32; }
 
-// Shared memory: a map and a vector of every thread, three vectors and a flag of every channel.
+// What some steps make of the states that they start from, A x + b, and of the covariance v of their rounding errors,
+// A v A^T + errors.
+template <typename C, int n> struct Piece {
+  Affine<C, n> map;
+  C errors[kCovariance<n>];
+
+  __device__ __forceinline__ static Piece nothing() { return {Affine<C, n>::identity(), {}}; }
+
+  __device__ __forceinline__ void carry(const C (&v)[kCovariance<n>], C (&out)[kCovariance<n>]) const {
+#pragma unroll
+    for (int i = 0; i < kCovariance<n>; ++i) out[i] = v[i];
+    carry_errors<n>(map.A, out);
+#pragma unroll
+    for (int i = 0; i < kCovariance<n>; ++i) out[i] += errors[i];
+  }
+
+  __device__ __forceinline__ Piece after(const Piece& earlier) const {
+    Piece both{map.after(earlier.map), {}};
+    carry(earlier.errors, both.errors);
+    return both;
+  }
+};
+
+template <typename C, int n> __device__ __forceinline__ Piece<C, n> from_below(const Piece<C, n>& piece, int lanes) {
+  Piece<C, n> other{from_below(piece.map, lanes), {}};
+#pragma unroll
+  for (int i = 0; i < kCovariance<n>; ++i) {
+    other.errors[i] = __shfl_up_sync(kAllLanes, piece.errors[i], unsigned(lanes));
+  }
+  return other;
+}
+
+// Shared memory: a piece and a vector of every thread, three vectors, a covariance and a flag of every channel.
 template <typename C, int n> constexpr int64_t parallel_shared_bytes(int threads) {
-  return int64_t{padded(threads)} * (n * n + 2 * n) * int64_t(sizeof(C)) +
-         int64_t{3 * n} * kMostChannels * int64_t(sizeof(C)) + kMostChannels * int64_t(sizeof(int));
+  return int64_t{padded(threads)} * (n * n + 2 * n + kCovariance<n>) * int64_t(sizeof(C)) +
+         int64_t{3 * n + kCovariance<n>} * kMostChannels * int64_t(sizeof(C)) + kMostChannels * int64_t(sizeof(int));
 }
 
 // What is said of a channel in a pass.
@@ -173,77 +212,90 @@ inline constexpr int kOff = 1, kHopeless = 2;  // not certified; NaN, which no p
 inline constexpr int kRough = 4;               // certified, and not negligible
 
 template <typename C, int n> struct Team {
+  static constexpr int kErrors = kCovariance<n>, kAll = n * n + n + kErrors;
+
   int channels, chunks, mine, channel, chunk;  // mine: this thread's place
-  C *maps, *vectors, *totals, *ends;
+  C *pieces, *vectors, *totals, *ends;
   int* said;
 
   __device__ __forceinline__ explicit Team(int group_bits)
       : channels(1 << group_bits), chunks(int(blockDim.x) >> group_bits), mine(padded(int(threadIdx.x))),
         channel(int(threadIdx.x) & (channels - 1)), chunk(int(threadIdx.x) >> group_bits),
-        maps(dynamic_shared<C>()), vectors(maps + padded(int(blockDim.x)) * (n * n + n)),
-        totals(vectors + padded(int(blockDim.x)) * n), ends(totals + n * kMostChannels),
+        pieces(dynamic_shared<C>()), vectors(pieces + padded(int(blockDim.x)) * kAll),
+        totals(vectors + padded(int(blockDim.x)) * n), ends(totals + (n + kErrors) * kMostChannels),
         said(reinterpret_cast<int*>(ends + 2 * n * kMostChannels)) {}
 
-  // The parts of a map, or vector, lie as far apart as there are threads.
+  // The parts of a piece, or vector, lie as far apart as there are threads.
   __device__ __forceinline__ int part(int i) const { return i * padded(int(blockDim.x)); }
+  __device__ __forceinline__ C* covariances() const { return pieces + part(n); }
+  __device__ __forceinline__ C* factors() const { return pieces + part(n + kErrors); }
 
-  __device__ __forceinline__ Affine<C, n> map(int place) const {
-    Affine<C, n> map;
-#pragma unroll
-    for (int i = 0; i < n * n; ++i) map.A[i] = maps[part(n + i) + place];
-#pragma unroll
-    for (int i = 0; i < n; ++i) map.b[i] = maps[part(i) + place];
-    return map;
+  __device__ __forceinline__ Piece<C, n> piece(int place) const {
+    Piece<C, n> piece;
+    vector(pieces, place, piece.map.b);
+    vector(covariances(), place, piece.errors);
+    vector(factors(), place, piece.map.A);
+    return piece;
   }
 
-  __device__ __forceinline__ void put(const Affine<C, n>& map) const {
+  template <int m>
+  __device__ __forceinline__ void put_vector(C* vectors, int place, const C (&vector)[m]) const {
 #pragma unroll
-    for (int i = 0; i < n * n; ++i) maps[part(n + i) + mine] = map.A[i];
-    put_vector(maps, mine, map.b);
+    for (int i = 0; i < m; ++i) vectors[part(i) + place] = vector[i];
   }
 
-  __device__ __forceinline__ void put_vector(C* vectors, int place, const C (&vector)[n]) const {
+  template <int m> __device__ __forceinline__ void vector(const C* vectors, int place, C (&vector)[m]) const {
 #pragma unroll
-    for (int i = 0; i < n; ++i) vectors[part(i) + place] = vector[i];
+    for (int i = 0; i < m; ++i) vector[i] = vectors[part(i) + place];
   }
 
-  __device__ __forceinline__ void vector(const C* vectors, int place, C (&vector)[n]) const {
-#pragma unroll
-    for (int i = 0; i < n; ++i) vector[i] = vectors[part(i) + place];
-  }
-
-  // From every chunk's map, x_{j+1} = A_j x_j + b_j with x_0 = 0, gives the thread its x_j; `totals` gets the one after
-  // the last chunk. All threads call; two barriers. A warp takes a channel, a lane some neighbouring chunks.
-  __device__ __forceinline__ void across(const Affine<C, n>& own, C (&x)[n]) const {
-    put(own);
+  // From every chunk's piece, x_{j+1} = A_j x_j + b_j and v_{j+1} = A_j v_j A_j^T + errors_j with x_0 = 0 and v_0 = 0,
+  // gives the thread its x_j and v_j; `totals` gets those after the last chunk. All threads call; two barriers. A warp
+  // takes a channel, a lane some neighbouring chunks.
+  __device__ __forceinline__ void across(const Piece<C, n>& own, C (&x)[n], C (&v)[kErrors]) const {
+    put_vector(pieces, mine, own.map.b);
+    put_vector(covariances(), mine, own.errors);
+    put_vector(factors(), mine, own.map.A);
     __syncthreads();
     int lane = int(threadIdx.x) % kWarp, warps = int(blockDim.x) / kWarp, each = (chunks + kWarp - 1) / kWarp;
     int first = min(lane * each, chunks), last = min(first + each, chunks);
     for (int c = int(threadIdx.x) / kWarp; c < channels; c += warps) {
-      auto all = Affine<C, n>::identity();
-      for (int j = first; j < last; ++j) all = map(padded(j * channels + c)).after(all);
+      auto all = Piece<C, n>::nothing();
+      for (int j = first; j < last; ++j) all = piece(padded(j * channels + c)).after(all);
 #pragma unroll
       for (int offset = 1; offset < kWarp; offset *= 2) {
-        Affine<C, n> earlier = from_below(all, offset);
+        Piece<C, n> earlier = from_below(all, offset);
         if (lane >= offset) all = all.after(earlier);
       }
-      C now[n], next[n];
+      C now[n], next[n], errors[kErrors], more[kErrors];
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        if (lane == kWarp - 1) totals[i * kMostChannels + c] = all.b[i];
-        now[i] = __shfl_up_sync(kAllLanes, all.b[i], 1);
+        if (lane == kWarp - 1) totals[i * kMostChannels + c] = all.map.b[i];
+        now[i] = __shfl_up_sync(kAllLanes, all.map.b[i], 1);
         if (lane == 0) now[i] = 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kErrors; ++i) {
+        if (lane == kWarp - 1) totals[(n + i) * kMostChannels + c] = all.errors[i];
+        errors[i] = __shfl_up_sync(kAllLanes, all.errors[i], 1);
+        if (lane == 0) errors[i] = 0;
       }
       for (int j = first; j < last; ++j) {
         int place = padded(j * channels + c);
-        map(place).apply(now, next);
-        put_vector(maps, place, now);
+        Piece<C, n> chunk = piece(place);
+        chunk.map.apply(now, next);
+        chunk.carry(errors, more);
+        put_vector(pieces, place, now);
+        put_vector(covariances(), place, errors);
 #pragma unroll
         for (int i = 0; i < n; ++i) now[i] = next[i];
+#pragma unroll
+        for (int i = 0; i < kErrors; ++i) errors[i] = more[i];
       }
     }
     __syncthreads();
-    vector(maps, mine, x);
+    vector(pieces, mine, x);
+    vector(covariances(), mine, v);
   }
 };
 
@@ -273,27 +325,28 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
   int result = line.length > 0 ? kGivenUp : kNoPasses;
   bool open = active, once_more = false;
   for (int pass = 1; pass <= kShootingPasses; ++pass) {
-    // Ends and tangents, and how large any tangent was. States are kept from the second pass on: none of the first is
-    // right, but where there is one chunk alone.
+    // Ends, tangents and errors; how large any tangent squared, the sum of its entries' squares, and any variance was.
+    // States are kept from the second pass on: none of the first is right, but where there is one chunk alone.
     bool kept = pass > 1 || single;
-    C state[n];
-    auto tangent = Affine<C, n>::identity();
-    C largest[n * n];
+    C state[n], largest = n, widest = 0;
+    auto piece = Piece<C, n>::nothing();
+    Affine<C, n>& tangent = piece.map;
 #pragma unroll
     for (int i = 0; i < n; ++i) state[i] = start[i];
-#pragma unroll
-    for (int i = 0; i < n * n; ++i) largest[i] = tangent.A[i];
     if (open)
       line.template walk<sizeof(C) == 8 ? 4 : 8>(first, last, [&](const C (&u)[3], int64_t at) {
         C J[n * n], product[n * n];
         line.cell.step(u, state, J);
         Affine<C, n>::multiply(J, tangent.A, product);
+        carry_errors<n>(J, piece.errors), add_errors<n>(piece.errors);
+        C size = 0, variance = trace<n>(piece.errors);
 #pragma unroll
         for (int i = 0; i < n * n; ++i) {
           tangent.A[i] = product[i];
-          C size = fabs(product[i]);
-          largest[i] = size <= largest[i] ? largest[i] : size;  // NaN, which then stays, comes through
+          size += product[i] * product[i];
         }
+        largest = size <= largest ? largest : size;  // NaN, which then stays, comes through
+        widest = variance <= widest ? widest : variance;
         if (kept) line.store(problem.states, at, state);
       });
 
@@ -307,36 +360,19 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
 #pragma unroll
       for (int i = 0; i < n; ++i) tangent.b[i] = state[i] - next[i];
     }
-    C D[n], grown[n];
-    team.across(tangent, D);
-    // Of rounding errors, in units of one: what starts have of them from the chunks before.
-    Affine<C, n> growth;
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      growth.b[i] = 0;
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        growth.A[i * n + j] = fabs(tangent.A[i * n + j]);
-        growth.b[i] += largest[i * n + j];
-      }
-    }
-    team.across(growth, grown);
-    // Every state of the chunk, and its start, are off by at most largest |D|: stricter than the reference where states
+    C D[n], errors[kCovariance<n>];
+    team.across(piece, D, errors);
+    // Every state of the chunk, and its start, are off by at most |tangent| |D|: stricter than the reference where states
     // exceed 1, which those of gates only do while they remember a start that did.
     if (open) {
+      C size = 0;
+#pragma unroll
+      for (int i = 0; i < n; ++i) size += fabs(D[i]);
+      C bound = sqrt(largest) * size, variance = largest * trace<n>(errors) + widest;
       int off = kept ? 0 : kOff;
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        C bound = 0, rounding = 0;
-#pragma unroll
-        for (int j = 0; j < n; ++j) {
-          bound += largest[i * n + j] * fabs(D[j]);
-          rounding += largest[i * n + j] * (grown[j] + 1);
-        }
-        if (!(bound < kSmall<C> && rounding <= kMostGrowth)) off |= D[i] == D[i] ? kOff : kHopeless;
-        else if (!(bound < kNegligible<C>)) off |= kRough;
-      }
-      if (off && !once_more) atomicOr(&team.said[team.channel], off);
+      if (!(bound < kSmall<C> && variance <= line.most_spread())) off |= size == size ? kOff : kHopeless;
+      else if (!(bound < kNegligible<C>) && !once_more) off |= kRough;
+      if (off) atomicOr(&team.said[team.channel], off);
     }
     __syncthreads();
     if (open) {
@@ -383,7 +419,7 @@ __global__ void __launch_bounds__(kNewtonThreads, 1)
     for (int64_t tile = 0; tile < line.length; tile += int64_t{team.chunks} * L, turn ^= 1) {
       int64_t first = tile + int64_t{team.chunk} * L;
       int count = int(open ? min(max(line.length - first, int64_t{0}), int64_t{L}) : 0);
-      C before[n], carry[n] = {};
+      C before[n], carry[n] = {}, errors[kCovariance<n>] = {};  // carry and errors: of the tile's start, in chunk 0
 #pragma unroll
       for (int i = 0; i < n; ++i) before[i] = line.start[i];
       if (team.chunk > 0) {
@@ -395,6 +431,8 @@ __global__ void __launch_bounds__(kNewtonThreads, 1)
           before[i] = team.ends[(turn * n + i) * kMostChannels + team.channel];
           carry[i] = team.totals[i * kMostChannels + team.channel];
         }
+#pragma unroll
+        for (int i = 0; i < kCovariance<n>; ++i) errors[i] = team.totals[(n + i) * kMostChannels + team.channel];
       }
 
       typename Row::Input inputs[L] = {};
@@ -406,7 +444,7 @@ __global__ void __launch_bounds__(kNewtonThreads, 1)
           if (pass > 1) guess(first + i, states[i]);
         }
       Affine<C, n> steps[L];
-      auto all = Affine<C, n>::identity();
+      auto all = Piece<C, n>::nothing();
 #pragma unroll
       for (int i = 0; i < L; ++i) {
         steps[i] = Affine<C, n>::identity();
@@ -421,27 +459,37 @@ __global__ void __launch_bounds__(kNewtonThreads, 1)
             before[j] = states[i][j];
           }
         }
-        all = steps[i].after(all);
+        all.map = steps[i].after(all.map);
+        carry_errors<n>(steps[i].A, all.errors);
+        if (i < count) add_errors<n>(all.errors);
       }
       if (team.chunk == team.chunks - 1) {
 #pragma unroll
         for (int i = 0; i < n; ++i) team.ends[((turn ^ 1) * n + i) * kMostChannels + team.channel] = before[i];
       }
 
-      C d[n], next[n];
+      C d[n], next[n], more[kCovariance<n>];
       if (team.chunk == 0) {
-        all.apply(carry, next);
+        all.map.apply(carry, next);
+        all.carry(errors, more);
 #pragma unroll
-        for (int i = 0; i < n; ++i) all.b[i] = next[i];
+        for (int i = 0; i < n; ++i) all.map.b[i] = next[i];
+#pragma unroll
+        for (int i = 0; i < kCovariance<n>; ++i) all.errors[i] = more[i];
       }
-      team.across(all, d);
+      team.across(all, d, more);
       if (team.chunk == 0) {
 #pragma unroll
         for (int i = 0; i < n; ++i) d[i] = carry[i];
+      } else {
+#pragma unroll
+        for (int i = 0; i < kCovariance<n>; ++i) errors[i] = more[i];
       }
 #pragma unroll
       for (int i = 0; i < L; ++i)
         if (i < count) {
+          carry_errors<n>(steps[i].A, errors), add_errors<n>(errors);
+          if (!(trace<n>(errors) <= line.most_spread())) off |= kOff;
           steps[i].apply(d, next);
 #pragma unroll
           for (int j = 0; j < n; ++j) {

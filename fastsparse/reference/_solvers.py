@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fastsparse._transforms import may_branch_on
-from fastsparse.reference.linear_recurrence import compose, multiply, scan, stacked
+from fastsparse.reference.linear_recurrence import compose, multiply, scan, stacked, transposed
 
 NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
 CHUNK = 64
-MOST_GROWTH = 2.0**13  # of rounding errors along a sequence that shooting may certify: 1e-3 in fp32
+MOST_SPREAD = 2.0**12  # the variance of rounding errors, in units of one's, in what is certified
 
 
 class Cell(NamedTuple):
@@ -63,17 +63,19 @@ def newton(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Newton's method for all states of a sequence at once (Danieli et al. 2025, arXiv 2510.21450).
 
     What the states are off by, d_t = J_t d_{t-1} + f(h_{t-1}) - h_t, is a linear recurrence. It is solved,
-    and added, until it is small in every state of a channel: what is then left is of second order in it.
+    and added, until it is small in every state of a channel: what is then left is of second order in it, and
+    what rounding makes of states that are not yet the loop's, which must not spread.
     """
     zeros = torch.zeros_like(start).unsqueeze(1).expand(-1, u.shape[1] - 1, *start.shape[1:])
     h = cell.step(torch.cat((start.unsqueeze(1), zeros), dim=1), u)
     passes = _untried(u)
     for attempt in range(1, NEWTON_PASSES + 1):
         before = torch.cat((start.unsqueeze(1), h[:, :-1]), dim=1)
-        d = scan(cell.jacobian(before, u), cell.step(before, u) - h)
+        J = cell.jacobian(before, u)
+        d = scan(J, cell.step(before, u) - h)
         todo = passes < 0
         h = torch.where(over_time(todo, h), h + d, h)
-        passes = torch.where(todo & small(d, h), attempt, passes)
+        passes = torch.where(todo & small(d, h) & steady(J, start), attempt, passes)
         if may_branch_on(passes) and not (passes < 0).any():
             break
     return h, passes
@@ -88,7 +90,7 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     it isn't negligible they are run once more, from corrected starts.
 
     Chunks that fit together are a sequence of states, rounded elsewhere than the loop's. Where rounding
-    errors grow that may be another sequence: a channel where they grow much is not certified.
+    errors spread that may be another sequence: such a channel is not certified.
     """
     S, T, H = u.shape[0], u.shape[1], u.shape[-1]
     chunks = -(-T // CHUNK)
@@ -103,42 +105,55 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     answer, passes = None, _untried(u)
     once_more = passes > 0
     for attempt in range(1, SHOOTING_PASSES + 1):
-        h, P, states, tangents = starts, unity, [], []
+        h, P, states, tangents, steps = starts, unity, [], [], []
         for t in range(CHUNK):
-            P, h = compose(cell.jacobian(h, u[:, :, t]), P, block), cell.step(h, u[:, :, t])
+            J, h = cell.jacobian(h, u[:, :, t]), cell.step(h, u[:, :, t])
+            P = compose(J, P, block)
             states.append(h)
             tangents.append(P)
-        states, tangents = torch.stack(states, dim=2), torch.stack(tangents, dim=2)
+            steps.append(J)
+        states, tangents, J = (torch.stack(each, dim=2) for each in (states, tangents, steps))
         missed = torch.cat((torch.zeros_like(h[:, :1]), h[:, :-1] - starts[:, 1:]), dim=1)
         D = scan(P.roll(1, dims=1), missed)
         off = multiply(tangents, D.unsqueeze(2).expand_as(states))
         off = torch.where(inside.view(chunks, CHUNK, *(1,) * (off.dim() - 3)), off, 0.0)
         todo = passes < 0
         answer = states if answer is None else torch.where(over_time(todo, states), states, answer)
-        certain = small(off, states) & small(D, starts) & steady(P, tangents, inside)
-        fine = attempt == SHOOTING_PASSES or small(16 * off, states) & small(16 * D, starts)
-        passes = torch.where(todo & (once_more | certain & fine), attempt, passes)
+        certain = small(off, states) & small(D, starts) & steady(J.flatten(1, 2)[:, :T], start)
+        fine = attempt == SHOOTING_PASSES or once_more | small(16 * off, states) & small(16 * D, starts)
+        passes = torch.where(todo & certain & fine, attempt, passes)
         if may_branch_on(passes) and not (passes < 0).any():
             break
         starts, once_more = starts + D, certain
     return answer.flatten(1, 2)[:, :T].contiguous(), passes
 
 
-def steady(P: Tensor, tangents: Tensor, inside: Tensor) -> Tensor:
-    """Whether rounding errors grow but little, from a chunk's start to any later state: (S, H).
+def steady(J: Tensor, start: Tensor) -> Tensor:
+    """Whether rounding errors spread but little in steps whose derivatives are J (S, T, ..., H): (S, H).
 
-    P (S, chunks, ..., H) is the derivative of chunks' ends in their starts, tangents (S, chunks, CHUNK, ...,
-    H) that of all their states. Beside one such error a start has those of the chunks before,
-    E_j = |P_{j-1}| E_{j-1} + the most that one has become in chunk j - 1.
+    If each step added an error of variance 1 to every state, independent of all others, their covariance
+    would be V_t = J_t V_{t-1} J_t^T + 1. That is in units of a step's rounding, an eps or so beside 1, or
+    beside what is remembered of a start that is more. It goes from step to step: a chunk that squeezes what
+    it starts with may yet stretch what is rounded inside.
+
+    It bounds errors that aren't independent, too. Of size 1, they add up to L_t[c] in the direction c,
+    |c| = 1, where L_t[c] <= 1 + L_{t-1}[J_t^T c]. With q = c^T V_t c, which is q - 1 of J_t^T c a step
+    before, and m the most that q is anywhere, L_t[c] <= 2 sqrt(m q) goes on from step to step, as
+    1 + 2 sqrt(m (q - 1)) <= 1 + (2 - 1 / q) sqrt(m q) and q <= sqrt(m q). So L <= 2 m: 2^13 errors at worst,
+    where 64 are their deviation.
     """
-    inside = inside.view(*inside.shape, *(1,) * (tangents.dim() - 3))
-    most = torch.where(inside, tangents.abs(), 0.0).amax(dim=2)
-    one = torch.ones_like(most.select(-2, 0) if P.dim() > 3 else most)
-    made = multiply(most, one).roll(1, dims=1)
-    made[:, 0] = 0
-    E = scan(P.abs().roll(1, dims=1), made)
-    within = multiply(most, E + one) <= MOST_GROWTH  # NaN is not
-    return within.flatten(1, -2).all(dim=1)
+    block = J.dim() > start.dim() + 1
+    one = torch.eye(2, dtype=J.dtype, device=J.device).unsqueeze(-1) if block else J.new_ones(())
+    V, reach = one.expand_as(J), 1
+    while reach < J.shape[1]:  # as in scan
+        later = J[:, reach:]
+        carried = compose(compose(later, V[:, :-reach], block), transposed(later, start.unsqueeze(1)), block)
+        V = torch.cat((V[:, :reach], carried + V[:, reach:]), dim=1)
+        J = torch.cat((J[:, :reach], compose(later, J[:, :-reach], block)), dim=1)
+        reach *= 2
+    variance = V[:, :, 0, 0] + V[:, :, 1, 1] if block else V
+    unit = (start[:, 0] if block else start).abs().clamp_min(1)
+    return unit**2 * variance.amax(dim=1) <= MOST_SPREAD  # NaN is not
 
 
 def small(d: Tensor, h: Tensor) -> Tensor:
