@@ -77,9 +77,9 @@ template <typename T, template <typename> typename Form> struct GatedLine {
   }
 
   // The most that rounding errors of variance 1 may spread to: errors are beside 1, or beside what is remembered of a
-  // start that is more.
-  __device__ __forceinline__ C most_spread() const {
-    C unit = fabs(start[0]) <= 1 ? C(1) : fabs(start[0]);  // NaN, which nothing is less than, comes through
+  // first state that is more.
+  __device__ __forceinline__ static C most_spread(C first) {
+    C unit = fabs(first) <= 1 ? C(1) : fabs(first);  // NaN, which nothing is less than, comes through
     return kMostSpread / (unit * unit);
   }
 
@@ -363,14 +363,16 @@ __global__ void __launch_bounds__((kShootingThreads<Accumulator<T>, GatedLine<T,
     C D[n], errors[kCovariance<n>];
     team.across(piece, D, errors);
     // Every state of the chunk, and its start, are off by at most |tangent| |D|: stricter than the reference where states
-    // exceed 1, which those of gates only do while they remember a start that did.
+    // exceed 1, which those of gates only do while they remember a start that did. (That is read again: a register that
+    // held it all the while would be one too many.)
     if (open) {
+      C remembered = problem.start[0] ? widen(problem.start[0][s * problem.H + channel]) : C(0);
       C size = 0;
 #pragma unroll
       for (int i = 0; i < n; ++i) size += fabs(D[i]);
       C bound = sqrt(largest) * size, variance = largest * trace<n>(errors) + widest;
       int off = kept ? 0 : kOff;
-      if (!(bound < kSmall<C> && variance <= line.most_spread())) off |= size == size ? kOff : kHopeless;
+      if (!(bound < kSmall<C> && variance <= line.most_spread(remembered))) off |= size == size ? kOff : kHopeless;
       else if (!(bound < kNegligible<C>) && !once_more) off |= kRough;
       if (off) atomicOr(&team.said[team.channel], off);
     }
@@ -489,7 +491,7 @@ __global__ void __launch_bounds__(kNewtonThreads, 1)
       for (int i = 0; i < L; ++i)
         if (i < count) {
           carry_errors<n>(steps[i].A, errors), add_errors<n>(errors);
-          if (!(trace<n>(errors) <= line.most_spread())) off |= kOff;
+          if (!(trace<n>(errors) <= line.most_spread(line.start[0]))) off |= kOff;
           steps[i].apply(d, next);
 #pragma unroll
           for (int j = 0; j < n; ++j) {
