@@ -32,10 +32,9 @@ template <size_t n> struct Name {
   constexpr Name(const char (&from)[n]) { std::copy_n(from, n, text); }
 };
 
-template <auto op, Name name, const char* form> struct Registered;
-template <typename Result, typename... Arguments, Result (*op)(Arguments...), Name name, const char* form>
-struct Registered<op, name, form> {
-  static Result run(Arguments... arguments) {
+template <typename Function> struct Registered;
+template <typename Result, typename... Arguments> struct Registered<Result(Arguments...)> {
+  template <Result (*op)(Arguments...), Name name, const char* form> static Result run(Arguments... arguments) {
     std::array<const Tensor*, sizeof...(Arguments)> tensors{};
     size_t count = 0;
     auto take = [&](const auto& argument) {
@@ -60,5 +59,5 @@ struct Registered<op, name, form> {
 // Makes a function the kernel of the op of its name, for a dispatch key, in a namespace of PyTorch's operators.
 #define FASTSPARSE_REGISTER(space, key, op)                                                       \
   STABLE_TORCH_LIBRARY_IMPL(space, key, m) {                                                      \
-    m.impl(#op, TORCH_BOX((&::fastsparse::Registered<&op, #op, ::fastsparse::forms::op>::run))); \
+    m.impl(#op, TORCH_BOX((&::fastsparse::Registered<decltype(op)>::run<&op, #op, ::fastsparse::forms::op>))); \
   }

@@ -21,16 +21,15 @@ NEWTON_PASSES = 12
 SHOOTING_PASSES = 8
 
 # How solvers are laid out: channels a program, warps, and what else their kernels must know. The parallel
-# ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and Newton's method two
-# or four elements a thread, shooting one. The interpreter's time goes by operations, not by elements.
+# ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and two elements a
+# thread, with which no compiler spills registers. The interpreter's time goes by operations, not by elements.
 SEQUENTIAL = {"BLOCK": WARP, "AHEAD": 8, "num_warps": 1}
-NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 8}
-SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 256 // WARP}
+NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 16}
+SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 128 // WARP}
 if INTERPRETED:
     SEQUENTIAL |= {"BLOCK": 64, "AHEAD": 2}
     NEWTON |= {"BLOCK": 64}
     SHOOTING |= {"BLOCK": 64, "STEPS": 16}
-NEWTON_OF_PAIRS = NEWTON | {"num_warps": 16}  # which have twice as much to keep in registers
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Problem:
         if solver == "auto":
             solver = fastest(self.passes.numel(), self.u.shape[1], _multiprocessors(self.u.device))
         if solver == "newton":
-            self.launch(newton, NEWTON if self.peephole is None else NEWTON_OF_PAIRS)
+            self.launch(newton, NEWTON)
         elif solver == "shooting":
             self.launch(shooting, SHOOTING)
         else:
@@ -127,7 +126,7 @@ def specimens(PAIRS: bool) -> list[tuple]:
     """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
     found = []
     cells = ("peephole", "c0", "c") if PAIRS else ()
-    solvers = (sequential, SEQUENTIAL), (newton, NEWTON_OF_PAIRS if PAIRS else NEWTON), (shooting, SHOOTING)
+    solvers = (sequential, SEQUENTIAL), (newton, NEWTON), (shooting, SHOOTING)
     for kind, dtype, H in (
         ("fp32", torch.float32, 1024),
         ("bf16", torch.bfloat16, 1024),

@@ -16,7 +16,6 @@ from fastsparse.kernels._cells import sigmoid, tanh
 from fastsparse._options import SOLVERS
 
 BACKEND = "triton-gpu" if torch.cuda.is_available() else "triton-interpreted"
-LAYOUTS = {"newton": ("NEWTON", "NEWTON_OF_PAIRS"), "shooting": ("SHOOTING",)}
 WRONG_BOUNDS = [0, 5, 99], [-7, 4, 10], [0, 8, 3], [50, 60, 70]
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
 
@@ -30,8 +29,8 @@ def _in_triton():
 
 
 def lay_out(monkeypatch, solver: str, **layout: int) -> None:
-    for name in LAYOUTS[solver]:
-        monkeypatch.setattr(_recurrence, name, getattr(_recurrence, name) | layout)
+    name = solver.upper()
+    monkeypatch.setattr(_recurrence, name, getattr(_recurrence, name) | layout)
 
 
 @cells
