@@ -108,7 +108,8 @@ def width(D: int) -> str:
 
 def specimen(name: str, kernel, constants: dict, **signature: str) -> tuple:
     """A specimen, its options among the constants; arguments that aren't named are None."""
-    options = {option: constants[option] for option in ("num_warps", "num_stages") if option in constants}
+    own = ("num_warps", "num_stages", "maxnreg")
+    options = {option: constants[option] for option in own if option in constants}
     absent = dict.fromkeys(kernel.arg_names) | constants
     constants = {name: value for name, value in absent.items() if name not in options | signature}
     return name, kernel, signature, constants, options | OPTIONS

@@ -22,10 +22,18 @@ SHOOTING_PASSES = 8
 
 # How solvers are laid out: channels a program, warps, and what else their kernels must know. The parallel
 # ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and two elements a
-# thread, with which no compiler spills registers. The interpreter's time goes by operations, not by elements.
+# thread; compilers that strive for more warps spill registers, hence their number (AMD's has no such option).
+# The interpreter's time goes by operations, not by elements.
 SEQUENTIAL = {"BLOCK": WARP, "AHEAD": 8, "num_warps": 1}
-NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 16}
-SHOOTING = {"BLOCK": 16, "CHUNKS": 16, "STEPS": 64, "PASSES": SHOOTING_PASSES, "num_warps": 128 // WARP}
+NEWTON = {"BLOCK": 16, "STEPS": 64, "PASSES": NEWTON_PASSES, "num_warps": 16, "maxnreg": 128}
+SHOOTING = {
+    "BLOCK": 16,
+    "CHUNKS": 16,
+    "STEPS": 64,
+    "PASSES": SHOOTING_PASSES,
+    "num_warps": 128 // WARP,
+    "maxnreg": 240,
+}
 if INTERPRETED:
     SEQUENTIAL |= {"BLOCK": 64, "AHEAD": 2}
     NEWTON |= {"BLOCK": 64}
