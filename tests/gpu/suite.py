@@ -29,7 +29,7 @@ FAULT = 99  # compute-sanitizer's exit status where it found something
 OPS = (
     "topk_encode", "spmm", "sddmm", "spmm_t", "sparse_decode", "composition", "linear_recurrence",
     "gated_recurrences", "newton_recurrence", "matching_pursuit", "matching_pursuit_step",
-    "matching_pursuit_backward_gpu", "validation", "backends",
+    "matching_pursuit_backward_gpu", "validation", "backends", "registration", "fpu_modes", "fuzz",
 )  # fmt: skip
 IN_CUDA = ("topk_encode_cuda", "linear_recurrence_cuda", "gated_recurrences_cuda", "matching_pursuit_cuda")
 OWN = (
