@@ -7,6 +7,7 @@ from oracle import random
 from recurrences import CELLS, GRU, assert_states
 
 import fastsparse
+from fastsparse._options import SOLVERS
 
 BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
@@ -109,13 +110,14 @@ def test_states_of_any_size(backend, cell, solver):
 @solvers
 def test_bounds_that_nobody_has_checked(name, solver):
     """On a GPU they aren't looked at; they must not lead out of the tensors."""
+    position = SOLVERS.index(solver)
     u, (weight,), _ = GRU.problem(1, 40, 5)
     found, right = (
-        GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor(bounds), solver)
+        GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor(bounds), position)
         for bounds in ([-(2**40), 3, 3, 2**40], [0, 3, 3, 40])
     )
     assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
-    outs = GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor([30, 20, -1]), solver)
+    outs = GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor([30, 20, -1]), position)
     assert (outs[1] == 0).all()
 
 
