@@ -1,15 +1,17 @@
 """The tests' own backends: which are left out here and why, and that a replaced op is the one that runs."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
-from backends import GPU_BACKENDS, OPS, GpuBackend, leave_out, missing, registered_ops, running
+from backends import GPU_BACKENDS, GpuBackend, leave_out, missing, running
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import calls
 
 import fastsparse
-from fastsparse.ops import _gpu
+from fastsparse.ops._library import OPS
 
 CODE = torch.tensor([[2.0]]), torch.tensor([[1]])
 
@@ -40,10 +42,6 @@ def recorded(monkeypatch):
     return calls
 
 
-def test_every_op_with_gpu_kernels_is_known():
-    assert OPS.keys() == _gpu.ORDER.keys()
-
-
 def test_an_op_is_replaced_and_comes_back(recorded):
     weight = torch.ones(2, 1)
     for _ in range(2):
@@ -69,12 +67,14 @@ def test_what_is_too_large_is_left_out(recorded):
     assert recorded == []
 
 
-def test_the_tests_know_how_to_run_every_op():
-    assert set(registered_ops()) == set(OPS)
+def test_every_op_has_a_record_and_samples():
+    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    assert {name for namespace, name in names if namespace == "fastsparse"} == set(OPS)
+    assert all(calls().values())
 
 
 def test_an_op_with_kernels_of_another_kind_is_left_out(monkeypatch):
-    monkeypatch.setitem(_gpu.ORDER, "spmm", ("cuda",))
+    monkeypatch.setitem(OPS, "spmm", replace(OPS["spmm"], kernels=("cuda",)))
     for kernels in ("cuda", "triton"):
         backend = GpuBackend(lambda: None, lambda op, *_: torch.ones(1, 1), kernels)
         monkeypatch.setitem(GPU_BACKENDS, "recorded", backend)

@@ -823,7 +823,7 @@ def kept_atoms(monkeypatch):
     monkeypatch.setenv("FASTSPARSE_GRAM_BYTES", "0")
     pursue(*problem(3, 4, 5), k=2)  # drops what other tests left
     monkeypatch.delenv("FASTSPARSE_GRAM_BYTES")
-    kept = _cpu._library.fastsparse_cpu_kept_atoms
+    kept = _cpu.library.fastsparse_cpu_kept_atoms
     kept.restype = ctypes.c_int64
     assert kept() == 0
     return kept

@@ -4,22 +4,11 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
-from fastsparse._options import SOLVERS, option_at
+from fastsparse._options import SOLVERS
 from fastsparse.ops._library import accumulated, register, register_backward
 from fastsparse.ops.linear_recurrence import First, linear_recurrence
 from fastsparse.reference._precision import accumulate
 from fastsparse.reference.gru_recurrence import gates, jacobian
-
-
-def _reference(*arguments):
-    *arguments, solver = arguments
-    return reference.gru_recurrence(*arguments, option_at("gru_recurrence", "solver", solver, SOLVERS))
-
-
-def _fake(u, weight, h0, cu_seqlens, solver):
-    B, T, _, H = u.shape
-    S = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return u.new_empty(B, T, H), u.new_empty(S, H, dtype=torch.int32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -56,28 +45,21 @@ def _jvp(inputs, output, tangents) -> tuple[Tensor, None]:
 gru_recurrence = register(
     "gru_recurrence(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, int solver) "
     "-> (Tensor h, Tensor passes)",
-    form="u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64?",
-    reference=_reference,
-    fake=_fake,
+    "u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64? "
+    "-> h (B, T, H), passes (S, H) int32",
+    reference=reference.gru_recurrence,
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,
+    options={"solver": SOLVERS},
 )
-
-
-def _fake_backward(u, weight, h0, cu_seqlens, h, d_h, needs_u, needs_weight, needs_h0):
-    return (
-        u.new_empty(u.shape if needs_u else (0,)),
-        u.new_empty(weight.shape if needs_weight else (0,)),
-        u.new_empty(h0.shape if needs_h0 else (0,)),
-    )
 
 
 # h as gru_recurrence returned it, d_h in any strides. An output that isn't needed is empty, of shape (0,).
 gru_recurrence_backward = register_backward(
     "gru_recurrence_backward(Tensor u, Tensor weight, Tensor? h0, Tensor? cu_seqlens, Tensor h, Tensor d_h, "
     "bool needs_u, bool needs_weight, bool needs_h0) -> (Tensor d_u, Tensor d_weight, Tensor d_h0)",
-    form="u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H)",
+    "u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H) "
+    "-> d_u (B, T, 3, H) if needs_u, d_weight (3, H) if needs_weight, d_h0 (S, H) if needs_h0",
     reference=reference.gru_recurrence_backward,
-    fake=_fake_backward,
 )
