@@ -38,7 +38,7 @@ LARGE = Sizes(N=65, D=72, M=1030, k=9, many=300, T=40, H=40)
 SHAPES = {
     "x": "ND", "weight": "MD", "bias": "M", "offset": "D", "values": "Nk",
     "a": "NTH", "b": "NTH", "blocks": "NT22H", "pairs": "NT2H", "h0": "NH", "c0": "NH",
-    "u": "NT3H", "gates": "3H", "peephole": "2H",
+    "u": "NT3H", "gates": "3H", "peephole": "2H", "h0s": "3H", "c0s": "3H",  # of three sequences
 }  # fmt: skip
 
 
@@ -211,9 +211,9 @@ SAMPLES = {
     ),
     "linear_recurrence, packed": Sample(
         lambda s, a, b, h0, bounds: fastsparse.linear_recurrence(
-            _end_to_end(a), _end_to_end(b), h0[:3], cu_seqlens=bounds, reverse=True
+            _end_to_end(a), _end_to_end(b), h0, cu_seqlens=bounds, reverse=True
         ),
-        ("a", "b", "h0", "bounds"),
+        ("a", "b", "h0s", "bounds"),
     ),
     "linear_recurrence, long": Sample(  # few channels: time is cut up among blocks
         lambda s, a, b: fastsparse.linear_recurrence(_end_to_end(a)[..., :3], _end_to_end(b)[..., :3]),
@@ -241,15 +241,15 @@ for _solver in ("sequential", "newton", "shooting"):
     )
     SAMPLES[f"gru_recurrence, {_solver}, packed"] = Sample(
         lambda s, u, gates, h0, bounds, solver=_solver: fastsparse.gru_recurrence(
-            _end_to_end(u), gates, h0[:3], cu_seqlens=bounds, solver=solver
+            _end_to_end(u), gates, h0, cu_seqlens=bounds, solver=solver
         ),
-        ("u", "gates", "h0", "bounds"),
+        ("u", "gates", "h0s", "bounds"),
     )
     SAMPLES[f"lstm_recurrence, {_solver}, packed"] = Sample(
         lambda s, u, gates, peephole, h0, c0, bounds, solver=_solver: fastsparse.lstm_recurrence(
-            _end_to_end(u), gates, peephole, (h0[:3], c0[:3]), cu_seqlens=bounds, solver=solver
+            _end_to_end(u), gates, peephole, (h0, c0), cu_seqlens=bounds, solver=solver
         )[1],
-        ("u", "gates", "peephole", "h0", "c0", "bounds"),
+        ("u", "gates", "peephole", "h0s", "c0s", "bounds"),
     )
 CORE = {name: sample for name, sample in SAMPLES.items() if sample.core}
 
@@ -268,15 +268,15 @@ class _Recorder(TorchDispatchMode):
 
 
 def recorded(
-    sample: Sample, sizes: Sizes = SMALL, *, dtype: torch.dtype = torch.float32, seed: int = 0
+    sample: Sample, sizes: Sizes = SMALL, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[tuple[str, list]]:
     """The calls of registered ops, by name and arguments, that a sample and its gradient make."""
-    made = sample.make(sizes, dtype=dtype, seed=seed)
+    made = [tensor.to(device) for tensor in sample.make(sizes, dtype=dtype)]
     for name, tensor in zip(sample.names, made, strict=True):
         tensor.requires_grad_(name not in CONSTANTS)
     with _no_backend_named(), _Recorder() as recorder:
         outs = [out for out in sample.run(sizes, made) if out.is_floating_point() and out.requires_grad]
-        upstream = [random(*out.shape, seed=seed + i, dtype=dtype) for i, out in enumerate(outs)]
+        upstream = [random(*out.shape, seed=i, dtype=dtype).to(device) for i, out in enumerate(outs)]
         wanted = [tensor for tensor in made if tensor.requires_grad]
         torch.autograd.grad(outs, wanted, upstream, allow_unused=True)
     return [(op, [_bare(value) for value in arguments]) for op, arguments in recorder.calls]
