@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,22 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write JSON atomically: a reader, or a crash, never sees half a file.
+    """Write JSON atomically, a line for each case: a reader, or a crash, never sees half a file.
 
     Raises:
         ValueError: the result holds NaN or an infinity, which JSON has no word for.
         OSError: the folder can't be written; an older file of that name is left as it was.
     """
-    text = json.dumps({"format": FORMAT, **result}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    replace(path, text.encode())
+
+
+    def entry(value: Any) -> str:
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            return "[\n  {}\n ]".format(",\n  ".join(map(line, value)))
+        return line(value)
+
+    line = partial(json.dumps, allow_nan=False, ensure_ascii=False)
+    entries = (f" {line(key)}: {entry(value)}" for key, value in {"format": FORMAT, **result}.items())
+    replace(path, "{{\n{}\n}}\n".format(",\n".join(entries)).encode())
 
 
 def replace(path: Path, content: bytes) -> None:
