@@ -62,7 +62,7 @@ gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanit
 	$(GPU) tests/gpu/suite.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 gpu-bench: gpu-kernels  ## measure on this machine's GPU, within BUDGET
-	$(GPU) -m benchmarks.gpu --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+	$(GPU) -m benchmarks --device cuda --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
 	rm -rf dist build/lib.* build/bdist.* build/wheel

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import ANOTHER_MODEL, COPY, OURS, quantity
-from benchmarks.results import ORDER, RESULTS, read, replace
+from benchmarks.results import BENCHES, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PART = "\\*"  # marks a figure that was scaled
@@ -79,7 +79,7 @@ def _device(origin: dict[str, Any]) -> str:
 def tables(files: list[dict[str, Any]]) -> list[str]:
     """The headline cases, a table for each bench; a peers' file adds columns, and rows of its own."""
     of_bench: dict[str, list[dict[str, Any]]] = {}
-    for result in sorted(files, key=lambda result: (ORDER.index(result["bench"]), result["peers"])):
+    for result in sorted(files, key=lambda result: (list(BENCHES).index(result["bench"]), result["peers"])):
         of_bench.setdefault(result["bench"], []).append(result)
     return [text for bench, results in of_bench.items() if (text := table(bench, results))]
 
