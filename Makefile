@@ -53,7 +53,7 @@ bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
 	.venv-peers/bin/python -m benchmarks --peers
 
 # On a machine with a GPU, which may have no network: with PYTHON and its packages as they are, and no .venv.
-#   WHEELS=folder   installs what PYTHON lacks (pytest, hypothesis, ...) into build/gpu-site, from wheels there
+#   WHEELS=folder   installs what PYTHON lacks (pytest, pytest-xdist, ...) into build/gpu-site, from wheels there
 #   OUT=folder      where results go (default: build/gpu-results)
 #   BUDGET=450      seconds for all of it, building included
 #   COMMIT=name     what is measured, where there is no git to ask
@@ -62,7 +62,7 @@ gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanit
 	$(GPU) tests/gpu/suite.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 gpu-bench: gpu-kernels  ## measure on this machine's GPU, within BUDGET
-	$(GPU) -m benchmarks.gpu --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+	$(GPU) -m benchmarks --device cuda --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
 	rm -rf dist build/lib.* build/bdist.* build/wheel
@@ -133,7 +133,7 @@ GPU := $(GPU_PATH) $(PYTHON)
 .PHONY: gpu-kernels
 gpu-kernels:
 	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-input --no-index --no-deps --upgrade --target build/gpu-site $(WHEELS)/*.whl)
-	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest hypothesis)) \
+	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest xdist hypothesis)) \
 	  && FASTSPARSE_CPU=0 FASTSPARSE_CUDA=1 FASTSPARSE_CUDA_ARCHS=$${FASTSPARSE_CUDA_ARCHS:-$$arch} \
 	  $(GPU_PATH) timeout 240 $(PYTHON) setup.py --quiet build --build-lib build/gpu --build-temp build/gpu-temp
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 import triton
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, WARP, pointer, specimen
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS, WARP
 from fastsparse.kernels._recurrence_newton import newton
 from fastsparse.kernels._recurrence_sequential import sequential
 from fastsparse.kernels._recurrence_shooting import shooting
@@ -34,6 +34,8 @@ SHOOTING = {
     "num_warps": 128 // WARP,
     "maxnreg": 240,
 }
+if WARP == 64:  # AMD's compiler refuses an option that it doesn't have
+    del NEWTON["maxnreg"], SHOOTING["maxnreg"]
 if INTERPRETED:
     SEQUENTIAL |= {"BLOCK": 64, "AHEAD": 2}
     NEWTON |= {"BLOCK": 64}
@@ -128,27 +130,3 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type == "cpu":  # under the interpreter
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def specimens(PAIRS: bool) -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    cells = ("peephole", "c0", "c") if PAIRS else ()
-    solvers = (sequential, SEQUENTIAL), (newton, NEWTON), (shooting, SHOOTING)
-    for kind, dtype, H in (
-        ("fp32", torch.float32, 1024),
-        ("bf16", torch.bfloat16, 1024),
-        ("fp32, H = 1001", torch.float32, 1001),
-    ):
-        for kernel, layout in solvers:
-            signature = dict.fromkeys(("u", "weight", "h0", "h", *cells), pointer(dtype))
-            signature |= {"passes": "*i32:16"}
-            if H == 1001:  # of sequences of many lengths
-                signature |= {"cu_seqlens": "*i64:16"}
-            size = "i32:16" if H % 16 == 0 else "i32"
-            signature |= dict.fromkeys(("channels", "H", "u_row", "u_time", "u_gate"), size) | {"T": "i32:16"}
-            if kernel is sequential:
-                signature |= {"below": "i32"}
-            name = f"{kernel.__name__}, {kind}"
-            found.append(specimen(name, kernel, layout | {"u_channel": 1}, **signature))
-    return found

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from fastsparse.kernels._cells import back, load_weights, step_with_derivative
 from fastsparse.kernels._corrections import shifted, spread
-from fastsparse.kernels._launch import OPTIONS, pointer, specimen
+from fastsparse.kernels._launch import OPTIONS
 from fastsparse.kernels._scan import carried, finite, is_sound, solve, times
 from fastsparse.kernels._sequences import Tile, load_or_zeros, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
@@ -231,20 +231,3 @@ def recurrence_backward(
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def specimens(lstm: bool) -> list[tuple]:
-    """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    tile = LSTM_TILE if lstm else GRU_TILE
-    for dtype in (torch.float32, torch.bfloat16):
-        cells = ("h", "c") if lstm else ("h",)
-        data = ("u", "weight", "d_u", *(f"{form}{x}" for x in cells for form in ("", "d_")))
-        data += (*(f"{x}0" for x in cells), *(f"d_{x}0" for x in cells), *(("peephole",) if lstm else ()))
-        signature = dict.fromkeys(data, pointer(dtype)) | {"cu_seqlens": "*i64:16", "d_weights": "*fp32:16"}
-        strides = (f"d_{x}_{axis}" for x in cells for axis in ("sequence", "time"))
-        strides = ("T", "H", "u_sequence", "u_time", "u_gate", *strides)
-        signature |= dict.fromkeys(strides, "i32:16")
-        constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1} | tile.options
-        found.append(specimen(str(dtype)[6:], _recurrence_backward, constants, **signature))
-    return found

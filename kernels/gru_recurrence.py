@@ -1,6 +1,5 @@
 """The diagonal GRU in Triton; its solvers are those of every gated recurrence."""
 
-from fastsparse.kernels import _recurrence
 from fastsparse.kernels._recurrence import Problem
 from fastsparse.kernels._sequences import DTYPES as DTYPES
 from torch import Tensor
@@ -13,8 +12,3 @@ def gru_recurrence(
     problem = Problem.of(u, weight, None, h0, None, cu_seqlens)
     problem.solve("gru_recurrence", solver)
     return problem.h, problem.passes
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU."""
-    return _recurrence.specimens(PAIRS=False)

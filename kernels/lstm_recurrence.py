@@ -1,6 +1,5 @@
 """The diagonal LSTM in Triton; its solvers are those of every gated recurrence."""
 
-from fastsparse.kernels import _recurrence
 from fastsparse.kernels._recurrence import Problem
 from fastsparse.kernels._sequences import DTYPES as DTYPES
 from torch import Tensor
@@ -19,8 +18,3 @@ def lstm_recurrence(
     problem = Problem.of(u, weight, peephole, h0, c0, cu_seqlens)
     problem.solve("lstm_recurrence", solver)
     return problem.h, problem.c, problem.passes
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU."""
-    return _recurrence.specimens(PAIRS=True)

@@ -1,7 +1,8 @@
-"""``python -m benchmarks.gpu.worker``: measure jobs and write a line of JSON on each as soon as it is done.
+"""Measure jobs, and write a line of JSON on each as soon as it is done.
 
-A process of its own: after a fault on the device nothing more can be run in it, and a kernel that hangs can't
-be stopped from within. ``benchmarks.gpu`` starts it, watches it, and starts another for what is left.
+On a GPU in a process of its own, ``python -m benchmarks.worker``: after a fault on the device nothing more
+can be run in it, and a kernel that hangs can't be stopped from within. ``benchmarks`` starts it, watches it,
+and starts another for what is left.
 """
 
 import argparse
@@ -14,17 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import GPU_BENCHES, tidy
+from benchmarks.results import BENCHES, tidy
 
 LOST_DEVICE = 3  # exit status: a fault on the device, start another process
 
 
-def jobs_of(lab: Any, ceilings: dict[str, float], benches: Sequence[str]) -> list:
+def jobs_of(lab: Any, benches: Sequence[str]) -> list:
     """Every job, the most important first."""
-    modules = [importlib.import_module(f"benchmarks.gpu.bench_{name}") for name in benches]
-    return sorted(
-        (job for module in modules for job in module.jobs(lab, ceilings)), key=lambda job: job.priority
-    )
+    modules = dict.fromkeys(BENCHES[bench] for bench in benches)
+    every = (job for name in modules for job in importlib.import_module(f"benchmarks.{name}").jobs(lab))
+    return sorted((job for job in every if job.bench in benches), key=lambda job: job.priority)
 
 
 def lines(log: Path) -> Iterator[dict[str, Any]]:
@@ -38,13 +38,12 @@ def lines(log: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def work(log: Path, benches: Sequence[str], *, rehearsal: bool, seconds: float, until: float) -> int:
-    """Measure what ``log`` doesn't hold yet; returns an exit status."""
+def work(log: Path, benches: Sequence[str], *, device: str, **options: Any) -> int:
+    """Measure what ``log`` doesn't hold yet; returns an exit status. The options are attributes of a lab."""
     import torch
 
-    from benchmarks import provenance
-    from benchmarks.gpu import ceilings
-    from benchmarks.gpu.lab import Lab
+    from benchmarks import cases, provenance
+    from benchmarks.lab import Lab
 
     torch.set_float32_matmul_precision("highest")
     past = list(lines(log))
@@ -54,29 +53,29 @@ def work(log: Path, benches: Sequence[str], *, rehearsal: bool, seconds: float, 
             file.write(json.dumps(tidy(record), ensure_ascii=False) + "\n")
             file.flush()
 
-        lab = Lab.open(rehearsal=rehearsal, seconds=seconds, until=until)
-        measured = next((line["ceilings"] for line in past if "ceilings" in line), None)
-        if measured is None:
-            measured = ceilings.measure(lab)
-            origin = provenance.provenance() if rehearsal else provenance.gpu_provenance()
-            say(ceilings=measured, provenance=origin)
-        jobs = jobs_of(lab, measured, benches)
+        known = next((line["ceilings"] for line in past if "ceilings" in line), None)
+        lab = Lab.open(device, known=known, **options)
+        if known is None:
+            origin = provenance.provenance if lab.device.type == "cpu" else provenance.gpu_provenance
+            say(ceilings=lab.ceilings, provenance=origin())
+        jobs = jobs_of(lab, benches)
         if not past:
             say(plan=[_planned(job) for job in jobs])
         begun = {(line["bench"], line["job"]) for line in past if "job" in line}
         for job in jobs:
             if (job.bench, job.name) in begun:
                 continue
-            if time.monotonic() > until:
+            if time.monotonic() > lab.until:
                 say(bench=job.bench, job=job.name, left_out="the time was up")
                 continue
-            say(bench=job.bench, job=job.name, begun=time.monotonic())
             start = time.monotonic()
+            say(bench=job.bench, job=job.name, begun=start)
             try:
-                case = job.run()
+                case = job.case(lab)
                 bars = [bar.record() for bar in job.bars(case)]
                 took = time.monotonic() - start
                 say(bench=job.bench, job=job.name, case=case, bars=bars, took=took)
+                print(f"\n{job.bench}: {job.name}\n{cases.lines(case)}", flush=True)
             except Exception as error:  # one case must not cost the others
                 say(bench=job.bench, job=job.name, left_out=f"{type(error).__name__}: {error}"[:2000])
             if lab.device.type == "cuda" and not _alive(torch):
@@ -100,20 +99,18 @@ def _alive(torch: Any) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure on a GPU; started by python -m benchmarks.gpu.")
+    parser = argparse.ArgumentParser(description="Measure on a GPU; started by python -m benchmarks.")
     parser.add_argument("log", type=Path)
-    parser.add_argument("benches", nargs="+", choices=[*GPU_BENCHES, "choice"])
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("benches", nargs="+", choices=BENCHES)
+    parser.add_argument("--choice", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--until", type=float, required=True, help="by time.time()")
-    arguments = parser.parse_args()
-    if arguments.rehearse:
+    options = vars(parser.parse_args())
+    if options["quick"]:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on CPU tensors
-    until = time.monotonic() + arguments.until - time.time()
-    return work(
-        arguments.log, arguments.benches,
-        rehearsal=arguments.rehearse, seconds=arguments.seconds, until=until,
-    )  # fmt: skip
+    options["until"] += time.monotonic() - time.time()
+    return work(options.pop("log"), options.pop("benches"), device="cuda", **options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which backend and solver won where, from results: what ``fastsparse/ops/_gpu.py`` and ``auto`` should say.
 
-``python -m benchmarks.gpu.choice FOLDER`` reads the JSON files that ``python -m benchmarks.gpu`` wrote.
+``python -m benchmarks.choice FOLDER`` reads the JSON files that ``python -m benchmarks --device cuda`` wrote.
 """
 
 import argparse
@@ -27,8 +27,7 @@ def compare(results: Iterable[dict[str, Any]]) -> list[tuple[str, str, str, dict
                 continue
             first, second = sorted(seconds, key=seconds.get)
             better = first if seconds[second] > TIE * seconds[first] else "either"
-            op = case["name"].split(",")[0] if result["bench"] == "choice" else result["bench"]
-            rows.append((op, case["dtype"], case["name"], seconds, better))
+            rows.append((result["bench"], case["dtype"], case["name"], seconds, better))
     return rows
 
 
@@ -43,8 +42,12 @@ def solvers(results: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, floa
                 if name.count(", ") == 2 and name.startswith(OURS) and "median" in record
             }
             if seconds:
-                name = case["name"] if result["bench"] == "choice" else f"{result['bench']}, {case['name']}"
-                rows.append((name, dict(sorted(seconds.items(), key=lambda item: item[1]))))
+                rows.append(
+                    (
+                        f"{result['bench']}, {case['name']}",
+                        dict(sorted(seconds.items(), key=lambda item: item[1])),
+                    )
+                )
     return rows
 
 
@@ -55,7 +58,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     if not rows:
         return "\n".join(["no case was run by both backends", *_solver_lines(results)])
     lines = [
-        f"{op:14} {dtype:5} {better:7} "
+        f"{op:17} {dtype:5} {better:7} "
         + "  ".join(f"{who} {quantity(s, 's'):>8}" for who, s in seconds.items())
         + f"  {name}"
         for op, dtype, name, seconds, better in rows
@@ -82,7 +85,7 @@ def _solver_lines(results: list[dict[str, Any]]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.choice", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choice", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the results are")
     folder = parser.parse_args(arguments).folder
     files = sorted(folder.glob("*.json"))

@@ -1,12 +1,16 @@
-"""What people run on GPUs today, restated in a few lines each, so that nothing need be installed to compare.
+"""What people run on GPUs today, and the plain ways in PyTorch, restated
+in a few lines each, so that nothing need be installed to compare.
 
 Each says what it restates; the peers' own code is measured on CPUs by ``benchmarks/peers``.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.recurrences import Layer
 from benchmarks.steps import Step
 
 SPARSIFY = "sparsify's way"
@@ -28,7 +32,7 @@ def flashinfer_encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[
 
 
 def gather_scores(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """Plain PyTorch's sddmm: gathers N x k x D."""
+    """Plain PyTorch's sampled product: gathers N x k x D."""
     return torch.bmm(weight[indices], x.unsqueeze(2)).squeeze(2)
 
 
@@ -43,9 +47,21 @@ def torch_decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
 
 def atomic_decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    from benchmarks.gpu import atomics
+    from benchmarks import atomics
 
     return atomics.Decode.apply(values.type_as(weight), indices, weight)
+
+
+def atomic_scores(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    from benchmarks import atomics
+
+    return atomics.score(x, weight, indices)
+
+
+def atomic_sums(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
+    from benchmarks import atomics
+
+    return atomics.scatter(values, indices, x, num_latents)
 
 
 class _SparsifyEncode(torch.autograd.Function):
@@ -77,29 +93,34 @@ class SparsifyStep(Step):
 
 
 class AtomicStep(Step):
-    """Dense scores, then the sparse products of :mod:`benchmarks.gpu.atomics`."""
+    """Dense scores, then the sparse products of :mod:`benchmarks.atomics`."""
 
     def loss(self, x: Tensor) -> Tensor:
-        from benchmarks.gpu import atomics
+        from benchmarks import atomics
 
         p = self.leaves
         values, indices = atomics.Encode.apply(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
         return F.mse_loss(atomic_decode(values, indices, p["W_dec"]) + p["b_dec"], x)
 
 
-def flashrnn_weights(H: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Input weights (4 H, H), and by heads the recurrent ones and biases, which FlashRNN's LSTM has."""
+def flashrnn(layer: Layer) -> Callable[[], list[Tensor]]:
+    """An LSTM whose recurrence mixes the channels of a head, in its kernel's only dtype, and its product.
+
+    Its weights are the product's (4 H, H), and by heads the recurrent ones and biases.
+    """
+    H, device = layer.x.shape[-1], layer.x.device
     head = min(H, FLASHRNN_HEAD)
     shapes = (4 * H, H), (4, H // head, head, head), (4, H // head, head)
-    return tuple((torch.randn(shape, device=device) / H**0.5).requires_grad_() for shape in shapes)
+    weights = [(torch.randn(shape, device=device) / H**0.5).requires_grad_() for shape in shapes]
 
+    def run() -> list[Tensor]:
+        from flashrnn import flashrnn
 
-def flashrnn_layer(x: Tensor, product: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
-    """An LSTM whose recurrence mixes the channels of a head; x (B, T, H), returns (B, T, H)."""
-    from flashrnn import flashrnn
+        product, recurrent, bias = weights
+        u = F.linear(layer.x, product).view(*layer.x.shape[:2], *bias.shape)
+        low = (part.bfloat16() for part in (u, recurrent, bias))
+        states, _ = flashrnn(*low, function="lstm", backend="triton_fused", dtype="bfloat16")
+        h = states[0].flatten(-2).type_as(layer.x)
+        return [h.detach(), *torch.autograd.grad(h, (layer.x, *weights), layer.upstream)]
 
-    gates, heads, head = bias.shape
-    u = F.linear(x, product).view(*x.shape[:2], gates, heads, head)
-    low = (part.bfloat16() for part in (u, recurrent, bias))
-    states, _ = flashrnn(*low, function="lstm", backend="triton_fused", dtype="bfloat16")
-    return states[0].flatten(-2).type_as(x)
+    return run
