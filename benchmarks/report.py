@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: the README's tables, from the committed results.
+"""``python -m benchmarks.report``: the tables of docs/benchmarks.md, from the committed results.
 
 ``--check`` writes nothing and fails if the tables are not what the results say.
 """
@@ -15,7 +15,7 @@ from benchmarks.results import ORDER, RESULTS, read, replace
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PART = "\\*"  # marks a figure that was scaled
 MODEL = "†"  # marks what another model took
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NO_GPU = (
     "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
     "never on a GPU: no figure is claimed for them. `make gpu-bench` measures."
@@ -23,7 +23,7 @@ NO_GPU = (
 
 
 def render(results: Path, readme: Path) -> str:
-    """The Markdown of every machine under ``results``; links are relative to the README.
+    """The Markdown of every machine under ``results``; links are relative to the page.
 
     Raises:
         ValueError: there are no results, or a file is not a result or is a quick trial's.
@@ -63,7 +63,7 @@ def machine(folder: Path, readme: Path) -> str:
         parts.append(f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.")
     if any(f"| {COPY} |" in part for part in parts):
         parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
-    parts.append(f"All cases, as pictures: {', '.join(runs)}.")
+    parts.append(f"All cases, from `benchmarks/results/{folder.name}`: {', '.join(runs)}.")
     parts.append(verdict(list(files.values())))
     return "\n\n".join(parts)
 
@@ -71,7 +71,7 @@ def machine(folder: Path, readme: Path) -> str:
 def _picture(plot: Path, readme: Path) -> str:
     return (
         f"[{plot.stem}]({Path(os.path.relpath(plot, readme.parent)).as_posix()})"
-        if plot.exists()
+        if plot.exists() and plot.is_relative_to(readme.parent)  # the docs site holds nothing else
         else plot.stem
     )
 
@@ -148,15 +148,15 @@ def fill(text: str, block: str) -> str:
         True
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"report: README must hold {BEGIN} and after it {END}, once each")
+        raise ValueError(f"report: the page must hold {BEGIN} and after it {END}, once each")
     return f"{text[: text.index(BEGIN)]}{BEGIN}\n{block}\n{text[text.index(END) :]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Fill the README's tables from the results."
+        prog="python -m benchmarks.report", description="Fill docs/benchmarks.md from the results."
     )
-    parser.add_argument("--check", action="store_true", help="fail if the README is stale; write nothing")
+    parser.add_argument("--check", action="store_true", help="fail if they are stale; write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--readme", type=Path, default=README, help="file to fill")
     chosen = parser.parse_args(arguments)

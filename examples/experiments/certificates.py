@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from benchmarks.experiments.training import seeded
+from examples.experiments.training import seeded
 from fastsparse.reference.gru_recurrence import jacobian, step
 
 SCALES = (0.03, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)

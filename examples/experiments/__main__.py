@@ -1,4 +1,4 @@
-"""``python -m benchmarks.experiments``: run experiments, and write their results and pictures."""
+"""``python -m examples.experiments``: run experiments, and write their results and pictures."""
 
 import argparse
 import importlib
@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+PICTURES = HERE.parents[1] / "docs" / "experiments"
 EXPERIMENTS = ("levels", "inference_k", "patches", "certificates", "state_tracking", "characters")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments", description="Compare encoders, and recurrences."
+        prog="python -m examples.experiments", description="Compare encoders, and recurrences."
     )
     parser.add_argument(
         "names", nargs="*", metavar="experiment", help=f"which of {', '.join(EXPERIMENTS)} (default: all)"
@@ -21,7 +23,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--redraw", action="store_true", help="only draw again what was written before")
     parser.add_argument(
-        "--output", type=Path, help="folder for the results (default: benchmarks/results/experiments)"
+        "--output",
+        type=Path,
+        help="folder for results and pictures (default: results/ here, docs/experiments/)",
     )
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(EXPERIMENTS))
@@ -37,11 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks import plots, results
     from benchmarks.provenance import provenance
 
-    folder = chosen.output or (None if chosen.quick else results.RESULTS / "experiments")
+    folder = chosen.output or (None if chosen.quick else HERE / "results")
     if folder is not None:
         plots.require_matplotlib()
     for name in chosen.names or EXPERIMENTS:
-        experiment = importlib.import_module(f"benchmarks.experiments.{name}")
+        experiment = importlib.import_module(f"examples.experiments.{name}")
         if not chosen.redraw:
             found: dict[str, Any] = {
                 "experiment": name, "quick": chosen.quick, "provenance": provenance(),
@@ -55,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = results.read(folder / f"{name}.json")
             with plots.style(name) as pyplot:
                 for stem, figure in experiment.draw(found, pyplot).items():
-                    plots.save(figure, folder / f"{stem}.svg")
+                    plots.save(figure, (chosen.output or PICTURES) / f"{stem}.svg")
     return 0
 
 

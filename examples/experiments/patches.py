@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from benchmarks.experiments.training import Autoencoder, TopK, best, seeded, unexplained
+from examples.experiments.training import Autoencoder, TopK, best, seeded, unexplained
 from fastsparse.nn import MatchingPursuitSAE, fvu
 
 SIDE, M, K = 12, 256, 8

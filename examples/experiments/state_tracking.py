@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.experiments.recurrent import COLORS, RECURRENCES, Network, parameters, train
-from benchmarks.experiments.training import seeded
+from examples.experiments.recurrent import COLORS, RECURRENCES, Network, parameters, train
+from examples.experiments.training import seeded
 
 TASKS = {"parity": (2, 2), "count modulo 5": (2, 5), "cycle of 3": (3, 3)}  # symbols, states
 TRAINED = 64

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.experiments.recurrent import COLORS, RECURRENCES, Network, parameters, train
-from benchmarks.experiments.training import seeded
 from benchmarks.harness import summarize
+from examples.experiments.recurrent import COLORS, RECURRENCES, Network, parameters, train
+from examples.experiments.training import seeded
 from fastsparse.demo.text import clean, language_reference
 
 COMPARED = tuple(name for name in RECURRENCES if name != "linear, a in (-1, 1)")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.experiments.training import Autoencoder, TopK, best, seeded, unexplained
+from examples.experiments.training import Autoencoder, TopK, best, seeded, unexplained
 from fastsparse.nn import MatchingPursuitSAE, fvu
 
 D, M, K = 64, 256, 8

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from benchmarks.experiments.training import Autoencoder, TopK, seeded, train
+from examples.experiments.training import Autoencoder, TopK, seeded, train
 from fastsparse.nn import MatchingPursuitSAE, fvu
 
 LEVELS, WIDTH, ATOMS = 4, 8, 64

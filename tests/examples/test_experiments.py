@@ -11,8 +11,8 @@ import torch
 
 import fastsparse
 from benchmarks import plots, results
-from benchmarks.experiments import __main__ as command
-from benchmarks.experiments import (
+from examples.experiments import __main__ as command
+from examples.experiments import (
     certificates,
     characters,
     inference_k,
@@ -24,7 +24,7 @@ from benchmarks.experiments import (
 )
 from fastsparse.nn import MatchingPursuitSAE
 
-COMMITTED = results.RESULTS / "experiments"
+COMMITTED = command.HERE / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = {
     "levels": levels,
@@ -299,8 +299,8 @@ def test_the_page_shows_what_was_committed(path):
         stems = module.draw(found, pyplot)
         pyplot.close("all")
     for stem in stems:
-        assert (COMMITTED / f"{stem}.svg").exists()
-        assert f"../benchmarks/results/experiments/{stem}.svg" in page
+        assert (command.PICTURES / f"{stem}.svg").exists()
+        assert f"experiments/{stem}.svg" in page
 
 
 def test_examples_in_the_docs_run():
