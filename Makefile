@@ -29,7 +29,7 @@ help:  ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small transformer and write report.html
-	$(PY) -m fastsparse.demo
+	$(PY) -m examples.demo
 
 test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
 	$(PY) -m pytest $(SHARED)

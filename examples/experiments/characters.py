@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import summarize
+from examples.demo.text import clean, language_reference
 from examples.experiments.recurrent import COLORS, RECURRENCES, Network, parameters, train
 from examples.experiments.training import seeded
-from fastsparse.demo.text import clean, language_reference
 
 COMPARED = tuple(name for name in RECURRENCES if name != "linear, a in (-1, 1)")
 BITS = 1 / torch.tensor(2.0).log().item()

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fastsparse._settings import resolved_device
 from fastsparse.nn import MatchingPursuitSAE, TopKSAE
 from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
 from fastsparse.train import checkpoint as checkpoint_module
@@ -484,9 +485,7 @@ def test_one_run_a_folder(config: TrainConfig) -> None:
 
     def second(_: Metrics) -> None:
         if not errors:
-            with pytest.raises(
-                BlockingIOError, match="another training run is using this output folder"
-            ) as caught:
+            with pytest.raises(BlockingIOError, match="another run is using this output folder") as caught:
                 train(config)
             errors.append(caught.value)
 
@@ -640,9 +639,9 @@ def test_one_gpu_of_several(config: TrainConfig, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert replace(config, device="cuda:1").resolved_device() == torch.device("cuda:1")
+    assert resolved_device("cuda:1") == torch.device("cuda:1")
     assert replace(config, device="cuda:1").result_fields()["device"] == "cuda"  # it may go on on another
     with pytest.raises(
         RuntimeError, match=r"cuda:2 was asked for and can't be used: there are 2, numbered from 0"
     ):
-        replace(config, device="cuda:2").resolved_device()
+        resolved_device("cuda:2")

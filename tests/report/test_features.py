@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastsparse.demo.features import CONTEXT, Code, scores, telling
-from fastsparse.demo.tokens import Tokens
+from fastsparse.report.features import CONTEXT, Code, scores, telling
+from fastsparse.report.tokens import Tokens
 
 WINDOWS, LENGTH = 8, 200
 M = 6

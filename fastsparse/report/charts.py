@@ -1,4 +1,4 @@
-"""The report's three charts, as inline SVG: colours and fonts come from the page's style sheet."""
+"""The page's charts, as inline SVG: colours and fonts come from its style sheet."""
 
 import math
 import statistics
@@ -20,13 +20,13 @@ def _y(share: float) -> float:
     return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def _svg(label: str, parts: Sequence[str]) -> str:
+def svg(label: str, parts: Sequence[str]) -> str:
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
     return f"{head}{''.join(parts)}</svg>"
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "tick") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, words: str, anchor: str = "middle", kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _grid(y: float) -> str:
@@ -47,13 +47,13 @@ def ticks(top: float, most: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(int(top / step + 1e-9) + 1)]
 
 
-def fvu_curve(steps: Sequence[int], fvu: Sequence[float], held_out: float) -> str:
+def fvu_curve(steps: Sequence[int], fvu: Sequence[float], held_out: float | None = None) -> str:
     """FVU by training step (mean and range of each stretch), and of the held-out text."""
     groups = np.array_split(np.arange(len(steps)), min(len(steps), 120))
     rows = np.array(
         [(steps[g[-1]], *(f([fvu[i] for i in g]) for f in (statistics.fmean, min, max))) for g in groups]
     )
-    top = max(rows[:, 3].max(), held_out)
+    top = max(rows[:, 3].max(), held_out or 0)
     xs = [_x(step / rows[-1, 0]) for step in rows[:, 0]]
     points = [
         [f"{x:.1f},{_y(value / top):.1f}" for x, value in zip(xs, rows[:, column], strict=True)]
@@ -61,19 +61,20 @@ def fvu_curve(steps: Sequence[int], fvu: Sequence[float], held_out: float) -> st
     ]
     parts = []
     for tick in ticks(top):
-        parts += [_grid(_y(tick / top)), _text(LEFT - 8, _y(tick / top) + 4, f"{tick:g}", "end")]
+        parts += [_grid(_y(tick / top)), text(LEFT - 8, _y(tick / top) + 4, f"{tick:g}", "end")]
     for tick in ticks(rows[-1, 0], 4):
-        parts.append(_text(_x(tick / rows[-1, 0]), HEIGHT - BOTTOM + 18, f"{tick:,.0f}"))
-    height = _y(held_out / top)
+        parts.append(text(_x(tick / rows[-1, 0]), HEIGHT - BOTTOM + 18, f"{tick:,.0f}"))
     parts += [
         f'<polygon class="band" points="{" ".join(points[1] + points[2][::-1])}"/>',
         f'<polyline class="line" points="{" ".join(points[0])}"/>',
-        f'<line class="mark-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>',
         *_legend("line", 0, "training batches"),
-        *_legend("mark-line", 1, f"held-out text: {held_out:.3f}"),
-        _text(_x(0.5), HEIGHT - 4, "training step"),
+        text(_x(0.5), HEIGHT - 4, "training step"),
     ]
-    return _svg("FVU over the training steps", parts)
+    if held_out is not None:
+        y = f"{_y(held_out / top):.1f}"
+        parts.append(f'<line class="mark-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts += _legend("mark-line", 1, f"held-out text: {held_out:.3f}")
+    return svg("FVU over the training steps", parts)
 
 
 def _legend(kind: str, row: int, label: str) -> list[str]:
@@ -81,7 +82,7 @@ def _legend(kind: str, row: int, label: str) -> list[str]:
     x, y = _x(0.42), TOP + 10 + 19 * row
     return [
         f'<line class="{kind}" x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y}" y2="{y}"/>',
-        _text(x + 30, y + 4, label, "start", "note"),
+        text(x + 30, y + 4, label, "start", "note"),
     ]
 
 
@@ -97,7 +98,7 @@ def density_histogram(counts: np.ndarray, num_tokens: int) -> str:
     slots = len(bars) + GAP  # the first is for those that never fire
     parts = []
     for tick in ticks(top):
-        parts += [_grid(_y(tick / top)), _text(LEFT - 8, _y(tick / top) + 4, f"{tick:,.0f}", "end")]
+        parts += [_grid(_y(tick / top)), text(LEFT - 8, _y(tick / top) + 4, f"{tick:,.0f}", "end")]
     for slot, (label, size), kind in [
         (0, ("never", never), "bar dead"),
         *((i + GAP, bar, "bar") for i, bar in enumerate(bars)),
@@ -106,43 +107,14 @@ def density_histogram(counts: np.ndarray, num_tokens: int) -> str:
         box = f'x="{x + 1:.1f}" y="{y:.1f}" width="{_x(1 / slots) - LEFT - 2:.1f}" height="{_y(0) - y:.1f}"'
         title = f"<title>{escape(label)}: {size:,} latents</title>"
         parts.append(f'<rect class="{kind}" {box} rx="1.5">{title}</rect>')
-    parts.append(_text(_x(0.5 / slots), HEIGHT - BOTTOM + 18, "never"))
+    parts.append(text(_x(0.5 / slots), HEIGHT - BOTTOM + 18, "never"))
     for exponent in range(lowest, 0):
         slot = GAP + (exponent - lowest) / width
-        parts.append(_text(_x(slot / slots), HEIGHT - BOTTOM + 18, _share(exponent)))
-    parts.append(_text(_x(0.5), HEIGHT - 4, "share of tokens that a latent fires on"))
-    return _svg("How many latents fire how often", parts)
+        parts.append(text(_x(slot / slots), HEIGHT - BOTTOM + 18, _share(exponent)))
+    parts.append(text(_x(0.5), HEIGHT - 4, "share of tokens that a latent fires on"))
+    return svg("How many latents fire how often", parts)
 
 
 def _share(exponent: float) -> str:
     """10^exponent in per cent."""
     return f"{float(f'{100 * 10**exponent:.2g}'):g} %"
-
-
-def step_bars(times: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Median time of a training step by contender, its quartiles as a whisker."""
-    top = max(max(statistics.quantiles(seconds, n=4)) for _, seconds in times)
-    room = 0.74  # the rest is for the labels
-    parts = []
-    for row, (name, seconds) in enumerate(times):
-        quartiles = statistics.quantiles(seconds, n=4)
-        low, median, high = (WIDTH * room * quartile / top for quartile in quartiles)
-        y = 60 + 96 * row
-        parts += [
-            _text(0, y - 8, name, "start", "name"),
-            f'<rect class="{"bar" if row == 0 else "bar other"}" x="0" y="{y}" '
-            f'width="{median:.1f}" height="38" rx="4"/>',
-            f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y + 19}" y2="{y + 19}"/>',
-            _text(high + 8, y + 24, milliseconds(statistics.median(seconds)), "start", "note"),
-        ]
-    return _svg("Time of a training step", parts)
-
-
-def milliseconds(seconds: float) -> str:
-    """A time with three digits.
-
-    Example:
-        >>> milliseconds(0.0412345), milliseconds(1.23456)
-        ('41.2 ms', '1,235 ms')
-    """
-    return f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms"

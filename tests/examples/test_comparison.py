@@ -1,10 +1,12 @@
 """The comparison with dense PyTorch: it checks before it times, and it leaves the SAE alone."""
 
+import re
+
 import pytest
 import torch
 
-from fastsparse.demo import comparison
-from fastsparse.demo.comparison import Comparison, compare, dense_loss, sparse_loss
+from examples.demo import comparison
+from examples.demo.comparison import Comparison, compare, dense_loss, panel, sparse_loss, step_bars
 from fastsparse.nn import TopKSAE
 
 
@@ -60,3 +62,17 @@ def test_compare_refuses_nan(sae, rows):
 
 def test_speedup_is_the_ratio_of_medians():
     assert Comparison([1.0, 2.0, 9.0], [1.0, 6.0, 7.0], 0.0, 0.0).speedup == 3
+
+
+def test_the_panel_says_what_was_measured():
+    made = panel(Comparison([0.01, 0.02, 0.03], [0.08, 0.1, 0.12], 1e-7, 0.0), batch=100)
+    assert made.tile[0].startswith("5.0")
+    assert "20.0 ms, dense 100 ms, medians of 3" in made.tile[2]
+    assert "losses differ by 1e-07, the gradients by nothing" in made.caption
+
+
+def test_bars_are_in_proportion():
+    widths = re.findall(
+        r'<rect class="bar[^"]*" x="0" y="\d+" width="([\d.]+)"', step_bars([("a", [1] * 4), ("b", [4] * 4)])
+    )
+    assert float(widths[1]) == pytest.approx(4 * float(widths[0]), rel=1e-2)

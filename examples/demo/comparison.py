@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsparse.nn import TopKSAE
+from fastsparse.report import Panel
+from fastsparse.report.charts import WIDTH, svg, text
 
 # Rounding may swap two latents whose scores are equal to the last digits. That moves the loss by rounding
 # only, and a parameter's gradient by one token's share of it.
@@ -141,3 +143,53 @@ def _check(
             f"expected), gradients by {gradient_error:.1e} (at most {GRADIENT_TOLERANCE:.0e} expected)"
         )
     return loss_error, gradient_error
+
+
+def panel(comparison: Comparison, batch: int) -> Panel:
+    """The comparison as a figure of a report."""
+    rounds = len(comparison.dense)
+    errors = (comparison.loss_error, comparison.gradient_error)
+    apart = [f"{error:.0e}" if error else "nothing" for error in errors]
+    contenders = [("fastsparse", comparison.fastsparse), ("dense PyTorch", comparison.dense)]
+    fast, dense = (milliseconds(statistics.median(times)) for _, times in contenders)
+    return Panel(
+        "Speed",
+        step_bars(contenders),
+        f"One training step on {batch:,} tokens: forward, backward, Adam, unit norms. Median and quartiles "
+        f"of {rounds} interleaved rounds. Checked first: the losses differ by {apart[0]}, the gradients by "
+        f"{apart[1]} (relative).",
+        (
+            f"{comparison.speedup:.1f}\N{MULTIPLICATION SIGN}",
+            "the speed of dense PyTorch",
+            f"whole training step: {fast}, dense {dense}, medians of {rounds}, the same answer",
+        ),
+    )
+
+
+def step_bars(times: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """Median time of a training step by contender, its quartiles as a whisker."""
+    top = max(max(statistics.quantiles(seconds, n=4)) for _, seconds in times)
+    room = 0.74  # the rest is for the labels
+    parts = []
+    for row, (name, seconds) in enumerate(times):
+        quartiles = statistics.quantiles(seconds, n=4)
+        low, median, high = (WIDTH * room * quartile / top for quartile in quartiles)
+        y = 60 + 96 * row
+        parts += [
+            text(0, y - 8, name, "start", "name"),
+            f'<rect class="{"bar" if row == 0 else "bar other"}" x="0" y="{y}" '
+            f'width="{median:.1f}" height="38" rx="4"/>',
+            f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{y + 19}" y2="{y + 19}"/>',
+            text(high + 8, y + 24, milliseconds(statistics.median(seconds)), "start", "note"),
+        ]
+    return svg("Time of a training step", parts)
+
+
+def milliseconds(seconds: float) -> str:
+    """A time with three digits.
+
+    Example:
+        >>> milliseconds(0.0412345), milliseconds(1.23456)
+        ('41.2 ms', '1,235 ms')
+    """
+    return f"{1000 * seconds:,.{0 if seconds >= 0.1 else 1}f} ms"

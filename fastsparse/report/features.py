@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastsparse.demo.tokens import Tokens
+from fastsparse.report.tokens import Tokens
 
 EXAMPLES = 6  # per feature
 CONTEXT = 12  # tokens on either side of the peak
