@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parser(_command(arguments)).parse_args(arguments)
-        return options.run(options)
+        return options.do(options)
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         print(f"fastsparse: error: {error}", file=sys.stderr)
         return 1
@@ -49,12 +49,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, (_, help) in COMMANDS.items():
         own = commands.add_parser(name, help=help)
-        own.set_defaults(run=partial(_run, name))
+        own.set_defaults(do=partial(_run, name))
         if name == command:
             _add_options(own, _settings(name))
     info = commands.add_parser("info", help="report the environment, and which backends can run")
     info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=_info)
+    info.set_defaults(do=_info)
     return parser
 
 
