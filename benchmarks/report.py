@@ -23,7 +23,7 @@ NO_GPU = (
 
 
 def render(results: Path, readme: Path) -> str:
-    """The Markdown of every machine under ``results``; links are relative to the page.
+    """The Markdown of every machine under ``results``; links are relative to the README.
 
     Raises:
         ValueError: there are no results, or a file is not a result or is a quick trial's.
@@ -63,7 +63,7 @@ def machine(folder: Path, readme: Path) -> str:
         parts.append(f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.")
     if any(f"| {COPY} |" in part for part in parts):
         parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
-    parts.append(f"All cases, from `benchmarks/results/{folder.name}`: {', '.join(runs)}.")
+    parts.append(f"All cases, as pictures: {', '.join(runs)}.")
     parts.append(verdict(list(files.values())))
     return "\n\n".join(parts)
 
@@ -71,7 +71,7 @@ def machine(folder: Path, readme: Path) -> str:
 def _picture(plot: Path, readme: Path) -> str:
     return (
         f"[{plot.stem}]({Path(os.path.relpath(plot, readme.parent)).as_posix()})"
-        if plot.exists() and plot.is_relative_to(readme.parent)  # the docs site holds nothing else
+        if plot.exists()
         else plot.stem
     )
 
