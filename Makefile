@@ -22,14 +22,14 @@ SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo test fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
+.PHONY: help demo docs test fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small transformer and write report.html
-	$(PY) -m fastsparse.demo
+	$(PY) -m examples.demo
 
 test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
 	$(PY) -m pytest $(SHARED)
@@ -38,6 +38,9 @@ test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' ex
 fuzz: $(VENV)/.extra-test kernels  ## call ops at random and check them: MINUTES=10, SEED, CALLS, OP, BACKEND, VERBOSE=1
 	OMP_WAIT_POLICY=passive $(PY) tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(CALLS),--calls $(CALLS)) \
 	  $(if $(OP),--op $(OP)) $(if $(BACKEND),--backend $(BACKEND)) $(if $(VERBOSE),--verbose)
+
+docs: $(VENV)/.extra-docs  ## build the documentation into site/, strictly
+	$(VENV)/bin/zensical build --clean --strict
 
 lint: $(VENV)/.extra-test  ## check style with ruff
 	$(PY) -m ruff check .
@@ -101,7 +104,7 @@ abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
 
 clean:  ## remove what was built; .venv stays
-	rm -rf build dist *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist site *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
 
 # ---- what the verbs stand on ----
 

@@ -1,13 +1,15 @@
-"""The command line: ``python -m fastsparse train`` and ``python -m fastsparse info``."""
+"""The command line: ``python -m fastsparse collect``, ``train``, ``report`` and ``info``."""
 
 import argparse
+import importlib
 import io
 import json
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
-from typing import get_args
+from functools import partial
+from typing import get_args, get_origin
 
 from fastsparse import __version__
 
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = _parser(_command(arguments)).parse_args(arguments)
-        return options.run(options)
+        return options.do(options)
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         print(f"fastsparse: error: {error}", file=sys.stderr)
         return 1
@@ -32,31 +34,37 @@ def _command(arguments: Sequence[str] | None) -> str | None:
     return next(iter(sys.argv[1:] if arguments is None else arguments), None)
 
 
+# By command: its settings, which are imported only for it, and what it does.
+COMMANDS = {
+    "collect": ("CollectConfig", "keep a model's activations on text, or go on with a collection"),
+    "train": ("TrainConfig", "train a sparse autoencoder on stored activations, or resume a training"),
+    "report": ("ReportConfig", "show in one page what the latents of a training run stand for"),
+}
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; the options of ``train`` are the trainer's, which is imported only for them."""
+    """The parser; the options of a command are the fields of its settings."""
     parser = argparse.ArgumentParser(prog="fastsparse", description="Sparse encoding for PyTorch.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    train = commands.add_parser(
-        "train", help="train a sparse autoencoder on stored activations, or resume a training"
-    )
-    train.set_defaults(run=_train)
-    if command == "train":
-        _add_config(train)
+    for name, (_, help) in COMMANDS.items():
+        own = commands.add_parser(name, help=help)
+        own.set_defaults(do=partial(_run, name))
+        if name == command:
+            _add_options(own, _settings(name))
     info = commands.add_parser("info", help="report the environment, and which backends can run")
     info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=_info)
+    info.set_defaults(do=_info)
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    """One option for every field of the configuration; the data are positional."""
-    from fastsparse.train import TrainConfig
-
-    for option in fields(TrainConfig):
+def _add_options(parser: argparse.ArgumentParser, settings: type) -> None:
+    """One option for every field."""
+    for option in fields(settings):
         help = option.metadata["help"].replace("%", "%%")
-        if option.name == "data":
-            parser.add_argument("data", nargs="+", help=help)
+        if option.metadata["positional"]:
+            many = {"nargs": "+"} if get_origin(option.type) is Sequence else {}
+            parser.add_argument(option.name, help=help, **many)
             continue
         flag = "--" + option.name.replace("_", "-")
         if option.type is bool:
@@ -70,17 +78,14 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, required=required, default=default, help=help)
 
 
-def _train(options: argparse.Namespace) -> int:
-    from fastsparse.train import TrainConfig, train
+def _settings(command: str) -> type:
+    return getattr(importlib.import_module(f"fastsparse.{command}"), COMMANDS[command][0])
 
-    chosen = {option.name: getattr(options, option.name) for option in fields(TrainConfig)}
-    result = train(TrainConfig(**chosen))
-    if result.metrics is None:
-        print("all steps had been done before")
-    else:
-        m = result.metrics
-        print(f"step {m.step}: loss {m.loss:.4f}, FVU {m.fvu:.4f}, L0 {m.l0:.1f}, {m.dead} dead latents")
-    print(f"checkpoint: {result.checkpoint}\nlog: {result.log}")
+
+def _run(command: str, options: argparse.Namespace) -> int:
+    settings = _settings(command)
+    chosen = settings(**{option.name: getattr(options, option.name) for option in fields(settings)})
+    print(getattr(importlib.import_module(f"fastsparse.{command}"), command)(chosen).summary())
     return 0
 
 

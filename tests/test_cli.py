@@ -69,11 +69,20 @@ def test_train_by_matching_pursuit(data: str, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
-        (["{empty}/x.npy", "--output", "{run}"], "no such file or folder"),
-        (["{data}", "--output", "{run}", "--k", "99"], "k: must be at most num_latents (32), got 99"),
-        (["{data}", "--output", "{run}", "--model", "omp"], "model: must be one of topk, mp, got 'omp'"),
-        (["{data}", "--output", "{data}"], "{data}"),
+        (["train", "{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
+        (
+            ["train", "{data}", "--output", "{run}", "--k", "99"],
+            "k: must be at most num_latents (32), got 99",
+        ),
+        (["train", "{data}", "--output", "{data}"], "{data}"),
+        (
+            ["report", "{empty}"],
+            "run: {empty}: must be the folder of a training run, which holds checkpoints",
+        ),
+        (
+            ["report", "{empty}", "--device", "tpu"],
+            "device: must be auto, cpu, cuda or cuda:<number>, got 'tpu'",
+        ),
     ],
 )
 def test_errors_are_explained_without_a_traceback(
@@ -81,7 +90,8 @@ def test_errors_are_explained_without_a_traceback(
 ) -> None:
     (tmp_path / "empty").mkdir()
     names = {"empty": tmp_path / "empty", "run": tmp_path / "run", "data": data}
-    assert main(["train", *SIZES, *(argument.format(**names) for argument in arguments)]) == 1
+    command, *rest = (argument.format(**names) for argument in arguments)
+    assert main([command, *(SIZES if command == "train" else ()), *rest]) == 1
     err = capsys.readouterr().err
     assert err.startswith("fastsparse: error: ")
     assert message.format(**names) in err
@@ -105,11 +115,11 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
 
 def test_ctrl_c_then_kill_9_then_on_to_the_same_end(data: str, tmp_path: Path) -> None:
     def arguments(run: Path) -> list[str]:
-        return ["train", data, "--output", str(run), "--steps", "900", "--checkpoint-every", "100", *SIZES]
+        return ["train", data, "--output", str(run), "--steps", "400", "--checkpoint-every", "50", *SIZES]
 
     assert main(arguments(tmp_path / "whole")) == 0
     run = tmp_path / "run"
-    for number, steps in ((signal.SIGINT, 150), (signal.SIGKILL, 400)):
+    for number, steps in ((signal.SIGINT, 60), (signal.SIGKILL, 180)):
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command(*arguments(run)), **pipe) as process:
             wait_for_steps(run / "log.jsonl", steps, process)
@@ -126,7 +136,7 @@ def test_ctrl_c_then_kill_9_then_on_to_the_same_end(data: str, tmp_path: Path) -
         else:
             assert process.returncode == -signal.SIGKILL
     assert main(arguments(run)) == 0
-    name = "checkpoint-000000900.safetensors"
+    name = "checkpoint-000000400.safetensors"
     ours, expected = load_file(run / name), load_file(tmp_path / "whole" / name)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
@@ -155,7 +165,8 @@ def test_progress_bar_on_a_terminal(data: str, tmp_path: Path) -> None:
         assert word in text
 
 
-def test_without_the_extra_there_is_help_and_an_error_that_names_it(tmp_path: Path) -> None:
+def test_without_the_extras_there_is_help_and_an_error_that_names_them(tmp_path: Path) -> None:
+    """collect misses transformers alone, where the others miss NumPy."""
     script = (
         "import sys, warnings\n"
         "warnings.simplefilter('ignore')\n"  # torch grumbles where numpy is missing
@@ -165,15 +176,22 @@ def test_without_the_extra_there_is_help_and_an_error_that_names_it(tmp_path: Pa
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name in gone else find(name, *rest)\n"
         "from fastsparse.__main__ import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "sys.exit(main(['train', 'x', '--output', 'y', '--num-latents', '2', '--k', '1']))\n"
+        "for command in ('collect', 'train', 'report'):\n"
+        "    try: main([command, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "sizes = ['--num-latents', '2', '--k', '1']\n"
+        "codes = [main(['collect', 'm', 'x', '--output', 'y', '--layer', '1']), main(['report', 'y'])]\n"
+        "sys.exit(main(['train', 'x', '--output', 'y', *sizes]) + sum(codes))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "--keep-checkpoints" in done.stdout
-    expected = "fastsparse.train needs numpy, which is not installed: pip install 'fastsparse-torch[train]'"
-    assert done.stderr == f"fastsparse: error: {expected}\n"
+    assert done.returncode == 3
+    for option in ("--keep-checkpoints", "--held-out-every", "--max-tokens"):
+        assert option in done.stdout
+    assert done.stderr.splitlines() == [
+        f"fastsparse: error: fastsparse.{command} needs numpy, which is not installed: "
+        f"pip install 'fastsparse-torch[{extra}]'"
+        for command, extra in (("collect", "collect"), ("report", "train"), ("train", "train"))
+    ]
 
 
 def test_version(capsys: pytest.CaptureFixture) -> None:

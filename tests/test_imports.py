@@ -21,8 +21,8 @@ LAYERS = [
     {"fastsparse"},
     {"fastsparse.nn"},
     {"fastsparse._host", "fastsparse.info"},
-    {"fastsparse.train"},
-    {"fastsparse.demo"},
+    {"fastsparse._settings"},
+    {"fastsparse.train", "fastsparse.collect", "fastsparse.report"},
     {"fastsparse.__main__"},
 ]
 # The modules of this layer know nothing of one another.

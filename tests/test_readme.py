@@ -1,48 +1,69 @@
-"""The README keeps its word: its examples run, its links lead somewhere, its variables exist."""
+"""What users read keeps its word: examples run, links lead somewhere, variables and verbs exist."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
 DEFINES = {"FASTSPARSE_ISA", "FASTSPARSE_CUDA_CONTENTS"}  # of the compiler: not the user's
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+}
+MARKERS = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 
-def test_examples_run_in_order():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_examples_run_in_order(page):
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    assert blocks
     scope: dict = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
-    assert scope["W_enc"].grad.shape == (scope["M"], scope["D"])
-    assert torch.equal(scope["slow_but_simple"].indices, scope["indices"])
+        exec(compile(block, page, "exec"), scope)
+    if page == "docs/guide.md":
+        assert scope["W_enc"].grad.shape == (scope["M"], scope["D"])
+        assert torch.equal(scope["slow_but_simple"].indices, scope["indices"])
 
 
-def test_files_that_are_linked_exist():
-    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("https://") or (ROOT / target).is_file(), (document, target)
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        if not path.startswith("https://"):
+            place = (ROOT / page).parent / path if path else ROOT / page
+            assert place.exists(), target
+            headings = (
+                re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+            )
+            assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
 
 
 def test_variables_are_read_somewhere():
     sources = [ROOT / "setup.py", *(ROOT / "fastsparse").rglob("*.py")]
     code = "\n".join(source.read_text(encoding="utf-8") for source in sources)
-    named = set(re.findall(r"FASTSPARSE_[A-Z_]+", README))
+    named = set(re.findall(r"FASTSPARSE_[A-Z_]+", PAGES["docs/wheels.md"]))
     assert named == set(re.findall(r"FASTSPARSE_[A-Z_]+", code)) - DEFINES
 
 
 def test_make_commands_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     verbs = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
+    for page, text in PAGES.items():
         named = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
-        assert named
-        assert named <= verbs
+        assert named <= verbs, page
+    assert "`make test`" in PAGES["CONTRIBUTING.md"]
+    assert "\nmake test " in PAGES["README.md"]
 
 
 def test_the_results_have_one_place():
-    assert README.count("<!-- benchmarks:begin -->") == README.count("<!-- benchmarks:end -->") == 1
+    for page, text in PAGES.items():
+        assert [text.count(marker) for marker in MARKERS] == [page == "docs/benchmarks.md"] * 2, page
+
+
+def test_the_chart_is_of_the_results():
+    speed = runpy.run_path(str(ROOT / "docs" / "speed.py"))
+    assert speed["SVG"].read_text(encoding="utf-8") == speed["chart"](json.loads(speed["RESULT"].read_text()))

@@ -21,8 +21,7 @@ class ParaLSTM(ParaRNN):
         h = o * tanh(c)
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, num_heads, solver, device, dtype,
-            generator: as in :class:`ParaGRU`.
+        input_size, ..., generator: as in :class:`ParaGRU`.
 
     Attributes:
         weight_ih_l0, ...: (3, H, D / num_heads), of forget gate, output gate and candidate.

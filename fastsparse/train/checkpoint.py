@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastsparse.nn import SparseAutoencoder
 from fastsparse.train.config import MODELS
-from fastsparse.train.files import DTYPES, Entry, File, safetensors_header
+from fastsparse.train.files import DTYPES, Entry, File, safetensors_header, sync
 
 VERSION = 2
 _FIELDS = {"step": int, "config": dict, "shards": list, "sae": dict, "crc32": dict}
@@ -88,13 +88,13 @@ def save(
     try:
         partial.parent.mkdir()
         write(partial, tensors, {"format": VERSION, "step": step, **details})
-        _sync(partial)
+        sync(partial)
         os.replace(partial, target)
     except OSError as error:
         raise OSError(f"{target}: the checkpoint could not be written: {error}; {_newest(folder)}") from error
     finally:
         remove_partial(folder)
-    _sync(folder)
+    sync(folder)
     upto = checkpoints(folder)  # what claims a later step is not of this run's past, and not its to remove
     for old in upto[: upto.index(target) + 1][:-keep]:
         if old.is_file():
@@ -290,12 +290,3 @@ def _same_names(path: Path, names: Iterable[str], wanted: Iterable[str]) -> None
     for problem, those in (("misses", wanted - names), ("holds unknown", names - wanted)):
         if those:
             raise ValueError(f"{path}: the checkpoint {problem} tensors: {', '.join(sorted(those))}")
-
-
-def _sync(path: Path) -> None:
-    """Have a file's or a folder's contents on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

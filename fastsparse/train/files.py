@@ -1,17 +1,20 @@
-"""Files that others may cut or replace while they are read.
+"""Files that are written whole or not at all; and files that others may cut or replace while they are read.
 
-They are read by position, never mapped: touching a mapped page that its file has lost kills the process by
+Those are read by position, never mapped: touching a mapped page that its file has lost kills the process by
 SIGBUS (mmap(2)), without a word, where a read comes back short. The library of .safetensors maps what it
 reads, so headers are taken apart here: https://github.com/huggingface/safetensors#format
 """
 
+import fcntl
 import io
 import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -117,3 +120,48 @@ def _entry(told: dict, begin: int) -> Entry:
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != last - first:
         raise ValueError(f"not as many bytes as numbers: {told}")
     return Entry(dtype, shape, begin + first, last - first)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name when it is whole and on the disk, or not at all.
+
+    A process that is killed meanwhile leaves ``.<name>.partial``, which the next one writes over.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's or a folder's contents on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder; the system releases the lock however this process ends.
+
+    Raises:
+        BlockingIOError: another one is using it.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{folder}: another run is using this output folder") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import fcntl
 import itertools
 import math
 import os
@@ -16,9 +15,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from fastsparse._settings import differences, resolved_device
 from fastsparse.nn import SAELoss, SparseAutoencoder
 from fastsparse.train import checkpoint
 from fastsparse.train.config import MODELS, TrainConfig
+from fastsparse.train.files import locked
 from fastsparse.train.log import Log
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
@@ -61,6 +62,14 @@ class TrainResult:
     checkpoint: Path
     log: Path
     metrics: Metrics | None
+
+    def summary(self) -> str:
+        """What came of it, in lines for a terminal."""
+        first = "all steps had been done before"
+        if (m := self.metrics) is not None:
+            figures = f"loss {m.loss:.4f}, FVU {m.fvu:.4f}, L0 {m.l0:.1f}, {m.dead} dead latents"
+            first = f"step {m.step}: {figures}"
+        return f"{first}\ncheckpoint: {self.checkpoint}\nlog: {self.log}"
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -119,7 +128,7 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
             f"got {config.batch_size}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with locked(folder):
         return _train(config, shards, folder, on_metrics or (lambda metrics: None))
 
 
@@ -131,7 +140,7 @@ def _is_own(folder: Path, path: Path) -> bool:
 def _train(
     config: TrainConfig, shards: Shards, folder: Path, on_metrics: Callable[[Metrics], None]
 ) -> TrainResult:
-    device = config.resolved_device()
+    device = resolved_device(config.device)
     stream = TokenStream(
         shards, seed=config.seed, block_tokens=config.block_tokens, buffer_tokens=config.buffer_tokens
     )
@@ -142,6 +151,7 @@ def _train(
     # One fused pass over parameters, gradients and moments instead of a dozen.
     optimizer = torch.optim.Adam(sae.parameters(), lr=config.learning_rate, fused=True)
     details = {"config": config.result_fields(), "shards": shards.fingerprint(), "sae": sizes}
+    details["data"] = [os.path.abspath(source) for source in config.data]  # where a report looks for the text
 
     checkpoint.remove_partial(folder)
     newest = next(reversed(checkpoint.checkpoints(folder)), None)
@@ -214,13 +224,7 @@ def _resume(
 ) -> int:
     """Put a checkpoint in place, if it is of the run that is asked for, and return its step."""
     state = checkpoint.load(newest)
-    was, now = state.metadata["config"], details["config"]
-    for name in sorted(was.keys() | now.keys()):
-        if was.get(name) != now.get(name):
-            raise ValueError(
-                f"{name}: must be {was.get(name)!r} to resume from {state.path}, got {now.get(name)!r}; "
-                "to start anew, name another output folder"
-            )
+    differences(state.metadata["config"], details["config"], str(state.path))
     if state.metadata["shards"] != details["shards"]:
         raise ValueError(
             f"data: must be the {len(state.metadata['shards'])} shards that {state.path} was trained on "
@@ -289,17 +293,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the system releases the lock however this process ends."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"{folder}: another training run is using this output folder") from error
-        yield
-    finally:
-        os.close(descriptor)

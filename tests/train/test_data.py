@@ -68,7 +68,7 @@ def test_the_order_depends_on_the_seed_alone(mixed: list[str]) -> None:
 
 def test_any_position_is_reached_at_once(mixed: list[str]) -> None:
     whole = take(mixed, 200)
-    for start in range(130):
+    for start in (*range(20), 40, 56, 57, 58, 113, 114, 115, 129):
         assert take(mixed, 40, start=start) == whole[start : start + 40]
 
 
@@ -314,9 +314,21 @@ def widen(path: Path) -> None:
     np.save(path, rows.numpy()) if path.suffix == ".npy" else save_file({"x": rows}, path)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".fortran.npy"])
-@pytest.mark.parametrize("opened", [False, True])
-@pytest.mark.parametrize("change", [Path.unlink, truncate, replace, overwrite, widen])
+@pytest.mark.parametrize(
+    ("suffix", "opened", "change"),
+    [
+        (".npy", False, Path.unlink),
+        (".npy", True, truncate),
+        (".npy", False, replace),
+        (".npy", True, widen),
+        (".safetensors", True, Path.unlink),
+        (".safetensors", False, truncate),
+        (".safetensors", True, replace),
+        (".safetensors", True, overwrite),
+        (".fortran.npy", True, truncate),
+        (".fortran.npy", False, overwrite),
+    ],
+)
 def test_a_shard_that_changes_while_in_use(
     tmp_path: Path, suffix: str, opened: bool, change: Callable[[Path], None]
 ) -> None:

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from fastsparse.train import Metrics, TrainConfig, train
 
-STEPS = 240
-KILLS = 24
+STEPS = 160
+KILLS = 12
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_kills_at_random_moments(
         run.join()
         assert run.exitcode in (-signal.SIGKILL, 0)
         kills += run.exitcode == -signal.SIGKILL
-    assert kills >= 20
+    assert kills >= 9
     run = processes.Process(target=plainly, args=(config,))
     run.start()
     run.join(120)

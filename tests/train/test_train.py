@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fastsparse._settings import resolved_device
 from fastsparse.nn import MatchingPursuitSAE, TopKSAE
 from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
 from fastsparse.train import checkpoint as checkpoint_module
@@ -92,22 +93,25 @@ def interrupt_at(step: int, number: int = signal.SIGINT) -> Callable[[Metrics], 
     return hook
 
 
-def test_it_learns_and_leaves_a_log_and_checkpoints(config: TrainConfig) -> None:
+@pytest.mark.parametrize(("model", "kind", "left"), [("topk", TopKSAE, 0.5), ("mp", MatchingPursuitSAE, 0.7)])
+def test_it_learns_and_leaves_a_log_and_checkpoints(
+    config: TrainConfig, model: str, kind: type, left: float
+) -> None:
     seen: list[Metrics] = []
-    result = train(replace(config, steps=300), on_metrics=seen.append)
-    assert result.metrics.fvu < 0.25 < seen[0].fvu
-    assert [metrics.step for metrics in seen] == list(range(5, 301, 5))
-    assert result.metrics.tokens == 300 * 128
+    result = train(replace(config, model=model, steps=200), on_metrics=seen.append)
+    assert isinstance(result.sae, kind)
+    assert result.metrics.fvu < left * seen[0].fvu
+    assert [metrics.step for metrics in seen] == list(range(5, 201, 5))
+    assert result.metrics.tokens == 200 * 128
     assert 0 < result.metrics.l0 <= K
     assert result.metrics.tokens_per_second > 0
     log = records(result.log)
     assert [line["step"] for line in log] == [metrics.step for metrics in seen]
     assert log[-1]["loss"] == seen[-1].loss
-    expected = ["checkpoint-000000285.safetensors", "checkpoint-000000300.safetensors", "log.jsonl"]
+    expected = ["checkpoint-000000195.safetensors", "checkpoint-000000200.safetensors", "log.jsonl"]
     assert names(config.output) == expected
     assert not result.sae.training
-    norms = result.sae.W_dec.norm(dim=1)
-    torch.testing.assert_close(norms, torch.ones(M))
+    torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
 
 
 def test_the_same_seed_gives_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:
@@ -137,13 +141,10 @@ def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         load_sae(Path(config.output).parent)
 
 
-def test_checkpoints_hold_tensors_and_json_only(config: TrainConfig) -> None:
-    result = train(config)
-    with safe_open(result.checkpoint, framework="pt") as file:
-        metadata = json.loads(file.metadata()["fastsparse"])
-        stored = set(file.keys())
-    assert metadata["step"] == 40
-    assert metadata["config"]["lr"] == 5e-3
+def test_checkpoints_hold_tensors_and_json_only(finished: Path, data: str) -> None:
+    with safe_open(finished / "checkpoint-000000040.safetensors", framework="pt") as file:
+        metadata, stored = json.loads(file.metadata()["fastsparse"]), set(file.keys())
+    assert (metadata["step"], metadata["config"]["lr"], metadata["data"]) == (40, 5e-3, [data])
     parameters = {"W_enc", "b_enc", "W_dec", "b_dec"}
     assert stored == {f"sae.{name}" for name in (*parameters, "tokens_since_fired")} | {
         f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in parameters
@@ -163,15 +164,6 @@ def test_interrupted_run_goes_on_to_the_same_end(config: TrainConfig, tmp_path: 
     assert signal.getsignal(number) == before
     result = train(stopped)
     assert_same_run(result, whole)
-
-
-def test_matching_pursuit_learns(config: TrainConfig) -> None:
-    seen: list[Metrics] = []
-    result = train(replace(config, model="mp", steps=200, log_every=1), on_metrics=seen.append)
-    assert isinstance(result.sae, MatchingPursuitSAE)
-    assert result.metrics.fvu < 0.6 * seen[0].fvu
-    assert 0 < result.metrics.l0 <= K
-    torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
 
 
 def test_matching_pursuit_goes_on_to_the_same_end(pursuit: TrainConfig, tmp_path: Path) -> None:
@@ -215,7 +207,7 @@ def test_damage_of_any_kind_is_seen(config: TrainConfig) -> None:
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     rng = random.Random(0)
-    places = [*range(24), *rng.sample(range(header), 200), *rng.sample(range(header, len(whole)), 200)]
+    places = [*range(24), *rng.sample(range(header), 80), *rng.sample(range(header, len(whole)), 80)]
 
     def assert_refused(content: bytes) -> None:
         path.write_bytes(content)
@@ -227,7 +219,7 @@ def test_damage_of_any_kind_is_seen(config: TrainConfig) -> None:
         flipped[place] ^= 1 << rng.randrange(8)
         assert_refused(flipped)
     for size in (4, 512, 4096):
-        for begin in range(0, len(whole), max(size, len(whole) // 50)):
+        for begin in range(0, len(whole), max(size, len(whole) // 20)):
             zeroed = whole[:begin] + bytes(len(whole[begin : begin + size])) + whole[begin + size :]
             if zeroed != whole:
                 assert_refused(zeroed)
@@ -308,14 +300,9 @@ def test_a_finished_run_is_only_loaded(config: TrainConfig) -> None:
     ("change", "message"),
     [
         ({"k": 4}, "k: must be 3 to resume from .*, got 4"),
-        ({"lr": 1e-3}, "lr: must be 0.005 to resume from .*, got 0.001"),
         ({"lr": None}, "lr: must be 0.005 to resume from"),
         ({"seed": 1}, "seed: must be 0 to resume"),
-        ({"batch_size": 64}, "batch_size: must be 128 to resume"),
-        ({"num_latents": 50}, "num_latents: must be 48 to resume"),
-        ({"warmup_steps": 1}, "warmup_steps: must be 0 to resume"),
         ({"bf16": True}, "bf16: must be False to resume"),
-        ({"buffer_tokens": 512}, "buffer_tokens: must be 256 to resume"),
     ],
 )
 def test_changed_configurations_are_refused(config: TrainConfig, change: dict, message: str) -> None:
@@ -361,20 +348,15 @@ def broken_checkpoints() -> dict[str, tuple[Callable[[Path], None], str]]:
 
     return {
         "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a whole .safetensors file"),
-        "empty": (lambda p: p.write_bytes(b""), "not a whole .safetensors file"),
         "foreign": (lambda p: save_file(load_file(p), p), "not a whole checkpoint of format 2"),
         "no checksum": (
             lambda p: save_file(load_file(p), p, {"fastsparse": json.dumps(metadata_of(p))}),
             "not a whole checkpoint of format 2: its metadata fail their checksum",
         ),
-        "no JSON": (say("{"), "not a whole checkpoint: its metadata are no JSON"),
         "deep JSON": (say("[" * 50000), "not a whole checkpoint: its metadata are no JSON"),
-        "a list": (say("[1, 2]"), r"must be a checkpoint of format 2, its metadata say \[1, 2\]"),
         "nothing": (say('{"format": 2}'), "step must be int in a checkpoint's metadata, got None"),
         "later": (told(format=3), "must be a checkpoint of format 2, its metadata say .*3"),
         "step": (told(step=[40]), r"step must be int in a checkpoint's metadata, got \[40\]"),
-        "config": (told(config=[]), r"config must be dict .*got \[\]"),
-        "shards": (told(shards={}), "shards must be list .*got {}"),
         "sae": (told(sae=None), "sae must be dict .*got None"),
         "another's name": (told(step=41), "must be named checkpoint-000000041.safetensors"),
         "shape": (
@@ -420,24 +402,26 @@ def test_a_folder_where_a_checkpoint_is_to_be(config: TrainConfig) -> None:
             use()
 
 
-def test_full_disk_at_a_checkpoint(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("room", "message"),
+    [
+        (None, r"log.jsonl: the log could not be written: .*File too large"),
+        (8192, r"checkpoint-000000030.*could not be written.*newest whole.*-000000015"),
+    ],
+)
+def test_full_disk(config: TrainConfig, room: int | None, message: str) -> None:
     """A file size limit makes the real writer fail in the midst of a write, as a full disk would."""
-    first = train(replace(config, steps=15)).checkpoint
-    kept = first.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    first = train(replace(config, steps=15))
+    kept, limits = first.checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room or first.log.stat().st_size + 50, limits[1]))
     try:
-        with pytest.raises(
-            OSError, match=r"checkpoint-000000030.*could not be written.*newest whole.*-000000015"
-        ):
+        with pytest.raises(OSError, match=message):
             train(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert names(config.output) == [first.name, "log.jsonl"]
-    assert first.read_bytes() == kept
-    resumed = train(config)
-    whole = train(replace(config, output=config.output + "-whole"))
-    assert_same_run(resumed, whole)
+    assert names(config.output) == [first.checkpoint.name, "log.jsonl"]
+    assert first.checkpoint.read_bytes() == kept
+    assert_same_run(train(config), train(replace(config, output=config.output + "-whole")))
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
@@ -453,19 +437,6 @@ def test_full_disk_at_the_last_moment(
     with pytest.raises(OSError, match=r"No space left on device"):
         train(config)
     assert names(config.output) == [first.name, "log.jsonl"]
-
-
-def test_full_disk_at_the_log(config: TrainConfig) -> None:
-    train(replace(config, steps=15))
-    log = Path(config.output) / "log.jsonl"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 50, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"log.jsonl: the log could not be written: .*File too large"):
-            train(config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert_same_run(train(config), train(replace(config, output=config.output + "-whole")))
 
 
 @pytest.mark.parametrize("notes", ["notes", '"step"', "[" * 50000])
@@ -484,9 +455,7 @@ def test_one_run_a_folder(config: TrainConfig) -> None:
 
     def second(_: Metrics) -> None:
         if not errors:
-            with pytest.raises(
-                BlockingIOError, match="another training run is using this output folder"
-            ) as caught:
+            with pytest.raises(BlockingIOError, match="another run is using this output folder") as caught:
                 train(config)
             errors.append(caught.value)
 
@@ -558,8 +527,9 @@ def test_a_shard_that_is_cut_meanwhile(config: TrainConfig, data: str, tmp_path:
     assert load_sae(config.output).k == K
 
 
-@pytest.mark.parametrize("source", ["", "*", "**/*.safetensors", "**/*"])
-@pytest.mark.parametrize("output", ["", "sub/run"])
+@pytest.mark.parametrize(
+    ("source", "output"), [("", ""), ("*", "sub/run"), ("**/*.safetensors", "sub/run"), ("**/*", "")]
+)
 def test_output_inside_the_data(
     config: TrainConfig, data: str, tmp_path: Path, source: str, output: str
 ) -> None:
@@ -584,9 +554,9 @@ def test_schedule() -> None:
 
 
 def test_bf16(config: TrainConfig) -> None:
-    result = train(replace(config, bf16=True, steps=300))
+    result = train(replace(config, bf16=True, steps=150))
     assert result.sae.W_enc.dtype == torch.float32
-    assert result.metrics.fvu < 0.3
+    assert result.metrics.fvu < 0.5
 
 
 def test_the_rate_reaches_the_optimiser(config: TrainConfig) -> None:
@@ -603,20 +573,14 @@ def test_the_rate_reaches_the_optimiser(config: TrainConfig) -> None:
     ("change", "error", "message"),
     [
         ({"k": 49}, ValueError, r"k: must be at most num_latents \(48\), got 49"),
-        ({"k": 0}, ValueError, "k: must be at least 1, got 0"),
         ({"model": "omp"}, ValueError, "model: must be one of topk, mp, got 'omp'"),
         ({"k": 1.5}, TypeError, r"k: must be int, got 1.5"),
         ({"num_latents": True}, TypeError, "num_latents: must be int, got True"),
-        ({"lr": -1.0}, ValueError, "lr: must be finite and at least 0, got -1.0"),
         ({"lr": float("nan")}, ValueError, "lr: must be finite"),
         ({"lr": "fast"}, TypeError, r"lr: must be None or float or int, got 'fast'"),
-        ({"bf16": 1}, TypeError, "bf16: must be bool, got 1"),
-        ({"output": None}, TypeError, "output: must be str, got None"),
         ({"steps": 0}, ValueError, "steps: must be at least 1, got 0"),
         ({"seed": -1}, ValueError, "seed: must be at least 0, got -1"),
         ({"device": "tpu"}, ValueError, "device: must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
-        ({"device": "mps"}, ValueError, "device: must be auto, cpu, cuda or cuda:<number>, got 'mps'"),
-        ({"device": "cuda:"}, ValueError, "device: must be auto, cpu, cuda or .*, got 'cuda:'"),
         ({"device": "cuda:-1"}, ValueError, "device: must be auto, cpu, cuda or .*, got 'cuda:-1'"),
         ({"data": "folder"}, TypeError, "data: must be a list of paths, got 'folder'"),
         ({"warmup_steps": 30, "decay_steps": 11}, ValueError, r"must be at most steps \(40\), got 30 \+ 11"),
@@ -640,9 +604,9 @@ def test_one_gpu_of_several(config: TrainConfig, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert replace(config, device="cuda:1").resolved_device() == torch.device("cuda:1")
+    assert resolved_device("cuda:1") == torch.device("cuda:1")
     assert replace(config, device="cuda:1").result_fields()["device"] == "cuda"  # it may go on on another
     with pytest.raises(
         RuntimeError, match=r"cuda:2 was asked for and can't be used: there are 2, numbered from 0"
     ):
-        replace(config, device="cuda:2").resolved_device()
+        resolved_device("cuda:2")

@@ -1,0 +1,309 @@
+"""The experiments: what is known of them beforehand, and that they run and draw."""
+
+import doctest
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastsparse
+from benchmarks import plots, results
+from examples.experiments import __main__ as command
+from examples.experiments import (
+    certificates,
+    characters,
+    inference_k,
+    levels,
+    patches,
+    recurrent,
+    state_tracking,
+    training,
+)
+from fastsparse.nn import MatchingPursuitSAE
+
+COMMITTED = command.HERE / "results"
+DOCS = Path(__file__).parents[2] / "docs"
+MODULES = {
+    "levels": levels,
+    "inference_k": inference_k,
+    "patches": patches,
+    "certificates": certificates,
+    "state_tracking": state_tracking,
+    "characters": characters,
+}
+PAGES = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit.md") | dict.fromkeys(
+    ("certificates", "state_tracking", "characters"), "recurrences.md"
+)
+
+
+def falling(errors) -> bool:
+    return all(after <= before * (1 + 1e-4) for before, after in itertools.pairwise(errors))
+
+
+# ---- levels ----
+
+
+def test_levels_are_orthogonal_and_their_atoms_as_coherent_as_said():
+    for pull, cosine in ((0.0, 0.0), (1.0, 0.49), (3.0, 0.91)):
+        atoms = levels.dictionary(pull, training.seeded(1))
+        gram = (atoms @ atoms.T).view(levels.LEVELS, levels.ATOMS, levels.LEVELS, levels.ATOMS)
+        torch.testing.assert_close(gram.flatten(0, 1).flatten(1).diagonal(), torch.ones(levels.M))
+        for level in range(levels.LEVELS):
+            others = [other for other in range(levels.LEVELS) if other != level]
+            assert gram[level][:, others].abs().max() < 1e-5
+        assert abs(levels.sibling_cosine(atoms) - cosine) < 0.04
+
+
+def test_with_the_true_dictionary_pursuit_finds_every_support_and_top_k_few():
+    sizes = levels.QUICK._replace(samples=3000)
+    # Tied Top-4 at these pulls, by an independent simulation; between dictionaries it differs by about 0.02.
+    for pull, top_k, slack in ((0.0, 0.206, 0.05), (1.0, 0.026, 0.015), (3.0, 0.0, 0.002)):
+        record = levels.true_dictionary(pull, 7, sizes)
+        assert record["one a level"]["matching pursuit"] == 1
+        assert abs(record["one a level"]["tied Top-k"] - top_k) < slack
+        assert record["one a level"]["pseudo-inverse Top-k"] < 0.3
+        # It fails where two atoms of one level are active, which a search shows to be no fault of the data.
+        assert record["two of one level"]["matching pursuit"] < 0.8 - pull / 5
+        assert record["two of one level"]["search"] > 0.98
+
+
+def test_who_knows_the_dictionary_in_another_order_has_learnt_it():
+    atoms = levels.dictionary(1.0, training.seeded(2))
+    x, support = levels.samples(atoms, 500, training.seeded(3))
+    sae = MatchingPursuitSAE(levels.D, levels.M, levels.LEVELS)
+    with torch.no_grad():
+        sae.W_dec.copy_(atoms[torch.randperm(levels.M, generator=training.seeded(4))])
+    found = levels.learnt(sae, atoms, x, support)
+    assert found["fvu"] < 1e-8
+    assert {found[measure] for measure in ("found", "f1", "exact")} == {1.0}
+    stranger = MatchingPursuitSAE(levels.D, levels.M, levels.LEVELS, generator=training.seeded(5))
+    assert levels.learnt(stranger, atoms, x, support)["found"] == 0
+
+
+def test_matching_is_one_to_one_largest_first():
+    cosines = torch.tensor([[0.9, 0.8, 0.1], [0.95, 0.2, 0.3], [0.1, 0.7, 0.6]])
+    assert levels.matched(cosines).tolist() == [1, 0, 2]
+
+
+# ---- autoencoders ----
+
+
+def test_the_signed_and_the_tied_top_k_are_what_they_say():
+    x = torch.randn(6, 5, generator=training.seeded(0))
+    sae = training.TopK(5, 7, 2, tied=True, signed=True, generator=training.seeded(1))
+    values, indices = sae.encode(x, k=7)
+    torch.testing.assert_close(values, (x @ sae.W_dec.T).gather(1, indices))
+    assert (values.abs().diff(dim=1) <= 0).all()
+    assert sae.W_enc is sae.W_dec
+    before = sae.W_dec.detach().clone()
+    training.train(sae, lambda: x, steps=2, lr=1e-2)
+    assert not torch.equal(sae.W_dec, before)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(7))
+
+
+# ---- patches ----
+
+
+def test_encoders_of_patches_agree_on_the_first_atom_and_say_who_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spams", None)
+    generator = training.seeded(3)
+    atoms = torch.nn.functional.normalize(torch.randn(40, 20, generator=generator))
+    x = torch.randn(64, 20, generator=generator)
+    curves, left_out = patches.encoders(atoms, x, (1, 2, 5, 10))
+    assert "spams" in left_out["OMP, SPAMS"]
+    assert falling([1 - value for value in curves["matching pursuit"]])
+    first = [curve[0] for curve in curves.values()]
+    assert max(first) - min(first) < 1e-5
+    if "OMP, scikit-learn" in curves:
+        assert curves["OMP, scikit-learn"][-1] >= curves["matching pursuit"][-1]
+    assert curves["tied Top-k"][-1] < curves["matching pursuit"][-1]
+
+
+def test_without_the_photographs_the_reason_is_given(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match="needs scikit-learn"):
+        patches.photographs()
+
+
+def test_patches_are_whitened_without_their_means():
+    pytest.importorskip("sklearn")
+    training_half, held_out = patches.photographs()
+    assert training_half.shape == held_out.shape
+    covariance = training_half.T @ training_half / len(training_half)
+    variances = torch.linalg.eigvalsh(covariance)
+    assert variances[0] < 1e-4  # the mean, which was removed
+    assert variances[1] > 0.05
+    assert 0.9 < variances[-1] < 1.01
+
+
+# ---- recurrences ----
+
+
+def test_states_are_what_the_symbols_say():
+    for task, step in {
+        "parity": lambda state, symbol: state ^ symbol,
+        "count modulo 5": lambda state, symbol: [1, 2, 3, 4, 0][state] if symbol else state,
+        "cycle of 3": lambda state, symbol: [[2, 0, 1], [0, 1, 2], [1, 2, 0]][symbol][state],
+    }.items():
+        symbols, states = state_tracking.sequences(task, 20, 50, training.seeded(1))
+        kinds, places = state_tracking.TASKS[task]
+        assert set(symbols.flatten().tolist()) == set(range(kinds))
+        assert set(states.flatten().tolist()) == set(range(places))
+        for row, found in zip(symbols.tolist(), states.tolist(), strict=True):
+            assert list(itertools.accumulate(row, step, initial=0))[1:] == found
+
+
+@pytest.mark.parametrize("recurrence", recurrent.RECURRENCES)
+def test_a_network_sees_the_past_alone_and_is_its_seeds(recurrence):
+    symbols = torch.randint(4, (2, 12), generator=training.seeded(0))
+    network, again, other = (recurrent.Network(recurrence, 4, 3, 8, 2, seed=seed) for seed in (0, 0, 1))
+    logits = network(symbols)
+    assert logits.shape == (2, 12, 3)
+    assert torch.equal(again(symbols), logits)
+    assert not torch.equal(other(symbols), logits)
+    changed = symbols.clone()
+    changed[:, 6] = 3 - changed[:, 6]
+    difference = (network(changed) - logits).abs().amax(dim=(0, 2))
+    torch.testing.assert_close(difference[:6], torch.zeros(6))
+    assert difference[6:].min() > 0
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_linear_recurrence_is_as_said(signed):
+    layer = recurrent.DiagonalLinear(3, 4, signed=signed)
+    x = torch.randn(2, 10, 3, generator=training.seeded(0))
+    h, found = torch.zeros(2, 4), layer(x)[0]
+    for t in range(10):
+        gate, v = layer.product(x[:, t]).chunk(2, dim=-1)
+        a = gate.sigmoid()
+        h = (2 * a - 1 if signed else a) * h + (1 - a) * v
+        torch.testing.assert_close(found[:, t], h)
+
+
+def test_networks_learn_parity_where_a_linear_recurrence_stays_behind():
+    """A miniature of the experiment, on sequences twice as long as in training."""
+
+    def batch():
+        return state_tracking.sequences("parity", 32, 24, stream)
+
+    found = {}
+    for recurrence in ("ParaGRU", "linear, a in (0, 1)"):
+        network, stream = recurrent.Network(recurrence, 2, 2, 32, 1, seed=0), training.seeded(1)
+        assert list(recurrent.train(network, batch, steps=200, lr=1e-2, watch=100)) == [100, 200]
+        held_out = state_tracking.sequences("parity", 64, 48, training.seeded(2))
+        found[recurrence] = state_tracking.accuracy(network, *held_out)[24:].mean().item()
+    assert found["ParaGRU"] > 0.99
+    assert abs(found["linear, a in (0, 1)"] - 0.5) < 0.1
+
+
+def test_characters_are_cut_into_windows_and_read_in_order():
+    training_half, held_out, symbols = characters.windows(128)
+    assert training_half.shape[1] == held_out.shape[1] == 129
+    assert len(training_half) + len(held_out) > 2000
+    assert len(held_out) * 8 < len(training_half) < len(held_out) * 10
+    assert set(training_half.unique().tolist()) == set(range(1, symbols))
+    assert held_out.min() >= 0
+    assert held_out.max() < symbols
+    symbols_in, targets = characters.batch(training_half, 5, training.seeded(0))
+    assert torch.equal(symbols_in[:, 1:], targets[:, :-1])
+
+
+def test_bits_of_a_network_that_knows_nothing():
+    network = recurrent.Network("ParaGRU", 8, 8, 4, 1, seed=0)
+    torch.nn.init.zeros_(network.read_out[-1].weight)
+    torch.nn.init.zeros_(network.read_out[-1].bias)
+    windows = torch.randint(8, (3, 9), generator=training.seeded(0))
+    assert characters.bits(network, windows) == pytest.approx(3)
+
+
+def test_widths_make_parameters_alike():
+    widths = characters.equal_widths(100, characters.FULL)
+    counts = {
+        name: recurrent.parameters(recurrent.Network(name, 100, 100, width, characters.FULL.layers, seed=0))
+        for name, width in widths.items()
+    }
+    assert widths["ParaGRU"] == characters.FULL.width
+    for name, count in counts.items():
+        assert count == pytest.approx(counts["ParaGRU"], rel=0.02), name
+
+
+def test_what_is_said_of_channels():
+    """Newton's method gets there, if slowly; a step's derivative is as measured; chaos is told from calm."""
+    u, weight = certificates.problem(1.0, certificates.Sizes(40, 6))
+    h = fastsparse.gru_recurrence(u, weight, solver="sequential")
+    torch.testing.assert_close(certificates.newton(u, weight, 40), h)
+    assert not torch.allclose(certificates.newton(u, weight, 1), h)
+    u = torch.zeros(1, 2000, 3, 2, dtype=torch.float64)
+    u[:, :, 2, 1] = 1e3 * torch.tensor([1.0, -1.0]).repeat(1000)  # saturates the candidate: nothing grows
+    free = torch.tensor([[0.0, 0.0], [0.0, 0.0], [8.0, 8.0]], dtype=torch.float64)
+    start = torch.full((1, 2), 1e-200, dtype=torch.float64)  # at 0 the first channel's steps multiply by 2.5
+    h = fastsparse.gru_recurrence(u, free, start, solver="sequential")
+    grows, forgets = certificates.exponents(h[:, :300], u[:, :300], free).tolist()
+    assert grows == pytest.approx(math.log(2.5))
+    assert forgets == pytest.approx(math.log(0.5))
+
+
+# ---- the command ----
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_quick_run_writes_and_draws_the_same_again(name, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    if name == "patches":
+        pytest.importorskip("sklearn")
+    if name == "levels":
+        monkeypatch.setattr(levels, "PULLS", (0.0, 1.0))
+        monkeypatch.setattr(levels, "TRAINED_PULLS", (1.0,))
+    assert command.main([name, "--quick", "--output", str(tmp_path)]) == 0
+    found = results.read(tmp_path / f"{name}.json")
+    assert MODULES[name].table(found) in capsys.readouterr().out
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert f"{name}.svg" in drawn
+    assert command.main([name, "--redraw", "--output", str(tmp_path)]) == 0
+    assert drawn == {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    if name == "inference_k":
+        more_steps_never_hurt(found["curves"])
+
+
+def more_steps_never_hurt(curves):
+    for curve in curves:
+        if curve["model"] == "MP-SAE":
+            assert falling(curve["fvu"])
+        if curve["model"] == "MP-SAE, by tolerance":
+            assert falling(curve["fvu"][::-1])
+            assert sorted(curve["k"], reverse=True) == curve["k"]
+    assert {curve["model"] for curve in curves} == inference_k.STYLES.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nonsense"], "experiment must be among levels"), (["--quick", "--redraw"], "runs nothing")],
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_shows_what_was_committed(path):
+    pytest.importorskip("matplotlib")
+    found = results.read(path)
+    assert not found["quick"]
+    page, module = (DOCS / PAGES[path.stem]).read_text(), MODULES[path.stem]
+    assert module.table(found) in page
+    with plots.style(path.stem) as pyplot:
+        stems = module.draw(found, pyplot)
+        pyplot.close("all")
+    for stem in stems:
+        assert (command.PICTURES / f"{stem}.svg").exists()
+        assert f"experiments/{stem}.svg" in page
+
+
+def test_examples_in_the_docs_run():
+    outcome = doctest.testmod(training)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
