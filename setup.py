@@ -54,21 +54,7 @@ X86_LEVELS = {
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 OTHER_LEVELS = {"baseline": []}
-KERNELS = [
-    "topk_encode",
-    "spmm",
-    "sddmm",
-    "spmm_t",
-    "matching_pursuit",
-    "matching_pursuit_step",
-    "matching_pursuit_backward",
-    "linear_recurrence",
-    "gru_recurrence",
-    "lstm_recurrence",
-    "linear_recurrence_backward",
-    "gru_recurrence_backward",
-    "lstm_recurrence_backward",
-]
+KERNELS = sorted({path.stem for path in (CSRC / "cpu").glob("*.cpp")} - {"isa"})
 
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on
 
