@@ -25,6 +25,7 @@ import torch
 import triton_interpreter
 from cuda_emulation import build as emulator
 from samples import work
+from knobs import turned
 from torch import Tensor
 
 import fastsparse
@@ -60,16 +61,14 @@ def running(backend: str) -> Iterator[None]:
         if (gpu := GPU_BACKENDS.get(backend.removesuffix("-screened"))) is not None:
             stack.enter_context(_replaced(gpu))
             if backend.endswith("-screened"):
-                gpu.library().fastsparse_cuda_set_screening(1)
-                stack.callback(gpu.library().fastsparse_cuda_set_screening, -1)
+                stack.enter_context(turned(gpu.library(), screening=1))
         elif backend != "registered":
             name, level, screened = (*backend.split("-"), None, None)[:3]
             stack.enter_context(fastsparse.use_backend(name))
             if level:
                 stack.enter_context(use_cpu_level(level))
             if screened:
-                _cpu.library.fastsparse_cpu_set_screening(1)
-                stack.callback(_cpu.library.fastsparse_cpu_set_screening, -1)
+                stack.enter_context(turned(_cpu.library, screening=1))
         yield
 
 

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "cuda/edge.h"
-#include "cuda/matching_pursuit_step.cuh"
+#include "cuda/pursuit.cuh"
 
 namespace fastsparse::cuda {
 
@@ -56,12 +56,5 @@ template <typename T> class Pursuit {
   Work<C> work_{};
   Goal<T> goal_{};
 };
-
-// For tests: how many threads a block has, at most so many rows at a time, so many bytes of shared memory; 0: whatever
-// is best.
-struct PursuitPlan {
-  int64_t threads = 0, rows = 0, shared_bytes = 0;
-};
-PursuitPlan pursuit_plan();
 
 }  // namespace fastsparse::cuda

@@ -1,4 +1,5 @@
-// One step of matching pursuit a row: device code, of matching_pursuit too.
+// One step of matching pursuit a row, and what comes before the first: device code of matching_pursuit and
+// matching_pursuit_step.
 //
 // The vendor's library multiplies residuals with the atoms, scaled to norm 1. Its scores only choose. Each is within a
 // bound of the exact one, so only atoms that come within twice the bound of the best can be the best: almost always one
