@@ -63,11 +63,9 @@ KERNELS = [
     "matching_pursuit_step",
     "matching_pursuit_backward",
     "linear_recurrence",
-    "gru_recurrence",
-    "lstm_recurrence",
     "linear_recurrence_backward",
-    "gru_recurrence_backward",
-    "lstm_recurrence_backward",
+    "gated_recurrence",
+    "gated_backward",
 ]
 
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on
