@@ -10,7 +10,7 @@ from itertools import product
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._corrections import spread
+from fastsparse.kernels._blocks import spread
 from fastsparse.kernels._launch import OPTIONS, pointer, specimen
 from fastsparse.kernels._scan import (
     carried,
