@@ -22,7 +22,7 @@ def register_gated(
     schema: str, *, form: str, cell: Cell, reference: Callable, backward: Callable
 ) -> Callable:
     """``register`` of a gated recurrence; ``backward`` runs the op of its gradient."""
-    name = schema[: schema.index("(")]
+    name, n = schema[: schema.index("(")], cell.states
 
     def solved(*arguments):
         *arguments, solver = arguments
@@ -31,7 +31,7 @@ def register_gated(
     def fake(u, *others):
         B, T, _, H = u.shape
         passes = u.new_empty(_sequences(u, others[-2]), H, dtype=torch.int32)
-        return *(u.new_empty(B, T, H) for _ in range(cell.states)), passes
+        return *(u.new_empty(B, T, H) for _ in range(n)), passes
 
     def setup_context(ctx, inputs, output) -> None:
         *kept, _ = inputs
@@ -41,11 +41,10 @@ def register_gated(
         ctx.save_for_backward(*kept, *states)
 
     def back(ctx, *gradients):
-        *d_states, _ = gradients
-        *wanted, _, _ = ctx.needs_input_grad
-        if all(part is None for part in d_states):
-            return *(None for _ in wanted), None, None
-        needs = wanted[0], any(wanted[1 : -cell.states]), any(wanted[-cell.states :])
+        d_states, wanted = gradients[:n], ctx.needs_input_grad[:-2]
+        if d_states[0] is None and d_states[-1] is None:
+            return (None,) * len(ctx.needs_input_grad)
+        needs = wanted[0], any(wanted[1:-n]), any(wanted[-n:])
         found = backward(*ctx.saved_tensors, *d_states, *needs)
         return *(grad if needed else None for grad, needed in zip(found, wanted, strict=True)), None, None
 
@@ -54,12 +53,12 @@ def register_gated(
         *inputs, cu_seqlens, _ = inputs
         inputs = [None if tensor is None else accumulate(tensor) for tensor in inputs]
         tangents = accumulated(tangents[: len(inputs)], like=inputs)
-        states, starts = [accumulate(state) for state in output[:-1]], inputs[-cell.states :]
+        states, starts = [accumulate(state) for state in output[:-1]], inputs[-n:]
         first = First(states[0], cu_seqlens, False)
         before = joined([first.before(*pair) for pair in zip(states, starts, strict=True)])
-        given = before, *inputs[: -cell.states]
-        moved = cell.moved(*given, *tangents[: -cell.states])
-        start = _start(tangents[-cell.states :])
+        given = before, *inputs[:-n]
+        moved = cell.moved(*given, *tangents[:-n])
+        start = _start(tangents[-n:])
         found = linear_recurrence(cell.jacobian(*given), moved, start, False, cu_seqlens)
         return *apart(cell, found.to(output[0].dtype)), None
 
