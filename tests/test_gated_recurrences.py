@@ -177,13 +177,12 @@ def test_recurrent_weights_of_every_scale(backend, cell, solver, scale, dtype):
 
 @cells
 @pytest.mark.parametrize("solver", ["auto", *PARALLEL])
-@pytest.mark.parametrize("shape", [(1, 4200, 1), (2, 200, 21)], ids=lambda shape: "x".join(map(str, shape)))
-def test_many_chunks_and_blocks_of_channels(backend, cell, solver, shape):
-    u, weights, state = cell.problem(*shape)
+def test_many_chunks(backend, cell, solver):
+    u, weights, state = cell.problem(1, 4200, 1)
     *outs, info = cell.run(u, weights, state, solver=solver, return_info=True)
     assert_states(cell, outs, u, weights, state)
     assert info.converged.all()
-    if solver in PARALLEL or (shape == (1, 4200, 1) and backend.startswith("cpu-")):
+    if solver in PARALLEL or backend.startswith("cpu-"):
         assert (info.passes > 0).all()
 
 
