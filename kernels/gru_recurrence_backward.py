@@ -20,4 +20,4 @@ def gru_recurrence_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_u (B, T, 3, H), d_weight (3, H), d_h0 (S, H) from h and d_h (B, T, H)."""
     needs = needs_u, needs_weight, needs_h0
-    return recurrence_backward(u, weight, None, (h0, None), cu_seqlens, (h, None), (d_h, None), *needs)
+    return recurrence_backward("gru", u, weight, None, (h0, None), cu_seqlens, (h, None), (d_h, None), *needs)

@@ -7,7 +7,7 @@ once: in fp32 20 bytes a step and channel, 56 a pair.
 
 import triton
 import triton.language as tl
-from fastsparse.kernels._corrections import spread
+from fastsparse.kernels._blocks import spread
 from fastsparse.kernels._launch import OPTIONS
 from fastsparse.kernels._scan import (
     carried,

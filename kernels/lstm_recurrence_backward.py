@@ -24,4 +24,4 @@ def lstm_recurrence_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """d_u (B, T, 3, H), d_weight (3, H), d_peephole (2, H), d_h0 and d_c0 (S, H)."""
     needs = needs_u, needs_weights, needs_state
-    return recurrence_backward(u, weight, peephole, (h0, c0), cu_seqlens, (h, c), (d_h, d_c), *needs)
+    return recurrence_backward("lstm", u, weight, peephole, (h0, c0), cu_seqlens, (h, c), (d_h, d_c), *needs)

@@ -36,7 +36,7 @@ from oracle import (
     flushing,
     laid_out,
 )
-from recurrences import CELLS, Cell, assert_follows, assert_same_states, assert_states
+from recurrences import CELLS, Textbook, assert_follows, assert_same_states, assert_states
 from test_linear_recurrence import assert_gradient, assert_recurrence, gradient
 from torch import Tensor
 
@@ -314,7 +314,7 @@ def linear_recurrence(draw: Draw) -> int:
     return B * T
 
 
-def _gated(draw: Draw, cell: Cell) -> int:
+def _gated(draw: Draw, cell: Textbook) -> int:
     packed, scale = draw.flag("packed", 0.3), draw.choose("scale", (0.1, 0.5, 1, 3, 10, 50))
     T, H = draw.size("T", 600), draw.size("H", 40)
     B = 1 if packed else draw.size("B", 4)
