@@ -24,8 +24,8 @@ import pytest
 import torch
 import triton_interpreter
 from cuda_emulation import build as emulator
-from samples import work
 from knobs import turned
+from samples import work
 from torch import Tensor
 
 import fastsparse
