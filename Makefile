@@ -14,7 +14,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
 AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
-KERNEL_TESTS := topk_encode sparse_decode spmm sddmm spmm_t \
+KERNEL_TESTS := topk_encode sparse_products \
   matching_pursuit matching_pursuit_step matching_pursuit_backward \
   linear_recurrence gated_recurrences newton_recurrence
 # As many processes as there are processors; who ends first takes over tests of the others.
@@ -97,7 +97,7 @@ sanitize: $(VENV)/.extra-test  ## run op tests on kernels built with ASan and UB
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
 	  $(SHARED) --capture=sys -k cpu- $(patsubst %,../../tests/test_%.py,$(KERNEL_TESTS))
 	cd build/sanitize && FASTSPARSE_EMULATOR=address $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml \
-	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda spmm sddmm spmm_t \
+	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda sparse_products \
 	    linear_recurrence linear_recurrence_cuda gated_recurrences gated_recurrences_cuda)
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone

@@ -8,6 +8,7 @@ import torch
 from backends import host_backend_names, running
 from oracle import laid_out, random, random_indices
 from samples import CORE, SMALL, calls, tensors
+from test_sparse_products import PRODUCTS
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
@@ -292,9 +293,17 @@ BATCHED = {
         lambda x, weight, bias, mask: fastsparse.topk_encode(x, weight, bias, k=k, latent_mask=mask),
         ((N, D), (M, D), (M,), BATCHED_MASK),
     ),
-    "spmm": (fastsparse.spmm, ((N, k), "indices", (M, D))),
-    "sddmm": (fastsparse.sddmm, ((N, D), (M, D), "indices")),
-    "spmm_t": (lambda *args: fastsparse.spmm_t(*args, M), ((N, k), "indices", (N, D))),
+    **{
+        product.name: (
+            lambda *args, product=product: product(*args, *[M] * (len(product.takes) - len(args))),
+            tuple(
+                {"values": (N, k), "x": (N, D), "weight": (M, D)}.get(name, name)
+                for name in product.takes
+                if name != "M"
+            ),
+        )
+        for product in PRODUCTS
+    },
     "sparse_decode": (fastsparse.sparse_decode, ((N, k), "indices", (M, D), (D,))),
     "matching_pursuit": (
         lambda x, weight: fastsparse.matching_pursuit(
@@ -346,7 +355,7 @@ def test_vmap_is_the_loop(named, name):
 
 
 @pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
-@pytest.mark.parametrize("name", ["spmm", "sddmm", "spmm_t", "sparse_decode"])
+@pytest.mark.parametrize("name", ["sparse_decode", *(product.name for product in PRODUCTS)])
 @pytest.mark.parametrize("bad", [-1, M, -M - 1, 2**40])
 def test_indices_are_checked_under_transforms(named, name, bad):
     function, args = BATCHED[name][0], batch(name)

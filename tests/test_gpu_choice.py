@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_sparse_products import every_product
 
 import fastsparse
 from fastsparse import backend
@@ -151,29 +152,23 @@ def test_too_few_eligible_latents(monkeypatch):
     assert encode(run, mask, k=3) == "ran"
 
 
-CODES = {
-    "spmm": lambda values, indices, dense: (values, indices, dense),
-    "sddmm": lambda values, indices, dense: (values, dense, indices),
-    "spmm_t": lambda values, indices, dense: (values, indices, values, dense.shape[0]),
-}
-
-
-@pytest.mark.parametrize("op", CODES)
-def test_triton_checks_indices_when_asked_to(monkeypatch, op):
+@every_product
+def test_triton_checks_indices_when_asked_to(monkeypatch, product):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    kernel = SimpleNamespace(**{op: lambda *arguments: "ran"})
+    kernel = SimpleNamespace(**{product.name: lambda *arguments: "ran"})
     monkeypatch.setattr(_gpu, "_triton_kernel", lambda name: kernel)
     monkeypatch.setattr(_gpu, "_chosen", lambda *_: "triton")
-    run = _gpu.implementation(OPS[op])
-    values, dense = on_gpu(torch.ones(1, 2)), on_gpu(torch.ones(3, 2))
+    run = _gpu.implementation(OPS[product.name])
     for index, refused in ((2, False), (3, True), (-1, True)):
-        arguments = CODES[op](values, on_gpu(torch.tensor([[0, index]])), dense)
+        made = product.make(1, 2, 3, 4)
+        made[product.takes.index("indices")][0, 1] = index
+        arguments = [on_gpu(value) if isinstance(value, torch.Tensor) else value for value in made]
         monkeypatch.delenv("FASTSPARSE_DEBUG", raising=False)
         assert run(*arguments) == "ran"
         monkeypatch.setenv("FASTSPARSE_DEBUG", "1")
         if refused:
-            with pytest.raises(IndexError, match=rf"{op}: indices\[0, 1\] must be in \[0, 3\), got {index}"):
+            with pytest.raises(IndexError, match=rf"indices\[0, 1\] must be in \[0, 3\), got {index}"):
                 run(*arguments)
         else:
             assert run(*arguments) == "ran"

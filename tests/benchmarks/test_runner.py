@@ -21,7 +21,7 @@ SHAPE = Sequences("shape", 1, 1, 1)
 
 
 def collected(log, ended: str) -> dict:
-    (result,) = command.collect(list(worker.lines(log)), ended, ["sddmm"], CHOSEN)
+    (result,) = command.collect(list(worker.lines(log)), ended, ["spmm_t"], CHOSEN)
     return result
 
 
@@ -52,12 +52,12 @@ def test_a_fault_of_one_case_is_left_out_and_the_rest_is_run(tmp_path, monkeypat
         raise RuntimeError("planted")
 
     good = {"contenders": {}, "ratios": {}}
-    jobs = [Job("sddmm", "bad", SHAPE, fails), Job("sddmm", "good", SHAPE, lambda: good)]
+    jobs = [Job("spmm_t", "bad", SHAPE, fails), Job("spmm_t", "good", SHAPE, lambda: good)]
     monkeypatch.setattr(worker, "jobs_of", lambda *arguments: jobs)
     log, again = tmp_path / "log", {"device": "cuda", "quick": True}
-    assert worker.work(log, ["sddmm"], **again) == 0
+    assert worker.work(log, ["spmm_t"], **again) == 0
     before = log.read_text()
-    assert worker.work(log, ["sddmm"], **again) == 0
+    assert worker.work(log, ["spmm_t"], **again) == 0
     assert log.read_text() == before  # another worker finds nothing left to do
     result = collected(log, "")
     assert [case["name"] for case in result["cases"]] == ["good"]
@@ -69,10 +69,10 @@ def test_what_a_killed_worker_leaves_is_reported(tmp_path):
     log = tmp_path / "log"
     lines = [
         {"ceilings": {"copy": 1.0}, "provenance": {"commit": None}},
-        {"plan": [{"bench": "sddmm", "job": "hangs", "bars": [bar | {"passed": False}]}]},
-        {"bench": "sddmm", "job": "hangs", "begun": 1.0},
+        {"plan": [{"bench": "spmm_t", "job": "hangs", "bars": [bar | {"passed": False}]}]},
+        {"bench": "spmm_t", "job": "hangs", "begun": 1.0},
     ]
-    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"bench": "sddmm", "jo')
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"bench": "spmm_t", "jo')
     result = collected(log, "killed")
     assert result["provenance"]["commit"] == "abc"
     assert result["left_out"] == [{"name": "hangs", "reason": "killed"}]
@@ -94,7 +94,7 @@ def test_a_worker_that_keeps_dying_ends_the_run(tmp_path, monkeypatch):
     chosen = Namespace(**vars(CHOSEN), package=tmp_path)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (tmp_path / "noise").open("w") as noise:
-        why = command.run(tmp_path / "log", ["sddmm"], chosen, time.time() + 60, noise)
+        why = command.run(tmp_path / "log", ["spmm_t"], chosen, time.time() + 60, noise)
     assert why == "its process ended with status 1"
 
 

@@ -5,6 +5,7 @@ import torch
 from gpu.problems import PROBLEMS, D, autoencoder, k, parameters
 from oracle import assert_topk, random
 from samples import CORE, LARGE, calls, make, tensors
+from test_sparse_products import PRODUCTS
 
 import fastsparse
 from fastsparse.ops._library import OPS
@@ -65,7 +66,7 @@ def test_autocast(device, backend, dtype):
     assert torch.equal(out, fastsparse.sparse_decode(*right, low[3]))
 
 
-@pytest.mark.parametrize("name", ["topk_encode", "spmm", "sddmm", "spmm_t"])
+@pytest.mark.parametrize("name", ["topk_encode", *(product.name for product in PRODUCTS)])
 def test_gradcheck_in_double(device, name):
     """Without a named backend: whichever takes fp64."""
     leaves = [
