@@ -227,7 +227,11 @@ def _differentiate(draw: Draw, code, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 def _multiply(draw: Draw, product: Product) -> int:
-    M, k, D = draw.size("M", 3000), draw.size("k", 70), draw.size("D", 400)
+    M, k, D = (
+        draw.size("M", 3000),
+        draw.size("k", 70),
+        draw.size("D", 1200 if "weight" in product.takes else 400),
+    )
     N = draw.size("N", draw.work / (k * D))
     shapes = {"values": (N, k), "x": (N, D), "weight": (M, D)}
     made = [

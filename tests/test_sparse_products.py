@@ -1,4 +1,4 @@
-"""spmm, sddmm, spmm_t and sparse_decode on every backend: products with a sparse code, and their gradients."""
+"""spmm, sddmm, spmm_t, sparse_decode on every backend: products with a sparse code, and their gradients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
