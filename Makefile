@@ -22,7 +22,7 @@ SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo docs test fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
+.PHONY: help demo docs test test-all fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -31,8 +31,11 @@ help:  ## list these verbs
 demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small transformer and write report.html
 	$(PY) -m examples.demo
 
-test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
+test: $(VENV)/.extra-test kernels  ## run every test, each with every pair of its parameters, and the docstrings' examples
 	$(PY) -m pytest $(SHARED)
+
+test-all: $(VENV)/.extra-test kernels  ## the same with every combination of parameters
+	$(PY) -m pytest $(SHARED) --exhaustive
 
 # What fails is had again by the seed that is printed with it: make fuzz SEED=17 CALLS=1
 fuzz: $(VENV)/.extra-test kernels  ## call ops at random and check them: MINUTES=10, SEED, CALLS, OP, BACKEND, VERBOSE=1
