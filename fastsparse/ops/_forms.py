@@ -54,6 +54,7 @@ class Form:
     """What an op takes and returns. The public functions check the same before, and say it better."""
 
     def __init__(self, text: str, arguments: Sequence[str]) -> None:
+        self.text = text
         sides = [alternative.split(" -> ") for alternative in text.split(" | ")]
         self.taken = [Entry.all_of(taken) for taken, _ in sides]
         self._returned = [Entry.all_of(returned) for _, returned in sides]
