@@ -21,10 +21,10 @@ HEAD = f"""# What the GPU kernels need of a GPU
 Made by `python -m tests.compilation --write`, without a GPU. A cell holds the registers of a thread (VGPRs
 on AMD's GPUs) and the shared memory of a block in KB; of CUDA C++ kernels that is what they declare, a
 launch may add to it. Triton's kernels are those that calls of the ops launch (`tests/compilation/calls.py`),
-specialised as these launches are (`:16`: a multiple of 16). `make test` fails where a kernel spills more than
-{LITTLE} bytes, where one doesn't compile, and where one wants more shared memory than the GPU has. It compiles
-those of Triton's kernels of which something has changed since, as a hash of all that goes into a compilation
-tells, and one in {SAMPLE} of the others.
+specialised as these launches are (`:16`: a multiple of 16). `make test` fails where a kernel spills more
+than {LITTLE} bytes, where one doesn't compile, and where one wants more shared memory than the GPU has. It
+compiles those of Triton's kernels of which something has changed since, as a hash of all that goes into a
+compilation tells, and one in {SAMPLE} of the others.
 """
 
 
