@@ -34,7 +34,7 @@ def jobs(lab: Lab) -> Iterator[Job]:
     yield _job(
         lab,
         "topk_encode",
-        lambda: fastsparse.topk_encode(x, weight, bias, k=TINY.k),
+        partial(fastsparse.topk_encode, x, weight, bias, k=TINY.k),
         partial(ops.topk_encode.default, x, weight, bias, TINY.k, ACTIVATIONS.index("relu"), None, None),
         TopKOracle.of(x, weight, bias, TINY.k).check,
     )
@@ -43,7 +43,7 @@ def jobs(lab: Lab) -> Iterator[Job]:
     yield _job(
         lab,
         "sparse_decode",
-        lambda: fastsparse.sparse_decode(values, indices, weight),
+        partial(fastsparse.sparse_decode, values, indices, weight),
         partial(ops.spmm.default, values, indices, weight),
         lambda out: close("out", out, expected, 1e-6),
     )

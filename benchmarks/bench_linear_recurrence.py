@@ -113,7 +113,7 @@ def logarithms(a: Tensor, b: Tensor) -> Tensor:
 
 def forward(lab: Lab, shape: Sequences, dtype: str, pairs: bool) -> dict[str, Any]:
     a, b, exact = problem(shape, dtype, pairs, lab.device)
-    contenders = lab.ours(lambda: fastsparse.linear_recurrence(a, b), _judge(exact, OURS_MAY[dtype]))
+    contenders = lab.ours(partial(fastsparse.linear_recurrence, a, b), _judge(exact, OURS_MAY[dtype]))
     what, few, loose = work(shape, pairs, a.element_size()), min(shape.T, LOOPED), OTHERS_MAY[dtype]
     if not lab.gpu:
         contenders.append(copy(what.bytes))
@@ -149,7 +149,7 @@ def _backward(lab: Lab, shape: Sequences) -> dict[str, Any]:
     # Beyond the forward's 3 numbers an element: read a, h and what comes back; write both gradients.
     what = Work(work(shape).bytes * 8 / 3, work(shape).flops * 3)
     contenders = [
-        *lab.ours(lambda: call(fastsparse.linear_recurrence), check_all),
+        *lab.ours(partial(call, fastsparse.linear_recurrence), check_all),
         copy(what.bytes),
         Contender(LOOP, partial(call, loop), check_all, samples=3),
         Contender(SCAN, partial(call, scan), check_all, samples=3),
