@@ -256,6 +256,7 @@ def test_what_is_not_finite_is_not_kept(config, tmp_path):
     ):
         collect(wild)
     assert list(contents(config.output)) == ["collection.json"]
+    collect(config)  # nothing came of it: the folder is free
 
 
 def test_one_process_a_folder(config, monkeypatch):
