@@ -14,7 +14,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
 AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
-KERNEL_TESTS := topk_encode sparse_decode spmm sddmm spmm_t \
+KERNEL_TESTS := topk_encode sparse_products \
   matching_pursuit matching_pursuit_step matching_pursuit_backward \
   linear_recurrence gated_recurrences newton_recurrence
 # As many processes as there are processors; who ends first takes over tests of the others.
@@ -22,7 +22,7 @@ SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo docs test fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
+.PHONY: help demo docs test test-all fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -31,8 +31,11 @@ help:  ## list these verbs
 demo: $(VENV)/.extra-demo kernels  ## train a sparse autoencoder on a small transformer and write report.html
 	$(PY) -m examples.demo
 
-test: $(VENV)/.extra-test kernels  ## run the whole suite and the docstrings' examples
+test: $(VENV)/.extra-test kernels  ## run every test, each with every pair of its parameters, and the docstrings' examples
 	$(PY) -m pytest $(SHARED)
+
+test-all: $(VENV)/.extra-test kernels  ## the same with every combination of parameters
+	$(PY) -m pytest $(SHARED) --exhaustive
 
 # What fails is had again by the seed that is printed with it: make fuzz SEED=17 CALLS=1
 fuzz: $(VENV)/.extra-test kernels  ## call ops at random and check them: MINUTES=10, SEED, CALLS, OP, BACKEND, VERBOSE=1
@@ -56,7 +59,7 @@ bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
 	.venv-peers/bin/python -m benchmarks --peers
 
 # On a machine with a GPU, which may have no network: with PYTHON and its packages as they are, and no .venv.
-#   WHEELS=folder   installs what PYTHON lacks (pytest, hypothesis, ...) into build/gpu-site, from wheels there
+#   WHEELS=folder   installs what PYTHON lacks (pytest, pytest-xdist, ...) into build/gpu-site, from wheels there
 #   OUT=folder      where results go (default: build/gpu-results)
 #   BUDGET=450      seconds for all of it, building included
 #   COMMIT=name     what is measured, where there is no git to ask
@@ -65,7 +68,7 @@ gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanit
 	$(GPU) tests/gpu/suite.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 gpu-bench: gpu-kernels  ## measure on this machine's GPU, within BUDGET
-	$(GPU) -m benchmarks.gpu --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
+	$(GPU) -m benchmarks --device cuda --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
 	rm -rf dist build/lib.* build/bdist.* build/wheel
@@ -97,7 +100,7 @@ sanitize: $(VENV)/.extra-test  ## run op tests on kernels built with ASan and UB
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
 	  $(SHARED) --capture=sys -k cpu- $(patsubst %,../../tests/test_%.py,$(KERNEL_TESTS))
 	cd build/sanitize && FASTSPARSE_EMULATOR=address $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml \
-	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda spmm sddmm spmm_t \
+	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda sparse_products \
 	    linear_recurrence linear_recurrence_cuda gated_recurrences gated_recurrences_cuda)
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
@@ -136,7 +139,7 @@ GPU := $(GPU_PATH) $(PYTHON)
 .PHONY: gpu-kernels
 gpu-kernels:
 	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-input --no-index --no-deps --upgrade --target build/gpu-site $(WHEELS)/*.whl)
-	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest hypothesis)) \
+	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest xdist hypothesis)) \
 	  && FASTSPARSE_CPU=0 FASTSPARSE_CUDA=1 FASTSPARSE_CUDA_ARCHS=$${FASTSPARSE_CUDA_ARCHS:-$$arch} \
 	  $(GPU_PATH) timeout 240 $(PYTHON) setup.py --quiet build --build-lib build/gpu --build-temp build/gpu-temp
 

@@ -54,21 +54,7 @@ X86_LEVELS = {
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 OTHER_LEVELS = {"baseline": []}
-KERNELS = [
-    "topk_encode",
-    "spmm",
-    "sddmm",
-    "spmm_t",
-    "matching_pursuit",
-    "matching_pursuit_step",
-    "matching_pursuit_backward",
-    "linear_recurrence",
-    "gru_recurrence",
-    "lstm_recurrence",
-    "linear_recurrence_backward",
-    "gru_recurrence_backward",
-    "lstm_recurrence_backward",
-]
+KERNELS = [source for source in sorted((CSRC / "cpu").glob("*.cpp")) if source.stem != "isa"]
 
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on
 
@@ -256,8 +242,8 @@ def shared(objects: Path) -> list[Job]:
 def ops_cpu(objects: Path) -> tuple[list[Job], list[str], list[str]]:
     jobs = [
         cpp(
-            CSRC / "cpu" / f"{kernel}.cpp",
-            objects / f"{kernel}.{level}.o",
+            kernel,
+            objects / f"{kernel.stem}.{level}.o",
             [*isa, f"-DFASTSPARSE_ISA={level}"],
         )
         for kernel in KERNELS

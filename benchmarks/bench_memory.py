@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ import fastsparse
 from benchmarks import bench_matching_pursuit, data, pursuits, shapes
 from benchmarks.bars import Bar
 from benchmarks.bench_topk_encode import torch_encode
-from benchmarks.cases import OURS, Options, describe, matrix_bytes, short_of_memory
+from benchmarks.cases import OURS, matrix_bytes, short_of_memory
 from benchmarks.checks import PursuitOracle, TopKOracle, close
 from benchmarks.harness import WrongAnswer
+from benchmarks.lab import Job, Lab, no_bars
 from benchmarks.shapes import Shape
 from fastsparse import reference
 
@@ -37,56 +38,74 @@ TIMEOUT = 600
 PAGE = resource.getpagesize()  # what a growth is known to
 
 
-def run(options: Options) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
-    if options.peers:
+def jobs(lab: Lab) -> Iterator[Job]:
+    if lab.gpu or lab.peers:
         return
-    (shape,) = options.shapes([shapes.MEMORY])
-    full = matrix_bytes((shape.N, shape.M))
-    # torch: the product, its relu, and room.
-    case = _case("encode", shape, {OURS: 0.5 * full, "torch": 3 * full})
-    name = f"memory, encode ({shape}): peak growth over N x M in fp32"
-    yield case, [_bar(name, case, lambda: _growth(case) / full)]
-    yield from _pursuit(*options.shapes([shapes.PURSUIT_STEP]))
+    encoded, step = lab.shapes([shapes.MEMORY, shapes.PURSUIT_STEP])
+    full = matrix_bytes((encoded.N, encoded.M))
+    name = f"memory, encode ({encoded}): peak growth over N x M in fp32"
+    needs = {OURS: 0.5 * full, "torch": 3 * full}  # torch: the product, its relu, and room
+    run = partial(case, "encode", encoded, needs)
+    yield _job("encode", encoded, run, lambda case: [_bar(name, case, lambda: _growth(case) / full)])
+    yield from pursuits_at_more_steps(step)
 
 
-def _pursuit(shape: Shape) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
+def pursuits_at_more_steps(shape: Shape) -> Iterator[Job]:
     """Forward and backward at k and at several times k: what is more is what came out."""
-    cases = []
-    for k in (shape.k, MORE_STEPS * shape.k):
-        # The Gram matrix, the dictionary's gradient, some rows; of the loop a few rows in every step.
-        ours = matrix_bytes(
-            (shape.M, shape.M), (4 * shape.M, shape.D), (8 * shape.N, shape.D), (shape.N, shape.M)
-        )
-        loop = ours + matrix_bytes((4 * k * shape.N, shape.D), (k * shape.M, shape.D))
-        cases.append(_case("matching_pursuit", replace(shape, k=k), {OURS: ours, "torch": loop}))
-    yield cases[0], []
-    outputs = 12 * shape.N * (MORE_STEPS - 1) * shape.k  # values in fp32, indices in int64
-    full = matrix_bytes((shape.N, shape.M))
+    N, M, k = shape.N, shape.M, shape.k
+    first = cache(partial(case, "matching_pursuit", shape, _needs(shape)))
+    yield _job("matching_pursuit, forward and backward", shape, first, no_bars)
+    more = replace(shape, k=MORE_STEPS * k)
+    outputs = 12 * N * (MORE_STEPS - 1) * k  # values in fp32, indices in int64
     name = (
         f"memory, matching_pursuit forward + backward ({shape}): growth from k to {MORE_STEPS} k, beyond the "
         "outputs, over N x M in fp32"
     )
-    more = partial(lambda first, last: (_growth(last) - _growth(first) - outputs) / full, *cases)
-    failed = next((case for case in cases if "failure" in case["contenders"][OURS]), cases[1])
-    yield cases[1], [_bar(name, failed, more)]
+
+    def bars(last: dict[str, Any]) -> list[Bar]:
+        cases = [last] if "skipped" in last else [first(), last]
+        failed = next((one for one in cases if "median" not in one["contenders"].get(OURS, {})), last)
+        full = matrix_bytes((N, M))
+        return [_bar(name, failed, lambda: (_growth(last) - _growth(first()) - outputs) / full)]
+
+    yield _job(
+        "matching_pursuit, forward and backward",
+        more,
+        partial(case, "matching_pursuit", more, _needs(more)),
+        bars,
+    )
+
+
+def _needs(shape: Shape) -> dict[str, float]:
+    """The Gram matrix, the dictionary's gradient, some rows; of the loop a few rows in every step."""
+    N, D, M, k = shape.N, shape.D, shape.M, shape.k
+    ours = matrix_bytes((M, M), (4 * M, D), (8 * N, D), (N, M))
+    return {OURS: ours, "torch": ours + matrix_bytes((4 * k * N, D), (k * M, D))}
+
+
+def _job(work: str, shape: Shape, run: Callable[[], dict], bars: Callable[[dict], list[Bar]]) -> Job:
+    name = work if work == "encode" else f"{work}, k={shape.k}"
+    full = matrix_bytes((shape.N, shape.M))
+    return Job(
+        "memory", name, shape, run, bars, facts={"data": "gaussian", "dtype": "fp32", "full_matrix": full}
+    )
 
 
 def _bar(name: str, case: dict[str, Any], share: Callable[[], float]) -> Bar:
-    note = case["contenders"][OURS].get("failure", "")
-    return Bar(name, "<", ALLOWED, None if note else 100 * share(), unit="%", note=note)
+    record = case["contenders"].get(OURS, {"failure": case.get("skipped", "")})
+    note = record.get("failure", "")
+    return Bar(name, "<", ALLOWED, 100 * share() if "median" in record else None, unit="%", note=note)
 
 
 def _growth(case: dict[str, Any]) -> float:
     return case["contenders"][OURS]["median"]
 
 
-def _case(work: str, shape: Shape, need: dict[str, float]) -> dict[str, Any]:
-    name = work if work == "encode" else f"{work}, forward and backward, k={shape.k}"
-    case = describe(name, shape, data="gaussian", dtype="fp32", full_matrix=matrix_bytes((shape.N, shape.M)))
-    case["contenders"] = {who: _measure(work, who, shape, need[who]) for who in need}
-    used = {who: record["median"] for who, record in case["contenders"].items() if "median" in record}
-    case["ratios"] = {OURS: {"torch": {"of_medians": used["torch"] / used[OURS]}}} if len(used) == 2 else {}
-    return case
+def case(work: str, shape: Shape, need: dict[str, float]) -> dict[str, Any]:
+    contenders = {who: _measure(work, who, shape, need[who]) for who in need}
+    used = {who: record["median"] for who, record in contenders.items() if "median" in record}
+    ratios = {OURS: {"torch": {"of_medians": used["torch"] / used[OURS]}}} if len(used) == 2 else {}
+    return {"contenders": contenders, "ratios": ratios}
 
 
 def _measure(work: str, who: str, shape: Shape, need: float) -> dict[str, Any]:

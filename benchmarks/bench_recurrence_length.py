@@ -6,19 +6,20 @@ Forward alone, and forward and backward; of few channels, and of many. A contend
 left out at greater lengths.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.bars import Bar
-from benchmarks.cases import OURS, Options, describe, figures, skipped
+from benchmarks.cases import OURS, figures
 from benchmarks.checks import close, close_states
 from benchmarks.harness import Contender, Timing, measure
-from benchmarks.recurrences import GRADIENT, GRU, LOOP, SOLVERS, STATES, backend_of, differentiated
+from benchmarks.lab import Job, Lab
+from benchmarks.recurrences import GRADIENT, GRU, LOOP, SOLVERS, STATES, differentiated
 from benchmarks.shapes import Sequences
 from fastsparse import reference
 
@@ -27,48 +28,62 @@ CHANNELS = (8, 128)
 LONGEST_LOOP = 4096
 SHARE = 0.15  # of a case's usual time
 SLOW = 1.0  # seconds a call
-DEADLINE = 90.0  # seconds for all
+DEADLINE = 45.0  # seconds for all of a width
 FORWARD, BACKWARD = "forward", "forward + backward"
 
 
-def run(options: Options) -> Iterator[tuple[dict[str, Any], list[Bar]]]:
-    if options.peers:
+def jobs(lab: Lab) -> Iterator[Job]:
+    if lab.gpu or lab.peers:
         return
-    until = time.monotonic() + DEADLINE
-    lengths = LENGTHS[:2] if options.quick else LENGTHS
+    lengths = LENGTHS[:2] if lab.quick else LENGTHS
     for H in CHANNELS:
-        u, weights = GRU.problem(Sequences("lengths", 1, lengths[-1], H))
-        h = GRU.exact(u, weights)[0]
-        slow: set[tuple[str, str]] = set()
+        series = _Series(lab, H, lengths[-1])
         for T in lengths:
             for what in (FORWARD, BACKWARD):
-                yield _case(u[:, :T], weights, h[:, :T], what, slow, until, options), []
+                shape = Sequences("lengths", 1, T, H)
+                facts = {"dtype": "fp32", "series": f"H={H}, {what}"}
+                yield Job(
+                    "recurrence_length", f"{shape}, {what}", shape, partial(series.case, T, what), facts=facts
+                )
 
 
-def _case(
-    u: Tensor, weights: list[Tensor], exact: Tensor, what: str, slow: set, until: float, options: Options
-) -> dict[str, Any]:
-    T, H = exact.shape[1:]
-    shape = Sequences("lengths", 1, T, H)
-    solve, check = (_forward, _check_states) if what == FORWARD else (_differentiated, _check_all)
-    calls: dict[str, Callable[..., Any]] = {OURS: GRU.run} | {
-        f"{OURS}, {solver}": partial(GRU.run, solver=solver) for solver in SOLVERS
-    }
-    calls |= {LOOP: GRU.loop} if T <= LONGEST_LOOP else {}
-    calls = {who: call for who, call in calls.items() if (what, who) not in slow}
-    facts = {"dtype": "fp32", "backend": backend_of(GRU.name), "series": f"H={H}, {what}"}
-    if not calls:
-        return skipped(f"{shape}, {what}", shape, "all were too slow, or failed, at fewer steps", **facts)
-    upstream = torch.ones_like(exact, dtype=torch.float32)
-    right = _exact(u, weights, exact, upstream) if what == BACKWARD else [exact]
-    contenders = [
-        Contender(who, partial(solve, call, u, weights, upstream), partial(check, right))
-        for who, call in calls.items()
-    ]
-    seconds = 0.0 if options.quick else SHARE * options.seconds
-    timings = measure(contenders, seconds=seconds, min_rounds=2, until=until)
-    slow |= {(what, who) for who, timing in timings.items() if _slow(timing)}
-    return describe(f"{shape}, {what}", shape, **facts) | figures(timings)
+class _Series:
+    """Cases of ever greater lengths, which remember who was slow."""
+
+    def __init__(self, lab: Lab, H: int, longest: int) -> None:
+        self.lab, self.shape = lab, Sequences("lengths", 1, longest, H)
+        self.slow: set[tuple[str, str]] = set()
+        self.until = math.inf
+
+    @cached_property
+    def problem(self) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Pre-activations, weights, and the states in fp64."""
+        self.until = time.monotonic() + DEADLINE
+        u, weights = GRU.problem(self.shape)
+        return u, weights, GRU.exact(u, weights)[0]
+
+    def case(self, T: int, what: str) -> dict[str, Any]:
+        u, weights, exact = self.problem
+        u, exact = u[:, :T], exact[:, :T]
+        solve, check = (_forward, _check_states) if what == FORWARD else (_differentiated, _check_all)
+        calls: dict[str, Callable[..., Any]] = {OURS: GRU.run} | {
+            f"{OURS}, {solver}": partial(GRU.run, solver=solver) for solver in SOLVERS
+        }
+        calls |= {LOOP: GRU.loop} if T <= LONGEST_LOOP else {}
+        calls = {who: call for who, call in calls.items() if (what, who) not in self.slow}
+        if not calls:
+            reason = "all were too slow, or failed, at fewer steps"
+            return {"skipped": reason, "contenders": {}, "ratios": {}}
+        upstream = torch.ones_like(exact, dtype=torch.float32)
+        right = _exact(u, weights, exact, upstream) if what == BACKWARD else [exact]
+        contenders = [
+            Contender(who, partial(solve, call, u, weights, upstream), partial(check, right))
+            for who, call in calls.items()
+        ]
+        seconds = 0.0 if self.lab.quick else SHARE * self.lab.seconds
+        timings = measure(contenders, seconds=seconds, min_rounds=2, until=self.until)
+        self.slow |= {(what, who) for who, timing in timings.items() if _slow(timing)}
+        return figures(timings, self.lab.ceilings)
 
 
 def _slow(timing: Timing) -> bool:

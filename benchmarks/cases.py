@@ -1,77 +1,27 @@
 """What one measured problem leaves behind: figures, ratios and rooflines, ready for JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from benchmarks.ceilings import PRODUCT, Work, roofline
-from benchmarks.harness import Contender, Timing, measure, ratios
-from benchmarks.shapes import Sequences, Shape
+from benchmarks.harness import Timing, ratios
+from benchmarks.shapes import AnyShape
 
-AnyShape = TypeVar("AnyShape", Shape, Sequences)
 OURS = "fastsparse"
 COPY = "copy"  # not a library's, but a copy of as many bytes
 ANOTHER_MODEL = "another model: its answers are not compared"  # a check that is none
-HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a run was asked for.
-
-    Attributes:
-        peers: measure the peers too, instead of torch.compile and the variants of fastsparse.
-        quick: tiny shapes, a trial of the machinery.
-        seconds: time for the rounds of one case; headline cases get twice that.
-    """
-
-    peers: bool = False
-    quick: bool = False
-    seconds: float = 5.0
-
-    def shapes(self, shapes: Sequence[AnyShape]) -> list[AnyShape]:
-        return [shape.tiny() if self.quick else shape for shape in shapes]
-
-
-def run_case(
-    name: str,
-    shape: Shape | Sequences,
-    contenders: Sequence[Contender],
-    options: Options,
-    *,
-    work: Work | None = None,
-    **facts: Any,
-) -> dict[str, Any]:
-    """Measure the contenders on one problem.
-
-    Args:
-        name: unique within the bench.
-        shape: the problem.
-        contenders: those whose name begins with ``fastsparse`` are ours, to which every ratio is taken.
-        options: how the run was asked for.
-        work: what one call must do at least, for the roofline.
-        facts: what else describes the problem (dtype, data).
-    """
-    seconds = options.seconds * (HEADLINE_SHARE if shape.headline else 1)
-    timings = measure(
-        contenders, **({"seconds": 0.0, "min_rounds": 2} if options.quick else {"seconds": seconds})
-    )
-    return {**describe(name, shape, **facts), **figures(timings, work)}
-
-
-def skipped(name: str, shape: Shape | Sequences, reason: str, **facts: Any) -> dict[str, Any]:
-    """What stands in the place of a case that was not run."""
-    return {**describe(name, shape, **facts), "skipped": reason, "contenders": {}, "ratios": {}}
-
-
-def describe(name: str, shape: Shape | Sequences, **facts: Any) -> dict[str, Any]:
+def describe(name: str, shape: AnyShape, **facts: Any) -> dict[str, Any]:
     return {"name": name, "shape": shape.sizes, "headline": shape.headline, **facts}
 
 
-def figures(timings: Mapping[str, Timing], work: Work | None = None) -> dict[str, Any]:
+def figures(
+    timings: Mapping[str, Timing], ceilings: Mapping[str, float], work: Work | None = None
+) -> dict[str, Any]:
     summaries = {name: timing.summary() for name, timing in timings.items()}
     timed = {name: timing for name, timing in timings.items() if timing.seconds}
     if work is not None:
@@ -79,7 +29,7 @@ def figures(timings: Mapping[str, Timing], work: Work | None = None) -> dict[str
             if name.startswith(PRODUCT):
                 summaries[name]["flops_per_second"] = work.product / min(timing.seconds)
             else:
-                summaries[name]["roofline"] = roofline(work, timing, timed)
+                summaries[name]["roofline"] = roofline(work, timing, timed, ceilings)
     mine = [name for name in timed if name.startswith(OURS)]
     others = [name for name in timed if not name.startswith((OURS, PRODUCT))]
     return {

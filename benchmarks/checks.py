@@ -158,6 +158,13 @@ class PursuitOracle:
             off = off + 2 * rounding(x) * (length + off)
         return cls(x, dictionary, nonnegative, values, indices, residual, clear, off)
 
+    def some(self, rows: Tensor) -> "PursuitOracle":
+        """Of some of the rows."""
+        parts = (
+            getattr(self, name)[rows] for name in ("values", "indices", "residual", "clear", "tolerance")
+        )
+        return PursuitOracle(self.x[rows], self.dictionary, self.nonnegative, *parts)
+
     def check(self, pursuit: tuple[Tensor, Tensor, Tensor]) -> str:
         """Judge ``(values, indices, residual)``: every step must be a greedy one, and the sums must be right.
 

@@ -1,13 +1,19 @@
-"""One picture a result file: how many times as fast as every contender fastsparse is, or its time over T."""
+"""One picture a result file: how many times as fast as every contender fastsparse is, or its time over T.
 
+``python -m benchmarks.plots FOLDER`` draws all committed results: FOLDER/<machine>/<bench>.svg.
+"""
+
+import argparse
 import contextlib
 import io
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import OURS
-from benchmarks.results import replace
+from benchmarks.results import RESULTS, read, replace
 
 
 def require_matplotlib() -> None:
@@ -30,13 +36,13 @@ def style(salt: str) -> Iterator[Any]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as SVG, whole or not at all, and close it."""
+    """Write a figure as SVG, an element a line, whole or not at all, and close it."""
     from matplotlib import pyplot
 
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
-    replace(path, picture.getvalue())
+    replace(path, re.sub(rb"\n(?=[^<]*>)", b" ", picture.getvalue()))
 
 
 def draw(result: dict[str, Any], path: Path) -> bool:
@@ -133,9 +139,24 @@ def over_time(result: dict[str, Any], path: Path) -> None:
         save(figure, path)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description="Draw the results.")
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    chosen = parser.parse_args(arguments)
+    require_matplotlib()
+    for path in sorted(chosen.results.glob("?pu-*/*.json")):
+        draw(read(path), chosen.folder / path.relative_to(chosen.results).with_suffix(".svg"))
+    return 0
+
+
 def _better(result: dict[str, Any]) -> str:
     return "smaller" if result["bench"] == "memory" else "faster"
 
 
 def _inside(tick: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= tick <= limits[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,7 +30,11 @@ LOOP, COMPILED = "torch loop", "torch.compile"
 CACHED = 1 << 26  # numbers, several times what a cache holds
 MIN_COPY = 1 << 20  # numbers: a smaller problem is a trial
 UNROLLED = 8  # steps that are compiled as one: all of them, and all gates, become one loop over channels
+LOOPED = 1024  # steps of a loop in Python, each of which costs the same
 STATES = 1e-5  # relative, what fp32 may be off by: see checks.close_states
+OURS_MAY = {"fp32": STATES, "bf16": 1e-2}  # relative, be off by
+OTHERS_MAY = {"fp32": 1e-3, "bf16": 5e-2}
+OF_COPY = {False: 0.5, True: 0.4}  # on a CPU and on a GPU, how much of a copy's rate we must reach
 GRADIENT = 1e-4  # relative to a gradient's norm
 
 States = tuple[Tensor, ...]  # h (B, T, H), and c of an LSTM
@@ -101,8 +105,8 @@ class Cell:
         """What must cross memory: three pre-activations read, the states written."""
         return float(itemsize * (3 + self.states) * shape.B * shape.T * shape.H)
 
-    def work(self, shape: Sequences) -> Work:
-        return Work(float(self.flops * shape.B * shape.T * shape.H), self.bytes(shape))
+    def work(self, shape: Sequences, itemsize: int = 4) -> Work:
+        return Work(self.bytes(shape, itemsize), float(self.flops * shape.B * shape.T * shape.H))
 
     def compiled(self, u: Tensor, weights: Sequence[Tensor]) -> Callable[[], States]:
         """A loop whose body, some steps, is compiled; the last steps, if they are fewer, too."""
@@ -195,12 +199,6 @@ def differentiated(
     """Outputs, gradient of x, gradients of the leaves."""
     h = forward(x)
     return [h.detach(), *torch.autograd.grad(h, (x, *leaves), upstream)]
-
-
-def backend_of(op: str) -> str:
-    """What serves CPU tensors where no backend is named."""
-    own = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsparse::{op}", "CPU")
-    return "cpu" if own and fastsparse.backends()["cpu"].available else "reference"
 
 
 def copy(moved: float) -> Contender:

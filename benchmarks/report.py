@@ -4,13 +4,12 @@
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import ANOTHER_MODEL, COPY, OURS, quantity
-from benchmarks.results import ORDER, RESULTS, read, replace
+from benchmarks.results import BENCHES, RESULTS, read, replace
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PART = "\\*"  # marks a figure that was scaled
@@ -22,14 +21,14 @@ NO_GPU = (
 )
 
 
-def render(results: Path, readme: Path) -> str:
-    """The Markdown of every machine under ``results``; links are relative to the README.
+def render(results: Path) -> str:
+    """The Markdown of every machine under ``results``.
 
     Raises:
         ValueError: there are no results, or a file is not a result or is a quick trial's.
     """
     folders = [folder for folder in sorted(results.glob("?pu-*")) if any(folder.glob("*.json"))]
-    sections = [machine(folder, readme) for folder in folders]
+    sections = [machine(folder) for folder in folders]
     if not any(folder.name.startswith("gpu-") for folder in folders):
         sections.append(NO_GPU)
     if not folders:
@@ -39,8 +38,8 @@ def render(results: Path, readme: Path) -> str:
     return "\n\n".join(sections)
 
 
-def machine(folder: Path, readme: Path) -> str:
-    """A machine's heading, tables, plots and bars."""
+def machine(folder: Path) -> str:
+    """A machine's heading, tables, runs and bars."""
     files = {path: read(path) for path in sorted(folder.glob("*.json"))}
     for path, result in files.items():
         if result["quick"]:
@@ -50,10 +49,7 @@ def machine(folder: Path, readme: Path) -> str:
         f"Measured on {_device(origin)}, torch {origin['torch']}. "
         f"Medians; columns say how many times as fast as that library we are (memory: how many times less)."
     )
-    runs = [
-        f"{_picture(path.with_suffix('.svg'), readme)} ({_measured(result['provenance'])})"
-        for path, result in files.items()
-    ]
+    runs = [f"{path.stem} ({_measured(result['provenance'])})" for path, result in files.items()]
     parts = [heading, *tables(list(files.values()))]
     if any(PART in part for part in parts):
         parts.append(
@@ -63,17 +59,9 @@ def machine(folder: Path, readme: Path) -> str:
         parts.append(f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.")
     if any(f"| {COPY} |" in part for part in parts):
         parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
-    parts.append(f"All cases, as pictures: {', '.join(runs)}.")
+    parts.append(f"All cases, from `benchmarks/results/{folder.name}`: {', '.join(runs)}.")
     parts.append(verdict(list(files.values())))
     return "\n\n".join(parts)
-
-
-def _picture(plot: Path, readme: Path) -> str:
-    return (
-        f"[{plot.stem}]({Path(os.path.relpath(plot, readme.parent)).as_posix()})"
-        if plot.exists()
-        else plot.stem
-    )
 
 
 def _measured(origin: dict[str, Any]) -> str:
@@ -91,7 +79,7 @@ def _device(origin: dict[str, Any]) -> str:
 def tables(files: list[dict[str, Any]]) -> list[str]:
     """The headline cases, a table for each bench; a peers' file adds columns, and rows of its own."""
     of_bench: dict[str, list[dict[str, Any]]] = {}
-    for result in sorted(files, key=lambda result: (ORDER.index(result["bench"]), result["peers"])):
+    for result in sorted(files, key=lambda result: (list(BENCHES).index(result["bench"]), result["peers"])):
         of_bench.setdefault(result["bench"], []).append(result)
     return [text for bench, results in of_bench.items() if (text := table(bench, results))]
 
@@ -162,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         before = chosen.readme.read_text()
-        after = fill(before, render(chosen.results, chosen.readme))
+        after = fill(before, render(chosen.results))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

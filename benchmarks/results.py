@@ -6,32 +6,42 @@ import math
 import os
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
-RECURRENCES = ("linear_recurrence", "gru_recurrence", "lstm_recurrence")
-BENCHES = (
-    "topk_encode", "sparse_decode", "sae_step", "matching_pursuit", *RECURRENCES, "recurrence_length",
-    "dispatch", "memory",
-)  # fmt: skip
-GPU_BENCHES = (
-    "topk_encode", "sparse_decode", "sddmm", "spmm_t", "matching_pursuit", "sae_step", *RECURRENCES,
-)  # fmt: skip
-ORDER = tuple(dict.fromkeys((*GPU_BENCHES, *BENCHES)))  # of the tables
+BENCHES = {  # in the order of the tables, by result files, the module of each
+    "topk_encode": "bench_topk_encode",
+    **dict.fromkeys(("sparse_decode", "sddmm", "spmm_t"), "bench_sparse_products"),
+    "matching_pursuit": "bench_matching_pursuit",
+    "sae_step": "bench_sae_step",
+    "linear_recurrence": "bench_linear_recurrence",
+    **dict.fromkeys(("gru_recurrence", "lstm_recurrence"), "bench_gated_recurrence"),
+    "recurrence_length": "bench_recurrence_length",
+    "dispatch": "bench_dispatch",
+    "memory": "bench_memory",
+}
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write JSON atomically: a reader, or a crash, never sees half a file.
+    """Write JSON atomically, a line for each case: a reader, or a crash, never sees half a file.
 
     Raises:
         ValueError: the result holds NaN or an infinity, which JSON has no word for.
         OSError: the folder can't be written; an older file of that name is left as it was.
     """
-    text = json.dumps({"format": FORMAT, **result}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    replace(path, text.encode())
+
+    def entry(value: Any) -> str:
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            return "[\n  {}\n ]".format(",\n  ".join(map(line, value)))
+        return line(value)
+
+    line = partial(json.dumps, allow_nan=False, ensure_ascii=False)
+    entries = (f" {line(key)}: {entry(value)}" for key, value in {"format": FORMAT, **result}.items())
+    replace(path, "{{\n{}\n}}\n".format(",\n".join(entries)).encode())
 
 
 def replace(path: Path, content: bytes) -> None:

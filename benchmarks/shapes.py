@@ -1,6 +1,7 @@
 """The shapes that are measured: those that the project promises something at, and those that people train."""
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,8 @@ class Shape:
         return {"N": self.N, "D": self.D, "M": self.M, "k": self.k}
 
     def tiny(self) -> "Shape":
-        """The same case small enough for a trial of the machinery; its figures mean nothing."""
-        return replace(self, N=min(self.N, 64), D=min(self.D, 64), M=min(self.M, 1024), k=min(self.k, 16))
-
-    def least(self) -> "Shape":
-        """The same case for a GPU's kernels interpreted on a CPU."""
-        return replace(self, N=min(self.N, 6), D=24, M=96, k=4)
+        """The same case small enough for a trial of the machinery, on kernels that are interpreted even."""
+        return replace(self, N=min(self.N, 8), D=24, M=192, k=4)
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,10 @@ class Sequences:
 
     def tiny(self) -> "Sequences":
         """As :meth:`Shape.tiny`."""
-        return replace(self, B=min(self.B, 2), T=min(self.T, 48), H=min(self.H, 16))
-
-    def least(self) -> "Sequences":
-        """As :meth:`Shape.least`."""
         return replace(self, B=min(self.B, 2), T=min(self.T, 20), H=min(self.H, 8))
 
+
+AnyShape = TypeVar("AnyShape", Shape, Sequences)
 
 HEADLINE = (
     Shape("wide", 1024, 768, 16384, 32, speedup=2.5, faiss=1.8, headline=True, correlated=True),
@@ -150,4 +145,22 @@ GPU_RECURRENCES = (
     Sequences("many sequences", 32, 512, 4096),
     Sequences("many steps", 1, 32768, 64),
     Sequences("small layer", 8, 1024, 256),
+)
+
+# Where our own backends are compared: tokens by models, and recurrences of few sequences, steps and channels.
+GRID = tuple(
+    Shape(f"N={N} D={D} M={M} k={k}", N, D, M, k)
+    for N in (8192, 64, 1024)
+    for D, M, k in ((768, 32768, 32), (4096, 131072, 64), (768, 16384, 100), (2304, 65536, 100))
+)
+GRID_RECURRENCES = tuple(
+    Sequences(f"B={B} T={T} H={H}", B, T, H)
+    for B, T, H in (
+        (8, 2048, 1024),
+        (1, 32768, 64),
+        (1, 2048, 1024),
+        (8, 8192, 64),
+        (32, 512, 4096),
+        (1, 512, 64),
+    )
 )

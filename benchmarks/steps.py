@@ -16,7 +16,6 @@ import fastsparse
 from benchmarks import data
 from benchmarks.checks import TopKOracle
 from benchmarks.shapes import Shape
-from fastsparse import reference
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -79,15 +78,6 @@ class FastsparseStep(Step):
         p = self.leaves
         values, indices = fastsparse.topk_encode(x - p["b_dec"], p["W_enc"], p["b_enc"], k=self.k)
         return F.mse_loss(fastsparse.sparse_decode(values, indices, p["W_dec"], p["b_dec"]), x)
-
-
-class ReferenceStep(Step):
-    """The oracle: the definitions of the ops, differentiated by PyTorch."""
-
-    def loss(self, x: Tensor) -> Tensor:
-        p = self.leaves
-        values, indices = reference.topk_encode(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
-        return F.mse_loss(reference.spmm(values, indices, p["W_dec"]) + p["b_dec"], x)
 
 
 def dense_loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int) -> Tensor:

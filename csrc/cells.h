@@ -1,6 +1,9 @@
 // One step of each gated recurrence, its derivative, and the way back through it (Danieli et al. 2025, arXiv
 // 2510.21450), in whatever numbers a kernel computes with: `Math` names their type, V, and has sigmoid(V) and tanh(V).
 // Every kernel of every backend in C++ takes these steps, so that its solvers agree to the last bit where they should.
+//
+// A cell has kStates states, kWeights rows of weights and three pre-activations; all kernels follow from what is here, and
+// gated_ops.h says which op it is.
 #pragma once
 
 #include "inline.h"
@@ -10,9 +13,9 @@ namespace fastsparse {
 // z = sigmoid(w_z h + u_z), r = sigmoid(w_r h + u_r), n = tanh(w_n h r + u_n), and the next h = (1 - z) h + z n.
 template <typename Math> struct GruCell {
   using V = typename Math::V;
-  static constexpr int kStates = 1, kWeights = 3;  // and three pre-activations
+  static constexpr int kStates = 1, kWeights = 3;
 
-  V w[kWeights];  // z, r, n
+  V w[kWeights];  // z, r, n, as are pre-activations
 
   FASTSPARSE_INLINE void step(const V (&u)[3], V (&h)[1]) const {
     Gates gate = gates(u, h[0]);
@@ -57,9 +60,9 @@ template <typename Math> struct GruCell {
 // with that c, and the next h = o tanh(c). The state is (c, h).
 template <typename Math> struct LstmCell {
   using V = typename Math::V;
-  static constexpr int kStates = 2, kWeights = 5;  // and three pre-activations, f, o, g
+  static constexpr int kStates = 2, kWeights = 5;
 
-  V w[kWeights];  // of h in f, o, g; of c in f, o
+  V w[kWeights];  // of h in f, o, g, as are pre-activations; of c in f, o
 
   FASTSPARSE_INLINE void step(const V (&u)[3], V (&state)[2]) const {
     Gates gate = gates(u, state);
@@ -105,5 +108,15 @@ template <typename Math> struct LstmCell {
     return {f, g, c, o, Math::tanh(c)};
   }
 };
+
+enum class CellKind { gru, lstm };
+
+// Calls f.operator()<Cell>() with the template of a cell.
+template <typename F> auto with_cell(CellKind kind, F&& f) {
+  switch (kind) {
+    case CellKind::gru: return f.template operator()<GruCell>();
+    default: return f.template operator()<LstmCell>();
+  }
+}
 
 }  // namespace fastsparse

@@ -90,8 +90,21 @@ std::string shape_of(const Tensor& tensor) {
 
 }  // namespace
 
-void check_tensors(const char* op, const char* text, const Tensor* const* tensors) {
-  std::string_view form(text), other;
+namespace {
+Form* forms = nullptr;  // of the library's ops; a constant, and so there before any of them
+}  // namespace
+
+Form::Form(const char* op) : op_(op), next_(forms) { forms = this; }
+
+void Form::tell(const char* op, const char* text) {
+  for (Form* form = forms; form; form = form->next_)
+    if (!std::strcmp(form->op_, op)) form->text_ = text;
+}
+
+void Form::check(const Tensor* const* tensors) const {
+  const char* op = op_;
+  if (text_.empty()) throw std::logic_error(std::string(op) + ": its library must be loaded by import fastsparse");
+  std::string_view form(text_), other;
   if (size_t bar = form.find(" | "); bar != form.npos) {
     other = form.substr(bar + 3);
     form = form.substr(0, bar);
@@ -135,3 +148,7 @@ void explain(const char* op, const std::exception& error) {
 }
 
 }  // namespace fastsparse
+
+extern "C" __attribute__((visibility("default"))) void fastsparse_tell_form(const char* op, const char* form) {
+  fastsparse::Form::tell(op, form);
+}

@@ -2,19 +2,29 @@
 // that say something to whoever called it.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
 
-#include "forms.h"
 #include "options.h"
 #include "tensors.h"
 
 namespace fastsparse {
 
-// Raises ValueError unless tensors, null where they are absent, have the shapes, dtypes and device of a form (forms.h).
-void check_tensors(const char* op, const char* form, const Tensor* const* tensors);
+// What an op demands of its tensors, in the words of fastsparse/ops/_forms.py, which tells each library that it loads.
+class Form {
+ public:
+  explicit Form(const char* op);
+  const char* op() const { return op_; }
+  // Raises ValueError unless tensors, null where they are absent, have the shapes, dtypes and device of the form.
+  void check(const Tensor* const* tensors) const;
+  static void tell(const char* op, const char* text);
+
+ private:
+  const char* op_;
+  std::string text_;
+  Form* next_;
+};
 
 // The same error with its reason, where PyTorch's stable ABI says no more than that a call has failed.
 [[noreturn]] void explain(const char* op, const std::exception& error);
@@ -27,14 +37,9 @@ template <typename Option> Option option_of(const char* op, const char* name, in
   return Option(position);
 }
 
-template <size_t n> struct Name {
-  char text[n];
-  constexpr Name(const char (&from)[n]) { std::copy_n(from, n, text); }
-};
-
 template <typename Function> struct Registered;
 template <typename Result, typename... Arguments> struct Registered<Result(Arguments...)> {
-  template <Result (*op)(Arguments...), Name name, const char* form> static Result run(Arguments... arguments) {
+  template <Result (*op)(Arguments...), const Form* form> static Result run(Arguments... arguments) {
     std::array<const Tensor*, sizeof...(Arguments)> tensors{};
     size_t count = 0;
     auto take = [&](const auto& argument) {
@@ -44,12 +49,12 @@ template <typename Result, typename... Arguments> struct Registered<Result(Argum
     };
     try {
       (take(arguments), ...);
-      check_tensors(name.text, form, tensors.data());
+      form->check(tensors.data());
       return op(arguments...);
     } catch (const std::logic_error&) {  // ours
       throw;
     } catch (const std::exception& error) {
-      explain(name.text, error);
+      explain(form->op(), error);
     }
   }
 };
@@ -57,7 +62,8 @@ template <typename Result, typename... Arguments> struct Registered<Result(Argum
 }  // namespace fastsparse
 
 // Makes a function the kernel of the op of its name, for a dispatch key, in a namespace of PyTorch's operators.
-#define FASTSPARSE_REGISTER(space, key, op)                                                       \
-  STABLE_TORCH_LIBRARY_IMPL(space, key, m) {                                                      \
-    m.impl(#op, TORCH_BOX((&::fastsparse::Registered<decltype(op)>::run<&op, #op, ::fastsparse::forms::op>))); \
+#define FASTSPARSE_REGISTER(space, key, op)                                                \
+  static ::fastsparse::Form form_of_##op(#op);                                             \
+  STABLE_TORCH_LIBRARY_IMPL(space, key, m) {                                               \
+    m.impl(#op, TORCH_BOX((&::fastsparse::Registered<decltype(op)>::run<&op, &form_of_##op>))); \
   }

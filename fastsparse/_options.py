@@ -9,6 +9,11 @@ ACTIVATIONS = ("relu", "none", "abs")
 METHODS = ("auto", "direct", "gram")
 SOLVERS = ("auto", "sequential", "newton", "shooting")
 
+# When the solvers of gated recurrences stop, and what they certify (csrc/solvers.h; reference/_solvers.py).
+NEWTON_PASSES, SHOOTING_PASSES = 12, 8  # at most
+SMALL = 32  # what a state may be off by, in eps, beside it or 1
+MOST_SPREAD = 2**12  # the variance of rounding errors, in units of one's
+
 
 def position_of(op: str, name: str, choice: str, options: Sequence[str]) -> int:
     """Where a choice stands among the options.

@@ -29,6 +29,12 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
+def named(value: object) -> str:
+    """What was given in place of something else."""
+    kind = type(value).__name__
+    return kind if isinstance(value, (Tensor, tuple, list)) else f"{value!r} of type {kind}"
+
+
 def check_tensor(op: str, name: str, tensor: Tensor) -> None:
     """A dense tensor with data."""
     if not isinstance(tensor, Tensor):

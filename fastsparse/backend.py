@@ -44,18 +44,39 @@ def _check_name(name: str, source: str) -> str:
     return name
 
 
+_forms: dict[str, str] = {}
+
+
+def tell_libraries(op: str, form: str) -> None:
+    """Tell compiled kernels what an op demands of its tensors; those that are loaded later are told then."""
+    _forms[op] = form
+    for library in (_cpu.library, _cuda.library):
+        if library is not None:
+            library.fastsparse_tell_form(op.encode(), form.encode())
+
+
+def load_kernels(path: Path) -> ctypes.CDLL:
+    """A library of kernels, which registers them with PyTorch's dispatcher."""
+    library = ctypes.CDLL(str(path))
+    tell = library.fastsparse_tell_form
+    for op, form in _forms.items():
+        tell(op.encode(), form.encode())
+    return library
+
+
 class _CpuLibrary:
-    """The compiled CPU kernels: loading them registers them with PyTorch's dispatcher."""
+    """The compiled CPU kernels."""
 
     def __init__(self) -> None:
         self.failure: str | None = None
+        self.library: ctypes.CDLL | None = None
         path = Path(__file__).parent / "_ops_cpu.so"
         if not path.exists():
             self.failure = f"{path.name} was not built: install with a C++ compiler, or use a wheel"
             return
         try:
-            self._library = ctypes.CDLL(str(path))
-        except OSError as error:
+            self.library = load_kernels(path)
+        except (OSError, AttributeError) as error:
             self.failure = f"{path.name} could not be loaded: {error}"
             return
         level = os.environ.get("FASTSPARSE_CPU_LEVEL")
@@ -64,11 +85,11 @@ class _CpuLibrary:
 
     @property
     def level(self) -> str:
-        return CPU_LEVELS[self._library.fastsparse_cpu_level()]
+        return CPU_LEVELS[self.library.fastsparse_cpu_level()]
 
     @property
     def best_level(self) -> str:
-        return CPU_LEVELS[self._library.fastsparse_cpu_best_level()]
+        return CPU_LEVELS[self.library.fastsparse_cpu_best_level()]
 
     def check_level(self, level: str) -> None:
         if level not in CPU_LEVELS:
@@ -80,18 +101,18 @@ class _CpuLibrary:
 
     def set_level(self, level: str) -> None:
         self.check_level(level)
-        self._library.fastsparse_cpu_set_level(CPU_LEVELS.index(level))
+        self.library.fastsparse_cpu_set_level(CPU_LEVELS.index(level))
 
 
 class _CudaLibrary:
     """The compiled CUDA kernels, loaded when they are first asked for.
 
-    Loading registers them with PyTorch's dispatcher, in a namespace of their own: ops/_gpu.py calls them.
+    They are in a namespace of their own: ops/_gpu.py calls them.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._library: ctypes.CDLL | None = None
+        self.library: ctypes.CDLL | None = None
 
     @cached_property
     def failure(self) -> str | None:
@@ -99,19 +120,19 @@ class _CudaLibrary:
         if not self._path.exists():
             return f"{self._path.name} was not built: install with nvcc, or use a wheel that has it"
         try:
-            library = ctypes.CDLL(str(self._path))
+            library = load_kernels(self._path)
             library.fastsparse_cuda_failure.restype = ctypes.c_char_p
             library.fastsparse_cuda_contents.restype = ctypes.c_char_p
         except (OSError, AttributeError) as error:
             return f"{self._path.name} could not be loaded: {error}"
-        self._library = library
+        self.library = library
         failure = library.fastsparse_cuda_failure()
         return None if failure is None else failure.decode()
 
     @cached_property
     def contents(self) -> str:
         """What was compiled: ``sm_90`` is machine code, ``compute_90`` code for the driver to compile."""
-        return self._library.fastsparse_cuda_contents().decode()
+        return self.library.fastsparse_cuda_contents().decode()
 
     def serves(self, major: int, minor: int) -> bool:
         """Whether there is code for a compute capability.

@@ -1,13 +1,14 @@
 """One step of each gated recurrence, its derivative, and the way back through it, on blocks in fp32.
 
-What csrc/cells.h is to C++. A state is a tuple, (h,) of a GRU and (c, h) of an LSTM, and its length tells
-which of the two it is. So is u, (z, r, n) or (f, o, g), and so are weights, (z, r, n), or those of h in f, o,
-g and of c in f, o. A sum of products that could be contracted in two ways says in which one: every kernel
-takes bitwise the same steps.
+What csrc/cells.h is to C++. CELL names one. A state is a tuple, (h,) of a GRU and (c, h) of an LSTM. So is u,
+(z, r, n) or (f, o, g), and so are weights, (z, r, n), or those of h in f, o, g and of c in f, o. A sum of
+products that could be contracted in two ways says in which one: every kernel takes bitwise the same steps.
 """
 
 import triton
 import triton.language as tl
+
+STATES = {"gru": 1, "lstm": 2}  # of a channel
 
 
 @triton.jit
@@ -48,24 +49,24 @@ def _load_row(row, channel, inside):
 
 
 @triton.jit
-def step(w, u, state):
+def step(CELL: tl.constexpr, w, u, state):
     """The next state."""
-    return _gru_step(w, u, state[0]) if len(state) == 1 else _lstm_step(w, u, state[0], state[1])
+    return _gru_step(w, u, state) if CELL == "gru" else _lstm_step(w, u, state)
 
 
 @triton.jit
-def step_with_derivative(w, u, state):
+def step_with_derivative(CELL: tl.constexpr, w, u, state):
     """The next state, and its derivative: (J,), or J[2 i + j], which is that of state i in state j."""
-    return _gru_tangent(w, u, state[0]) if len(state) == 1 else _lstm_tangent(w, u, state[0], state[1])
+    return _gru_tangent(w, u, state) if CELL == "gru" else _lstm_tangent(w, u, state)
 
 
 @triton.jit
-def back(w, u, state, through):
+def back(CELL: tl.constexpr, w, u, state, through):
     """From the state before a step, and ``through``, the gradient of the one after it.
 
     Returns the gradient of the state before, that of u, and what the step adds to that of the weights.
     """
-    return _gru_back(w, u, state[0], through[0]) if len(state) == 1 else _lstm_back(w, u, state, through)
+    return _gru_back(w, u, state, through) if CELL == "gru" else _lstm_back(w, u, state, through)
 
 
 @triton.jit
@@ -82,24 +83,27 @@ def _gru_derivative(w, z, r, n, h):
 
 
 @triton.jit
-def _gru_step(w, u, h):
+def _gru_step(w, u, state):
+    h = state[0]
     z, _, n = _gru_gates(w, u, h)
     return (tl.fma(z, n - h, h),)
 
 
 @triton.jit
-def _gru_tangent(w, u, h):
+def _gru_tangent(w, u, state):
+    h = state[0]
     z, r, n = _gru_gates(w, u, h)
     return (tl.fma(z, n - h, h),), (_gru_derivative(w, z, r, n, h),)
 
 
 @triton.jit
-def _gru_back(w, u, h, through):
+def _gru_back(w, u, state, through):
+    h, d_h = state[0], through[0]
     z, r, n = _gru_gates(w, u, h)
-    d_z = through * (n - h) * (z * (1 - z))
-    d_n = through * z * (1 - n * n)
+    d_z = d_h * (n - h) * (z * (1 - z))
+    d_n = d_h * z * (1 - n * n)
     d_r = d_n * w[2] * h * (r * (1 - r))
-    before = through * _gru_derivative(w, z, r, n, h)
+    before = d_h * _gru_derivative(w, z, r, n, h)
     return (before,), (d_z, d_r, d_n), (d_z * h, d_r * h, d_n * (h * r))
 
 
@@ -114,13 +118,15 @@ def _lstm_gates(w, u, c, h):
 
 
 @triton.jit
-def _lstm_step(w, u, c, h):
+def _lstm_step(w, u, state):
+    c, h = state
     _, _, after, o, squashed = _lstm_gates(w, u, c, h)
     return after, o * squashed
 
 
 @triton.jit
-def _lstm_tangent(w, u, c, h):
+def _lstm_tangent(w, u, state):
+    c, h = state
     f, g, after, o, squashed = _lstm_gates(w, u, c, h)
     of_f = f * (1 - f) * (c - g)
     of_o = o * (1 - o) * squashed

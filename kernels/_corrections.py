@@ -1,59 +1,13 @@
-"""What parallel solvers have in common: guesses down the rows of a block, whose columns are channels.
-
-States, derivatives and corrections are tuples of blocks, as _cells.py has them.
-"""
+"""The scan that finds corrections of guesses, and how far rounding errors spread, and when both certify."""
 
 import triton
 import triton.language as tl
-from fastsparse.kernels._scan import product_of_pairs
+from fastsparse.kernels._scan import join, join_pairs
 
-SMALL = tl.constexpr(2**-18)  # what a state may be off by at most, beside its size or 1: 32 eps
-MOST_SPREAD = tl.constexpr(2**12)  # the variance of rounding errors, in units of one's, in what is certified
+from fastsparse import _options
 
-
-@triton.jit
-def spread(values):
-    """Vectors of channels as blocks of one row, to go with every row."""
-    found = ()
-    for i in tl.static_range(len(values)):
-        found += (values[i][None, :],)
-    return found
-
-
-@triton.jit
-def shifted(values, first, place):
-    """The values of the row before each; of the first row ``first``. ``place`` counts the rows, (., 1)."""
-    found = ()
-    for i in tl.static_range(len(values)):
-        before = tl.broadcast_to(tl.maximum(place - 1, 0), values[i].shape)
-        found += (tl.where(place == 0, first[i], tl.gather(values[i], before, 0)),)
-    return found
-
-
-@triton.jit
-def last(values, place):
-    """The values of the last row, as vectors of channels."""
-    found = ()
-    for i in tl.static_range(len(values)):
-        found += (tl.sum(tl.where(place == place.shape[0] - 1, values[i], 0.0), axis=0),)
-    return found
-
-
-@triton.jit
-def difference(a, b):
-    found = ()
-    for i in tl.static_range(len(a)):
-        found += (a[i] - b[i],)
-    return found
-
-
-@triton.jit
-def corrected(state, d, where):
-    """The states and corrections, added where that is wanted."""
-    found = ()
-    for i in tl.static_range(len(state)):
-        found += (tl.where(where, state[i] + d[i], state[i]),)
-    return found
+SMALL = tl.constexpr(_options.SMALL * 2**-23)  # of fp32
+MOST_SPREAD = tl.constexpr(_options.MOST_SPREAD)
 
 
 @triton.jit
@@ -84,27 +38,17 @@ def corrections(J, missed, made):
 
 @triton.jit
 def _join(a, d, v, later_a, later_d, later_v):
-    return later_a * a, tl.fma(later_a, d, later_d), tl.fma(later_a * later_a, v, later_v)
+    a, d = join(a, d, later_a, later_d)
+    return a, d, tl.fma(later_a * later_a, v, later_v)
 
 
 @triton.jit
 def _join_pairs(
     a, b, c, d, x, y, p, q, r, later_a, later_b, later_c, later_d, later_x, later_y, later_p, later_q, later_r
 ):
-    later = later_a, later_b, later_c, later_d
-    P = product_of_pairs(later, (a, b, c, d))
-    v = carried_errors(later, (p, q, r))
-    return (
-        P[0],
-        P[1],
-        P[2],
-        P[3],
-        tl.fma(later_a, x, tl.fma(later_b, y, later_x)),
-        tl.fma(later_c, x, tl.fma(later_d, y, later_y)),
-        v[0] + later_p,
-        v[1] + later_q,
-        v[2] + later_r,
-    )
+    d = join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y)
+    v = carried_errors((later_a, later_b, later_c, later_d), (p, q, r))
+    return d[0], d[1], d[2], d[3], d[4], d[5], v[0] + later_p, v[1] + later_q, v[2] + later_r
 
 
 @triton.jit

@@ -83,33 +83,3 @@ def block_of_rows(D: int, dtype: torch.dtype, warps: int) -> tuple[int, int]:
     rows = min(elements // columns, WARP * warps)
     # The interpreter's time goes by operations, not by elements.
     return 8 * rows if INTERPRETED else rows, columns
-
-
-# What specimens are made for, to be compiled without a GPU.
-SPECIMENS = (
-    ("bf16", 4096, torch.bfloat16),
-    ("bf16, D = 1001", 1001, torch.bfloat16),
-    ("fp32", 768, torch.float32),
-    ("fp64", 768, torch.float64),
-    ("fp32, D = 1", 1, torch.float32),
-)
-
-
-def pointer(dtype: torch.dtype) -> str:
-    """The type of an aligned pointer in a specimen's signature."""
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-    return f"*{names[dtype]}:16"
-
-
-def width(D: int) -> str:
-    """The type of a size or stride of D in a specimen's signature."""
-    return "i32:16" if D % 16 == 0 else "i32"
-
-
-def specimen(name: str, kernel, constants: dict, **signature: str) -> tuple:
-    """A specimen, its options among the constants; arguments that aren't named are None."""
-    own = ("num_warps", "num_stages", "maxnreg")
-    options = {option: constants[option] for option in own if option in constants}
-    absent = dict.fromkeys(kernel.arg_names) | constants
-    constants = {name: value for name, value in absent.items() if name not in options | signature}
-    return name, kernel, signature, constants, options | OPTIONS

@@ -14,7 +14,7 @@ Operations: 2 k N M D, in fp32. Bytes: beside the product's, 12 a token and stri
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import OPTIONS, specimen
+from fastsparse.kernels._launch import OPTIONS
 from fastsparse.kernels._order import UNSET, key_at, order_of
 from fastsparse.kernels._pursuit import (
     INFINITE,
@@ -234,25 +234,3 @@ def pursue(
             **carried,
             **OPTIONS,
         )
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU."""
-    found = []
-    pointers = dict.fromkeys(("residual", "matrix"), "*fp32:16")
-    pointers |= {"going": "*i8:16", "orders": "*i32:16", "seconds": "*i32:16", "atoms": "*i32:16"}
-    norms = {"inverses": "*fp32:16", "reciprocals": "*fp64:16", "factors": "*fp32:16"}
-    for D, kind in ((768, "i32:16"), (1001, "i32")):
-        tile = tiles(torch.float32, 4096)[0]
-        sizes = {"N": "i32", "D": kind, "matrix_row": kind}
-        constants = {"BLOCK_N": tile.tokens, "BLOCK_M": tile.latents, "BLOCK_D": tile.depth}
-        constants |= {"NONNEGATIVE": False, "num_warps": tile.warps, "num_stages": tile.stages}
-        scored = pointers | sizes | {"inverses": "*fp32:16", "M": "i32", "stripe": "i32:16"}
-        found.append(specimen(f"direct, score, D = {D}", _score, constants, **scored))
-    for D, kind in ((768, "i32:16"), (4096, "i32:16"), (1001, "i32")):
-        sizes = {"N": "i32", "M": "i32", "D": kind, "matrix_row": kind, "k": "i32", "t": "i32"}
-        sizes |= {"stripes": "i32", "stripe": "i32:16"}
-        constants = {"NONNEGATIVE": False, "STRIPES": 64} | layout(D)
-        taken = pointers | sizes | norms | {"values": "*fp32:16", "indices": "*i64:16", "tol": "fp32"}
-        found.append(specimen(f"direct, take, D = {D}", _take, constants, **taken))
-    return found

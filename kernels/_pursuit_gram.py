@@ -22,7 +22,7 @@ Operations: 2 M^2 D once, 2 N M D for the first scores.
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, specimen
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS
 from fastsparse.kernels._order import UNSET, key_at, order_of
 from fastsparse.kernels._pursuit import (
     INFINITE,
@@ -294,28 +294,3 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
 def _stages(D: int, tile: Tile) -> int:
     """Rows that aren't aligned come element by element: there are no registers to have more on their way."""
     return tile.stages if D % 4 == 0 else 1
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU."""
-    found = []
-    tile = tiles(torch.float32, 4096)[0]
-    for D, kind in ((768, "i32:16"), (1001, "i32")):
-        signature = dict.fromkeys(("a", "b", "out"), "*fp32:16") | {"N": "i32", "M": "i32"}
-        signature |= dict.fromkeys(("D", "a_row", "b_row"), kind)
-        constants = {"BLOCK_N": tile.tokens, "BLOCK_M": tile.latents, "BLOCK_D": tile.depth}
-        constants |= {"num_warps": tile.warps, "num_stages": _stages(D, tile)}
-        found.append(specimen(f"gram, product, D = {D}", _product, constants, **signature))
-    pointers = dict.fromkeys(("residual", "scores", "gram", "matrix", "values"), "*fp32:16")
-    pointers |= {
-        "reciprocals": "*fp64:16",
-        "factors": "*fp32:16",
-        "inverses": "*fp32:16",
-        "indices": "*i64:16",
-    }
-    for D, kind in ((768, "i32:16"), (4096, "i32:16"), (1001, "i32")):
-        sizes = {"first": "i32", "tokens": "i32", "k": "i32", "M": "i32:16", "tol": "fp32"}
-        sizes |= {"D": kind, "matrix_row": kind}
-        constants = {"NONNEGATIVE": False, "BLOCK_M": BLOCK, "MOST": MOST} | layout(D)
-        found.append(specimen(f"gram, pursue, D = {D}", _pursue, constants, **pointers, **sizes))
-    return found

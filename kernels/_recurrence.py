@@ -3,22 +3,17 @@
 What solvers do stands in fastsparse/reference/_solvers.py.
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 import triton
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, WARP, pointer, specimen
-from fastsparse.kernels._recurrence_newton import newton
-from fastsparse.kernels._recurrence_sequential import sequential
-from fastsparse.kernels._recurrence_shooting import shooting
+from fastsparse.kernels._cells import STATES
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS, WARP
+from fastsparse.kernels._recurrence_solvers import newton, sequential, shooting
 from fastsparse.kernels._sequences import sequences
 from torch import Tensor
 
-from fastsparse._options import SOLVERS, option_at
-
-NEWTON_PASSES = 12
-SHOOTING_PASSES = 8
+from fastsparse._options import NEWTON_PASSES, SHOOTING_PASSES, SOLVERS, option_at
 
 # How solvers are laid out: channels a program, warps, and what else their kernels must know. The parallel
 # ones have channels enough for whole sectors of memory, of 32 bytes, also of halves, and two elements a
@@ -34,81 +29,45 @@ SHOOTING = {
     "num_warps": 128 // WARP,
     "maxnreg": 240,
 }
+if WARP == 64:  # AMD's compiler refuses an option that it doesn't have
+    del NEWTON["maxnreg"], SHOOTING["maxnreg"]
 if INTERPRETED:
     SEQUENTIAL |= {"BLOCK": 64, "AHEAD": 2}
     NEWTON |= {"BLOCK": 64}
     SHOOTING |= {"BLOCK": 64, "STEPS": 16}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A recurrence's inputs, checked, and room for its outputs: c and peephole of an LSTM alone."""
+def gated_recurrence(
+    cell: str,
+    u: Tensor,
+    weight: Tensor,
+    peephole: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    position: int,
+) -> tuple[Tensor, ...]:
+    """h (B, T, H), of a cell of two states also c, and passes (S, H). Nothing here waits for the device."""
+    solver = option_at(f"{cell}_recurrence", "solver", position, SOLVERS)
+    B, T, _, H = u.shape
+    h, passes = u.new_empty(B, T, H), u.new_empty(sequences(u, cu_seqlens), H, dtype=torch.int32)
+    c = torch.empty_like(h) if STATES[cell] == 2 else None
+    small = [None if part is None else part.contiguous() for part in (weight, peephole, h0, c0, cu_seqlens)]
+    channels, sizes = passes.numel(), (T, H, *u.stride())
 
-    u: Tensor
-    weight: Tensor
-    peephole: Tensor | None
-    h0: Tensor | None
-    c0: Tensor | None
-    cu_seqlens: Tensor | None
-    h: Tensor
-    c: Tensor | None
-    passes: Tensor
+    def launch(kernel, layout: dict, **more: int) -> None:
+        grid = (triton.cdiv(channels, layout["BLOCK"]),)
+        kernel[grid](u, *small, h, c, passes, channels, *sizes, CELL=cell, **more, **layout, **OPTIONS)
 
-    @staticmethod
-    def of(
-        u: Tensor,
-        weight: Tensor,
-        peephole: Tensor | None,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        cu_seqlens: Tensor | None,
-    ) -> "Problem":
-        B, T, _, H = u.shape
-        small = (
-            None if part is None else part.contiguous() for part in (weight, peephole, h0, c0, cu_seqlens)
-        )
-        h = u.new_empty(B, T, H)
-        c = None if peephole is None else torch.empty_like(h)
-        # Which the parallel solvers fill in; of the sequential one they are none.
-        return Problem(u, *small, h, c, u.new_empty(sequences(u, cu_seqlens), H, dtype=torch.int32))
-
-    def launch(self, kernel, layout: dict, **more: int) -> None:
-        _, T, _, H = self.u.shape
-        channels = self.passes.numel()
-        kernel[(triton.cdiv(channels, layout["BLOCK"]),)](
-            self.u,
-            self.weight,
-            self.peephole,
-            self.h0,
-            self.c0,
-            self.cu_seqlens,
-            self.h,
-            self.c,
-            self.passes,
-            channels,
-            T,
-            H,
-            *self.u.stride(),
-            **more,
-            **layout,
-            **OPTIONS,
-        )
-
-    def solve(self, op: str, position: int) -> None:
-        """Fill in h, c and passes. Nothing here waits for the device."""
-        solver = option_at(op, "solver", position, SOLVERS)
-        if self.h.numel() == 0:
-            self.passes.zero_()
-            return
-        if solver == "auto":
-            solver = fastest(self.passes.numel(), self.u.shape[1], _multiprocessors(self.u.device))
-        if solver == "newton":
-            self.launch(newton, NEWTON)
-        elif solver == "shooting":
-            self.launch(shooting, SHOOTING)
-        else:
-            self.passes.zero_()
-        self.launch(sequential, SEQUENTIAL, below=int(solver == "sequential"))
+    if solver == "auto":
+        solver = fastest(channels, T, _multiprocessors(u.device))
+    if h.numel() == 0 or solver == "sequential":
+        passes.zero_()
+    if h.numel() > 0:
+        if solver != "sequential":
+            launch(*((newton, NEWTON) if solver == "newton" else (shooting, SHOOTING)))
+        launch(sequential, SEQUENTIAL, below=int(solver == "sequential"))
+    return (h, passes) if c is None else (h, c, passes)
 
 
 def fastest(channels: int, T: int, multiprocessors: int) -> str:
@@ -128,27 +87,3 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type == "cpu":  # under the interpreter
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def specimens(PAIRS: bool) -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    cells = ("peephole", "c0", "c") if PAIRS else ()
-    solvers = (sequential, SEQUENTIAL), (newton, NEWTON), (shooting, SHOOTING)
-    for kind, dtype, H in (
-        ("fp32", torch.float32, 1024),
-        ("bf16", torch.bfloat16, 1024),
-        ("fp32, H = 1001", torch.float32, 1001),
-    ):
-        for kernel, layout in solvers:
-            signature = dict.fromkeys(("u", "weight", "h0", "h", *cells), pointer(dtype))
-            signature |= {"passes": "*i32:16"}
-            if H == 1001:  # of sequences of many lengths
-                signature |= {"cu_seqlens": "*i64:16"}
-            size = "i32:16" if H % 16 == 0 else "i32"
-            signature |= dict.fromkeys(("channels", "H", "u_row", "u_time", "u_gate"), size) | {"T": "i32:16"}
-            if kernel is sequential:
-                signature |= {"below": "i32"}
-            name = f"{kernel.__name__}, {kind}"
-            found.append(specimen(name, kernel, layout | {"u_channel": 1}, **signature))
-    return found

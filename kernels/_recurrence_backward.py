@@ -11,15 +11,15 @@ Bytes a step and channel in fp32: of a GRU 20 read and 12 written, of an LSTM 28
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._cells import back, load_weights, step_with_derivative
-from fastsparse.kernels._corrections import shifted, spread
-from fastsparse.kernels._launch import OPTIONS, pointer, specimen
+from fastsparse.kernels._blocks import plus, shifted, spread, totals, where, zeros
+from fastsparse.kernels._cells import STATES, back, load_weights, step_with_derivative
+from fastsparse.kernels._launch import OPTIONS
 from fastsparse.kernels._scan import carried, finite, is_sound, solve, times
 from fastsparse.kernels._sequences import Tile, load_or_zeros, place_of, sequence_of, sequences, tile_of
 from torch import Tensor
 
 # 32 channels, so that rows are lines of memory; two elements a thread, as registers allow.
-GRU_TILE, LSTM_TILE = Tile(32, 32, 16), Tile(16, 32, 8)
+TILES = {1: Tile(32, 32, 16), 2: Tile(16, 32, 8)}  # by how many states there are
 
 
 @triton.jit
@@ -31,38 +31,6 @@ def _transposed(J, inside):
         first = tl.where(inside, J[0], 1.0), tl.where(inside, J[2], 0.0)
         factors = first[0], first[1], tl.where(inside, J[1], 0.0), tl.where(inside, J[3], 1.0)
     return factors
-
-
-@triton.jit
-def _plus(a, b):
-    total = ()
-    for i in tl.static_range(len(a)):
-        total += (a[i] + b[i],)
-    return total
-
-
-@triton.jit
-def _where(condition, a, b):
-    found = ()
-    for i in tl.static_range(len(a)):
-        found += (tl.where(condition, a[i], b[i]),)
-    return found
-
-
-@triton.jit
-def _totals(terms):
-    found = ()
-    for i in tl.static_range(len(terms)):
-        found += (tl.sum(terms[i], axis=0),)
-    return found
-
-
-@triton.jit
-def _zeros(COUNT: tl.constexpr, SHAPE: tl.constexpr):
-    found = ()
-    for _ in tl.static_range(COUNT):
-        found += (tl.zeros(SHAPE, tl.float32),)
-    return found
 
 
 @triton.jit
@@ -112,6 +80,7 @@ def _recurrence_backward(
     d_c_sequence,
     d_c_time,
     d_c_channel,
+    CELL: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     STAGES: tl.constexpr,
@@ -120,18 +89,18 @@ def _recurrence_backward(
     channel = channels[None, :]
     there = channel < H
     w = load_weights(weight, peephole, channel, there, H)
-    STATES: tl.constexpr = 1 if c is None else 2
+    COUNT: tl.constexpr = 1 if c is None else 2
     real = channels < H
     start_h = load_or_zeros(h0, s * H + channels, real)
     start_c = load_or_zeros(c0, s * H + channels, real)
-    mu = _zeros(STATES, (BLOCK_H,))
-    sums = _zeros(len(w), (BLOCK_H,))
+    mu = zeros(COUNT, (BLOCK_H,))
+    sums = zeros(len(w), (BLOCK_H,))
     end = length
     sound = channels < 0
     for again in tl.static_range(2):
         ahead = tl.arange(0, 1 if again else BLOCK_T)[:, None]
-        onward = _zeros(STATES, (BLOCK_H,))
-        terms = _zeros(len(w), (ahead.shape[0], BLOCK_H))
+        onward = zeros(COUNT, (BLOCK_H,))
+        terms = zeros(len(w), (ahead.shape[0], BLOCK_H))
         for first in tl.range(0, end, ahead.shape[0], num_stages=1 if again else STAGES):
             step = first + ahead.to(tl.int64)
             place = place_of(step, begin, length, True)
@@ -151,15 +120,13 @@ def _recurrence_backward(
                     _load_upstream(d_c, row, place, channel, d_c_sequence, d_c_time, d_c_channel, inside),
                     upstream_h,
                 )
-            _, J = step_with_derivative(w, inputs, state)
+            _, J = step_with_derivative(CELL, w, inputs, state)
             J = _transposed(J, inside)
             mus = solve(J, times(J, d), onward)
-            through = _where(
-                inside, _plus(d, shifted(mus, spread(onward), ahead)), _zeros(STATES, inside.shape)
-            )
+            through = where(inside, plus(d, shifted(mus, spread(onward), ahead)), zeros(COUNT, inside.shape))
             onward = carried(mus, ahead)
-            _, d_inputs, more = back(w, inputs, state, through)
-            terms = _plus(terms, more)
+            _, d_inputs, more = back(CELL, w, inputs, state, through)
+            terms = plus(terms, more)
             if d_u is not None:
                 for i in tl.static_range(3):
                     out = d_u + ((row * T + place) * 3 + i) * H + channel
@@ -168,8 +135,8 @@ def _recurrence_backward(
                         wanted = inside & (finite(_load(out, 0, inside)) == 0)
                     tl.store(out, d_inputs[i].to(d_u.dtype.element_ty), mask=wanted)
         # Where anything isn't finite it is made again, step by step, and so are the sums that it went into.
-        mu = _where(sound, mu, onward)
-        sums = _where(sound, sums, _totals(terms))
+        mu = where(sound, mu, onward)
+        sums = where(sound, sums, totals(terms))
         sound = is_sound(mu)
         end = tl.where(tl.min(sound.to(tl.int32), axis=0) == 0, length, 0)
         tl.debug_barrier()
@@ -179,12 +146,13 @@ def _recurrence_backward(
             tl.store(out, sums[i], mask=real)
     if d_h0 is not None:
         out = s * H + channels
-        tl.store(d_h0 + out, mu[STATES - 1].to(d_h0.dtype.element_ty), mask=real)
+        tl.store(d_h0 + out, mu[COUNT - 1].to(d_h0.dtype.element_ty), mask=real)
         if d_c0 is not None:
             tl.store(d_c0 + out, mu[0].to(d_c0.dtype.element_ty), mask=real)
 
 
 def recurrence_backward(
+    cell: str,
     u: Tensor,
     weight: Tensor,
     peephole: Tensor | None,
@@ -198,15 +166,17 @@ def recurrence_backward(
 ) -> tuple[Tensor, ...]:
     """d_u, the gradient of weight and peephole, of h0 and c0; empty where it isn't needed.
 
-    start, states and upstream are of (h, c). A GRU has no peephole and no c, which are None and left out.
+    start, states and upstream are of (h, c). Where there is no peephole or no c it is None, and left out.
     """
-    (_, T, _, H), S, lstm = u.shape, sequences(u, cu_seqlens), peephole is not None
+    (_, T, _, H), S, pairs = u.shape, sequences(u, cu_seqlens), STATES[cell] == 2
+    weights = [part for part in (weight, peephole) if part is not None]
     d_u = u.new_empty(u.shape) if needs_u else None
     d_h0 = u.new_empty(S, H) if needs_state else None
-    d_c0 = u.new_empty(S, H) if needs_state and lstm else None
-    sums = u.new_empty(S, 5 if lstm else 3, H, dtype=torch.float32) if needs_weights else None
+    d_c0 = u.new_empty(S, H) if needs_state and pairs else None
+    rows = [len(part) for part in weights]
+    sums = u.new_empty(S, sum(rows), H, dtype=torch.float32) if needs_weights else None
     if S * H:
-        tile = tile_of(LSTM_TILE if lstm else GRU_TILE, T)
+        tile = tile_of(TILES[STATES[cell]], T)
         _recurrence_backward[(tile.programs(S, H),)](
             u,
             *(_contiguous(tensor) for tensor in (weight, peephole, *start, cu_seqlens, *states)),
@@ -219,32 +189,16 @@ def recurrence_backward(
             H,
             *u.stride(),
             *(stride for d in upstream for stride in ((0, 0, 0) if d is None else d.stride())),
+            CELL=cell,
             **tile.options,
             **OPTIONS,
         )
-    found = [d_u]
-    for rows in (slice(0, 3), slice(3, 5))[: 1 + lstm]:
-        found.append(sums[:, rows].sum(0).to(u.dtype) if needs_weights else None)
-    found += [d_h0, d_c0][: 1 + lstm]
+    d_weights = (
+        [None] * len(rows) if sums is None else [part.sum(0).to(u.dtype) for part in sums.split(rows, 1)]
+    )
+    found = [d_u, *d_weights, *(d_h0, d_c0)[: 1 + pairs]]
     return tuple(u.new_empty(0) if part is None else part for part in found)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def specimens(lstm: bool) -> list[tuple]:
-    """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    tile = LSTM_TILE if lstm else GRU_TILE
-    for dtype in (torch.float32, torch.bfloat16):
-        cells = ("h", "c") if lstm else ("h",)
-        data = ("u", "weight", "d_u", *(f"{form}{x}" for x in cells for form in ("", "d_")))
-        data += (*(f"{x}0" for x in cells), *(f"d_{x}0" for x in cells), *(("peephole",) if lstm else ()))
-        signature = dict.fromkeys(data, pointer(dtype)) | {"cu_seqlens": "*i64:16", "d_weights": "*fp32:16"}
-        strides = (f"d_{x}_{axis}" for x in cells for axis in ("sequence", "time"))
-        strides = ("T", "H", "u_sequence", "u_time", "u_gate", *strides)
-        signature |= dict.fromkeys(strides, "i32:16")
-        constants = {"u_channel": 1, "d_h_channel": 1, "d_c_channel": 1} | tile.options
-        found.append(specimen(str(dtype)[6:], _recurrence_backward, constants, **signature))
-    return found

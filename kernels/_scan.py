@@ -28,6 +28,12 @@ def product_of_pairs(J, P):
 
 
 @triton.jit
+def product(J, P):
+    """Factors of one kind or the other, the later times the earlier."""
+    return (J[0] * P[0],) if len(P) == 1 else product_of_pairs(J, P)
+
+
+@triton.jit
 def join_pairs(a, b, c, d, x, y, later_a, later_b, later_c, later_d, later_x, later_y):
     """Of pairs, with factors [[a, b], [c, d]] and addends (x, y)."""
     factors = product_of_pairs((later_a, later_b, later_c, later_d), (a, b, c, d))

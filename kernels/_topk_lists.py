@@ -11,7 +11,7 @@ among the eligible. Of a screen's, the first two are the orders of the key's low
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, specimen
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS
 from fastsparse.kernels._order import LARGEST, UNSET, kth_largest, order_of
 from fastsparse.kernels._topk_screen import error_of
 
@@ -286,26 +286,3 @@ class Lists:
 def rivals_of(selected: int) -> int:
     """How many of the k best `select` compares with all of them at a time."""
     return min(selected, max(1, 4096 // selected))
-
-
-def specimens() -> list[tuple]:
-    columns = dict.fromkeys(("firsts", "seconds", "positions", "counts"), "*i32:16")
-
-    def of(name: str, kernel, capacity: int, constants: dict, **signature: str) -> tuple:
-        sizes = {"ROWS": 1, "BLOCK": BLOCK, "DIGIT": 1, "CAPACITY": capacity}
-        constants = {**sizes, "num_warps": Lists.warps(capacity), **constants}
-        return specimen(f"{name}, lists of {capacity}", kernel, constants, **columns, **signature)
-
-    stripe = dict.fromkeys(("first_row", "token_stride", "N", "begin", "count", "M", "k"), "i32")
-    stripe |= {"scores": "*fp32:16", "words": "*i32:16", "bounds": "*i32:16", "width": "i32:16"}
-    screened = {"scale": "*fp32:16", "live_rows": "*i32:16", "live_latents": "*i32:16"}
-    screened |= {"token_terms": "*fp32:16", "atom_terms": "*fp32"}
-    found = [of("collect", collect, 1024, {"ABSOLUTE": False}, **stripe)]
-    for capacity in (1024, 2048):
-        found.append(of("collect, screen", collect, capacity, {"ABSOLUTE": True}, **stripe, **screened))
-    out = {"values": "*bf16:16", "indices": "*i64:16", "first_row": "i32", "N": "i32", "k": "i32"}
-    out |= {"order": "*i64:16", "rows": "*i64:16", "live_rows": "*i32:16"}
-    for capacity, selected in ((1024, 64), (2048, 1024)):
-        constants = {"RELU": True, "SELECTED": selected, "RIVALS": rivals_of(selected)}
-        found.append(of("select", select, capacity, constants, **out))
-    return found

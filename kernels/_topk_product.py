@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import INTERPRETED, pointer, specimen
+from fastsparse.kernels._launch import INTERPRETED
 from fastsparse.kernels._order import LARGEST, key_at
 from fastsparse.kernels._topk_screen import error_of
 
@@ -140,42 +140,3 @@ def tiles(dtype: torch.dtype, tokens: int, even: bool = True, screened: bool = F
     narrow = Tile(128, 64, 64, 8, 3)
     # The brackets take registers, of which the wide one has none left on sm_100.
     return [narrow] if screened else [Tile(128, 128, 64, 8, 3), narrow]
-
-
-def specimens() -> list[tuple]:
-    half, single = torch.bfloat16, torch.float32
-    everything = {
-        "scale": "*fp32:16",
-        "rows": "*i64:16",
-        "live_rows": "*i32:16",
-        "order": "*i64:16",
-        "live_latents": "*i32:16",
-    }
-    screened = {"token_terms": "*fp32:16", "atom_terms": "*fp32"}
-    screened |= {name: everything[name] for name in ("scale", "live_latents")}
-
-    def of(name: str, dtype: torch.dtype, tile: Tile, even: bool = True, **optional: str) -> tuple:
-        sizes = dict.fromkeys(("N", "begin", "count", "first_row", "token_stride"), "i32") | {
-            "width": "i32:16"
-        }
-        strides = dict.fromkeys(("D", "x_row", "weight_row"), "i32:16" if even else "i32")
-        out = {"bounds": "*i32:16", "scores": "*fp32:16", "words": "*i32:16"}
-        constants = {"x_column": 1, "weight_column": 1, "ABSOLUTE": bool(optional), "EVEN_D": even}
-        blocks = {"BLOCK_N": tile.tokens, "BLOCK_M": tile.latents, "BLOCK_D": tile.depth, "UPCAST": False}
-        return specimen(
-            f"score, {name}, {tile.tokens} x {tile.latents} x {tile.depth}",
-            score,
-            constants | blocks | {"num_warps": tile.warps, "num_stages": tile.stages},
-            x=pointer(dtype), weight=pointer(dtype), bias="*fp32:16", **sizes, **strides, **out, **optional,
-        )  # fmt: skip
-
-    return [
-        *(of("bf16", half, tile) for tile in tiles(half, 2048)),
-        *(of("bf16, options", half, tile, **everything) for tile in tiles(half, 2048)),
-        *(of("bf16 screen, options", half, tile, **screened) for tile in tiles(half, 2048, True, True)),
-        *(of("bf16, any D", half, tile, False, **everything) for tile in tiles(half, 2048, False)),
-        *(of("bf16, few tokens", half, tile) for tile in tiles(half, 16)),
-        *(of("bf16 screen, few tokens", half, tile, **screened) for tile in tiles(half, 64, True, True)),
-        *(of("bf16, few tokens, any D", half, tile, False, **everything) for tile in tiles(half, 64, False)),
-        *(of("fp32, any D", single, tile, False, **everything) for tile in tiles(single, 2048)),
-    ]

@@ -14,7 +14,6 @@ as that stay undecided.
 
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import specimen
 from fastsparse.kernels._order import order_of
 
 
@@ -126,22 +125,3 @@ def refine(
             key = tl.abs(key)
         tl.store(firsts + row * CAPACITY + slot, order_of(key), mask=real)
         tl.store(seconds + row * CAPACITY + slot, score.to(tl.int32, bitcast=True), mask=real)
-
-
-def specimens() -> list[tuple]:
-    rounding = {"source": "*fp32:16", "rounded": "*bf16:16", "terms": "*fp32:16", "row_stride": "i32:16"}
-    rounding |= {"D": "i32:16", "padded": "i32:16", "count": "i32"}
-    inputs = dict.fromkeys(("x", "weight", "bias", "scale"), "*fp32:16") | {"order": "*i64:16"}
-    inputs |= dict.fromkeys(("D", "x_row", "weight_row"), "i32:16")
-    lists = dict.fromkeys(("firsts", "seconds", "positions", "counts"), "*i32:16")
-    return [
-        specimen(
-            "round", round_rows, {"TOKENS": False, "ROWS": 1, "BLOCK": 1024, "num_warps": 4}, **rounding,
-            order="*i64", bias="*fp32", scale="*fp32",
-        ),
-        specimen(
-            "refine", refine,
-            {"ABSOLUTE": True, "SPLIT": 4, "BLOCK_K": 8, "BLOCK_D": 512, "CAPACITY": 1024, "num_warps": 4},
-            **inputs, **lists,
-        ),
-    ]  # fmt: skip

@@ -1,11 +1,10 @@
 """The gradient of gru_recurrence; _recurrence_backward.py has the kernel."""
 
-from fastsparse.kernels import _recurrence_backward
 from fastsparse.kernels._recurrence_backward import recurrence_backward
 from fastsparse.kernels._sequences import DTYPES
 from torch import Tensor
 
-__all__ = ["DTYPES", "gru_recurrence_backward", "specimens"]
+__all__ = ["DTYPES", "gru_recurrence_backward"]
 
 
 def gru_recurrence_backward(
@@ -21,8 +20,4 @@ def gru_recurrence_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_u (B, T, 3, H), d_weight (3, H), d_h0 (S, H) from h and d_h (B, T, H)."""
     needs = needs_u, needs_weight, needs_h0
-    return recurrence_backward(u, weight, None, (h0, None), cu_seqlens, (h, None), (d_h, None), *needs)
-
-
-def specimens() -> list[tuple]:
-    return _recurrence_backward.specimens(lstm=False)
+    return recurrence_backward("gru", u, weight, None, (h0, None), cu_seqlens, (h, None), (d_h, None), *needs)

@@ -6,12 +6,10 @@ inputs are on their way meanwhile. So every input is read once and every state w
 a step and channel, 32 a pair, over the bandwidth of memory.
 """
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._launch import OPTIONS, pointer, specimen
+from fastsparse.kernels._launch import OPTIONS
 from fastsparse.kernels._scan import carried, finite, is_sound, load, load_addends, load_factors, solve
 from fastsparse.kernels._sequences import (
     DTYPES,
@@ -24,7 +22,7 @@ from fastsparse.kernels._sequences import (
 )
 from torch import Tensor
 
-__all__ = ["DTYPES", "linear_recurrence", "specimens"]
+__all__ = ["DTYPES", "linear_recurrence"]
 
 # 32 channels, so that rows are lines of memory; eight elements a thread, or two pairs, as registers allow.
 TILES = {False: Tile(64, 32, 8), True: Tile(32, 32, 16)}  # of channels, of pairs
@@ -115,16 +113,3 @@ def linear_recurrence(
         **OPTIONS,
     )
     return h
-
-
-def specimens() -> list[tuple]:
-    """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    for pairs, dtype in product((False, True), (torch.float32, torch.bfloat16)):
-        signature = dict.fromkeys(("a", "b", "h0", "h"), pointer(dtype)) | {"cu_seqlens": "*i64:16"}
-        strides = ("a_sequence", "a_time", "a_row", "a_column", "b_sequence", "b_time", "b_row")
-        signature |= dict.fromkeys(("T", "H", *strides), "i32:16")
-        constants = {"a_channel": 1, "b_channel": 1, "REVERSE": True, "PAIRS": pairs}
-        name = f"{'pairs' if pairs else 'channels'}, {str(dtype)[6:]}"
-        found.append(specimen(name, _linear_recurrence, constants | TILES[pairs].options, **signature))
-    return found

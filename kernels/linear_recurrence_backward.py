@@ -5,13 +5,10 @@ in registers d_b = lambda and d_a_t = lambda_t h_{t-1}^T are made of it, so that
 once: in fp32 20 bytes a step and channel, 56 a pair.
 """
 
-from itertools import product
-
-import torch
 import triton
 import triton.language as tl
-from fastsparse.kernels._corrections import spread
-from fastsparse.kernels._launch import OPTIONS, pointer, specimen
+from fastsparse.kernels._blocks import spread
+from fastsparse.kernels._launch import OPTIONS
 from fastsparse.kernels._scan import (
     carried,
     finite,
@@ -33,7 +30,7 @@ from fastsparse.kernels._sequences import (
 )
 from torch import Tensor
 
-__all__ = ["DTYPES", "linear_recurrence_backward", "specimens"]
+__all__ = ["DTYPES", "linear_recurrence_backward"]
 
 # 32 channels, so that rows are lines of memory; four elements a thread, or one pair, as registers allow.
 TILES = {False: Tile(32, 32, 8), True: Tile(16, 32, 16)}  # of channels, of pairs
@@ -167,19 +164,3 @@ def linear_recurrence_backward(
             **OPTIONS,
         )
     return tuple(h.new_empty(0) if part is None else part for part in (d_a, d_b, d_h0))
-
-
-def specimens() -> list[tuple]:
-    """The kernel as it runs, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    for pairs, dtype in product((False, True), (torch.float32, torch.bfloat16)):
-        data = ("a", "h0", "h", "d_h", "d_a", "d_b", "d_h0")
-        signature = dict.fromkeys(data, pointer(dtype)) | {"cu_seqlens": "*i64:16"}
-        strides = ("a_sequence", "a_time", "a_row", "a_column", "d_h_sequence", "d_h_time", "d_h_row")
-        signature |= dict.fromkeys(("T", "H", *strides), "i32:16")
-        constants = {"a_channel": 1, "d_h_channel": 1, "AGAINST": True, "PAIRS": pairs}
-        name = f"{'pairs' if pairs else 'channels'}, {str(dtype)[6:]}"
-        found.append(
-            specimen(name, _linear_recurrence_backward, constants | TILES[pairs].options, **signature)
-        )
-    return found

@@ -1,7 +1,6 @@
 """The diagonal LSTM in Triton; its solvers are those of every gated recurrence."""
 
-from fastsparse.kernels import _recurrence
-from fastsparse.kernels._recurrence import Problem
+from fastsparse.kernels._recurrence import gated_recurrence
 from fastsparse.kernels._sequences import DTYPES as DTYPES
 from torch import Tensor
 
@@ -16,11 +15,4 @@ def lstm_recurrence(
     solver: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u (B, T, 3, H), weight (3, H), peephole (2, H), states (S, H); h and c (B, T, H), passes (S, H)."""
-    problem = Problem.of(u, weight, peephole, h0, c0, cu_seqlens)
-    problem.solve("lstm_recurrence", solver)
-    return problem.h, problem.c, problem.passes
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU."""
-    return _recurrence.specimens(PAIRS=True)
+    return gated_recurrence("lstm", u, weight, peephole, h0, c0, cu_seqlens, solver)

@@ -1,11 +1,10 @@
 """The gradient of lstm_recurrence; _recurrence_backward.py has the kernel."""
 
-from fastsparse.kernels import _recurrence_backward
 from fastsparse.kernels._recurrence_backward import recurrence_backward
 from fastsparse.kernels._sequences import DTYPES
 from torch import Tensor
 
-__all__ = ["DTYPES", "lstm_recurrence_backward", "specimens"]
+__all__ = ["DTYPES", "lstm_recurrence_backward"]
 
 
 def lstm_recurrence_backward(
@@ -25,8 +24,4 @@ def lstm_recurrence_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """d_u (B, T, 3, H), d_weight (3, H), d_peephole (2, H), d_h0 and d_c0 (S, H)."""
     needs = needs_u, needs_weights, needs_state
-    return recurrence_backward(u, weight, peephole, (h0, c0), cu_seqlens, (h, c), (d_h, d_c), *needs)
-
-
-def specimens() -> list[tuple]:
-    return _recurrence_backward.specimens(lstm=True)
+    return recurrence_backward("lstm", u, weight, peephole, (h0, c0), cu_seqlens, (h, c), (d_h, d_c), *needs)

@@ -46,8 +46,3 @@ def _gram_limit() -> int:
     if not told.isdecimal():
         raise ValueError(f"FASTSPARSE_GRAM_BYTES: must be a number of bytes, at least 0, got {told!r}")
     return int(told)
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    return _pursuit_direct.specimens() + _pursuit_gram.specimens()

@@ -21,12 +21,9 @@ from fastsparse.kernels._gather_sum import gather_sum
 from fastsparse.kernels._launch import (
     INTERPRETED,
     OPTIONS,
-    SPECIMENS,
     WARP,
     accumulator,
     block_of_rows,
-    pointer,
-    width,
     with_unit_stride,
 )
 from torch import Tensor
@@ -316,34 +313,3 @@ class _Reduction:
                 num_warps=1,
                 **OPTIONS,
             )
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    for kind, D, dtype in SPECIMENS:
-        wide = pointer(torch.float64 if dtype == torch.float64 else torch.float32)
-        rows, columns, warps = _layout(D)
-        tensors = ("values", "d_values", "residual", "d_residual", "dictionary", "d_x")
-        signature = dict.fromkeys(tensors, pointer(dtype))
-        signature |= {"indices": "*i64:16", "inverses": "*fp64:16", "contributions": wide, "tokens": "i32"}
-        strides = ("value_row", "index_row", "d_value_row", "first", "k")
-        signature |= dict.fromkeys(strides, "i32:16")
-        strides = ("D", "residual_row", "d_residual_row", "dictionary_row")
-        signature |= dict.fromkeys(strides, width(D))
-        constants = {"value_column": 1, "index_column": 1, "d_value_column": 1}
-        constants |= {"ACCUMULATOR": accumulator(dtype), "ROWS": rows, "BLOCK_D": columns}
-        options = {"num_warps": warps, **OPTIONS}
-        found.append((f"back, {kind}", _back, signature, constants, options))
-    for kind, D, dtype in (("fp32", 768, torch.float32), ("fp32, D = 1", 1, torch.float32)):
-        jobs, columns = _jobs(D, dtype)
-        lists = {"keys": "*i32:16", "steps": "i32:16", "base": "i32", "M": "i32:16", "D": width(D)}
-        sums = dict.fromkeys(("partials", "out"), pointer(dtype))
-        signature = lists | sums | {"places": "*i32:16", "ones": pointer(dtype)}
-        signature |= {"contributions": pointer(dtype)}
-        constants = {"TILE": TILE, "UNROLL": UNROLL, "BLOCK_JOBS": jobs, "BLOCK_D": columns}
-        options = {"num_warps": 1, **OPTIONS}
-        found.append((f"reduce, {kind}", _reduce, signature, constants, options))
-        constants = {"TILE": TILE, "BLOCK_D": columns}
-        found.append((f"join, {kind}", _join, lists | sums | {"tiles": "i32"}, constants, options))
-    return found

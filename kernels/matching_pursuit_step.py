@@ -15,8 +15,3 @@ def matching_pursuit_step(
         residual, dictionary, 1, 0.0, nonnegative, normalized, METHODS.index("direct")
     )
     return values.view(-1), indices.view(-1), after
-
-
-def specimens() -> list[tuple]:
-    """None of its own: they are matching_pursuit's."""
-    return []

@@ -15,13 +15,10 @@ import triton
 import triton.language as tl
 from fastsparse.kernels._launch import (
     OPTIONS,
-    SPECIMENS,
     Configuration,
     accumulator,
     block_of_rows,
-    pointer,
     tuned,
-    width,
     with_unit_stride,
 )
 from torch import Tensor
@@ -104,19 +101,3 @@ def _block(D: int, dtype: torch.dtype, configuration: Configuration) -> tuple[in
     """Entries and columns of a program's block: one warp's columns, so that a warp has whole rows."""
     rows, columns = block_of_rows(D, dtype, 1)
     return rows * configuration.warps * max(1, configuration.unroll // rows), columns
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    for kind, D, dtype in SPECIMENS:
-        for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
-            entries, columns = _block(D, dtype, c)
-            data = dict.fromkeys(("x", "weight", "out"), pointer(dtype)) | {"indices": "*i64:16"}
-            sizes = dict.fromkeys(("entries", "k", "index_token_stride"), "i32:16")
-            sizes |= dict.fromkeys(("D", "x_stride", "weight_stride"), width(D))
-            constants = {"index_stride": 1, "ACCUMULATOR": accumulator(dtype)}
-            constants |= {"BLOCK": entries, "BLOCK_D": columns}
-            name = f"{kind}, {c.warps} warps, {c.unroll} in flight"
-            found.append((name, _sddmm, data | sizes, constants, {"num_warps": c.warps, **OPTIONS}))
-    return found

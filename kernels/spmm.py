@@ -15,13 +15,10 @@ import triton.language as tl
 from fastsparse.kernels._gather_sum import gather_sum
 from fastsparse.kernels._launch import (
     OPTIONS,
-    SPECIMENS,
     Configuration,
     accumulator,
     block_of_rows,
-    pointer,
     tuned,
-    width,
     with_unit_stride,
 )
 from torch import Tensor
@@ -106,19 +103,3 @@ def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
     tuned(("spmm", weight.device, dtype, N.bit_length(), k, M, D), CONFIGURATIONS, launch)
     return out
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    found = []
-    for kind, D, dtype in SPECIMENS:
-        for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
-            rows, columns = block_of_rows(D, dtype, c.warps)
-            data = dict.fromkeys(("values", "weight", "out"), pointer(dtype)) | {"indices": "*i64:16"}
-            sizes = dict.fromkeys(("N", "k", "value_token_stride", "index_token_stride"), "i32:16")
-            sizes |= dict.fromkeys(("D", "weight_stride"), width(D))
-            constants = {"value_stride": 1, "index_stride": 1, "ACCUMULATOR": accumulator(dtype)}
-            constants |= {"UNROLL": c.unroll, "BLOCK_N": rows, "BLOCK_D": columns}
-            name = f"{kind}, {c.warps} warps, {c.unroll} in flight"
-            found.append((name, _spmm, data | sizes, constants, {"num_warps": c.warps, **OPTIONS}))
-    return found

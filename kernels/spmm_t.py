@@ -20,12 +20,9 @@ import triton.language as tl
 from fastsparse.kernels._gather_sum import gather_sum
 from fastsparse.kernels._launch import (
     OPTIONS,
-    SPECIMENS,
     Configuration,
     block_of_rows,
-    pointer,
     tuned,
-    width,
     with_unit_stride,
 )
 from torch import Tensor
@@ -236,26 +233,3 @@ def _latent_major(values: Tensor, indices: Tensor, M: int) -> tuple[Tensor, Tens
         **OPTIONS,
     )
     return latents, ends, tokens, coefficients
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    lists = {"latents": "*i32:16", "ends": "*i32:16", "entries": "i32:16", "M": "i32:16"}
-    found = []
-    for kind, D, dtype in SPECIMENS:
-        wide = pointer(torch.float64 if dtype == torch.float64 else torch.float32)
-        data = lists | {"partials": wide, "out": pointer(dtype), "D": width(D)}
-        entries = {"coefficients": wide, "tokens": "*i32:16", "x": pointer(dtype)}
-        for c in CONFIGURATIONS if kind == "bf16" else CONFIGURATIONS[:1]:
-            jobs, columns = block_of_rows(D, dtype, c.warps)
-            signature = data | entries | {"slots": "i32:16", "x_stride": width(D)}
-            constants = {"SPLIT": SPLIT, "UNROLL": c.unroll, "BLOCK_JOBS": jobs, "BLOCK_D": columns}
-            name = f"sum, {kind}, {c.warps} warps, {c.unroll} in flight"
-            found.append((name, _sum, signature, constants, {"num_warps": c.warps, **OPTIONS}))
-    signature = data | {"tiles": "i32"}
-    found.append(("join", _join, signature, {"SPLIT": SPLIT, "BLOCK_D": 128}, {"num_warps": 1, **OPTIONS}))
-    signature = {"order": "*i64:16", "values": "*bf16:16", "tokens": "*i32:16", "coefficients": "*fp32:16"}
-    signature |= dict.fromkeys(("entries", "k", "value_token_stride"), "i32:16")
-    constants = {"value_stride": 1, "BLOCK": ENTRIES}
-    found.append(("arrange", _arrange, signature, constants, {"num_warps": 4, **OPTIONS}))
-    return found

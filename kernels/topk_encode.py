@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import triton
-from fastsparse.kernels import _topk_lists, _topk_product, _topk_screen
 from fastsparse.kernels._launch import INTERPRETED, OPTIONS, chosen, with_unit_stride
 from fastsparse.kernels._order import INFINITE, LARGEST, UNSET
 from fastsparse.kernels._topk_lists import BLOCK, GIVEN_UP, Lists, collect, rivals_of, select
@@ -355,8 +354,3 @@ def topk_encode(
     """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; returns two (N, k)."""
     chosen = option_at("topk_encode", "activation", activation, ACTIVATIONS)
     return _Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run()
-
-
-def specimens() -> list[tuple]:
-    """The kernels as they run, to be compiled without a GPU: name, kernel, signature, constants, options."""
-    return [*_topk_product.specimens(), *_topk_lists.specimens(), *_topk_screen.specimens()]

@@ -24,59 +24,13 @@ import pytest
 import torch
 import triton_interpreter
 from cuda_emulation import build as emulator
+from knobs import turned
+from samples import work
 from torch import Tensor
 
 import fastsparse
-from fastsparse._validation import check_eligible
 from fastsparse.backend import CPU_LEVELS, _cpu, _cuda, use_cpu_level
-from fastsparse.ops import _gpu
-
-
-@dataclass(frozen=True)
-class Op:
-    """What the tests must know of an op's arguments."""
-
-    work: Callable[..., int]
-    indices: Callable[..., tuple[Tensor, int]] | None = None
-
-
-# The ops that have GPU kernels: how many multiply-adds a call is, in blocks as kernels take them, and where
-# its indices and the number of its latents are.
-OPS = {
-    "topk_encode": Op(lambda x, weight, *_: len(x) * max(256, len(weight)) * max(32, x.shape[1])),
-    "spmm": Op(
-        lambda values, indices, weight: indices.numel() * max(32, weight.shape[1]),
-        lambda values, indices, weight: (indices, len(weight)),
-    ),
-    "sddmm": Op(
-        lambda x, weight, indices: indices.numel() * max(32, x.shape[1]),
-        lambda x, weight, indices: (indices, len(weight)),
-    ),
-    "spmm_t": Op(
-        lambda values, indices, x, num_latents: indices.numel() * max(32, x.shape[1]),
-        lambda values, indices, x, num_latents: (indices, num_latents),
-    ),
-    "matching_pursuit": Op(
-        lambda x, dictionary, k, *_: len(x) * k * (4 * max(256, len(dictionary)) + 16 * max(32, x.shape[1]))
-    ),
-    "matching_pursuit_step": Op(
-        lambda x, dictionary, *_: len(x) * (4 * max(256, len(dictionary)) + 16 * max(32, x.shape[1]))
-    ),
-    "matching_pursuit_backward": Op(
-        lambda values, indices, residual, *_: indices.numel() * max(32, residual.shape[1]),
-        lambda values, indices, residual, dictionary, *_: (indices, len(dictionary)),
-    ),
-    "linear_recurrence": Op(lambda a, b, *_: 32 * len(b) * max(32, b.shape[1]) * max(32, b.shape[-1])),
-    "linear_recurrence_backward": Op(lambda a, *_: 64 * len(a) * max(32, a.shape[1]) * max(32, a.shape[-1])),
-    **dict.fromkeys(
-        ("gru_recurrence", "lstm_recurrence"),
-        Op(lambda u, *_: u.shape[1] * max(20_000, 64 * u.shape[0] * max(32, u.shape[3]))),
-    ),
-    **dict.fromkeys(
-        ("gru_recurrence_backward", "lstm_recurrence_backward"),
-        Op(lambda u, *_: 64 * len(u) * max(32, u.shape[1]) * max(32, u.shape[3])),
-    ),
-}
+from fastsparse.ops._library import OPS
 
 
 def host_backend_names(*, screened: bool = False) -> list[str]:
@@ -107,16 +61,14 @@ def running(backend: str) -> Iterator[None]:
         if (gpu := GPU_BACKENDS.get(backend.removesuffix("-screened"))) is not None:
             stack.enter_context(_replaced(gpu))
             if backend.endswith("-screened"):
-                gpu.library().fastsparse_cuda_set_screening(1)
-                stack.callback(gpu.library().fastsparse_cuda_set_screening, -1)
+                stack.enter_context(turned(gpu.library(), screening=1))
         elif backend != "registered":
             name, level, screened = (*backend.split("-"), None, None)[:3]
             stack.enter_context(fastsparse.use_backend(name))
             if level:
                 stack.enter_context(use_cpu_level(level))
             if screened:
-                _cpu._library.fastsparse_cpu_set_screening(1)
-                stack.callback(_cpu._library.fastsparse_cpu_set_screening, -1)
+                stack.enter_context(turned(_cpu.library, screening=1))
         yield
 
 
@@ -143,32 +95,25 @@ def _replaced(backend: GpuBackend) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")  # of what is replaced
-            for op in registered_ops():
+            for op in OPS:
                 library.impl(op, partial(_run, backend, op), "CPU", allow_override=True)
         yield
     finally:
         library._destroy()  # brings the compiled kernels back
 
 
-def registered_ops() -> list[str]:
-    """Every op of fastsparse, by name."""
-    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
-    return sorted(name for namespace, name in names if namespace == "fastsparse")
-
-
-def _run(backend: GpuBackend, op: str, *arguments):
-    if backend.kernels not in (None, *_gpu.ORDER.get(op, ())):
-        leave_out(f"{op} has no {backend.kernels} kernel")
-    if OPS[op].work(*arguments) > backend.work:
+def _run(backend: GpuBackend, name: str, *arguments):
+    op = OPS[name]
+    if backend.kernels not in (None, *op.kernels):
+        leave_out(f"{name} has no {backend.kernels} kernel")
+    if work(name, arguments) > backend.work:
         leave_out("the shape is too large for GPU kernels without a GPU")
-    if op == "topk_encode":  # as fastsparse.ops._gpu does, before it chooses a kernel
-        check_eligible(arguments[1], arguments[3], arguments[6])
+    if op.check is not None:  # as fastsparse.ops._gpu does, before it runs a kernel
+        op.check(*arguments)
     with pytest.MonkeyPatch.context() as patch:
-        if OPS[op].indices is not None:
-            indices, latents = OPS[op].indices(*arguments)
-            if ((indices < 0) | (indices >= latents)).any():
-                patch.setenv("FASTSPARSE_DEBUG", "1")  # else a GPU takes indices on trust
-        return backend.run(op, *arguments)
+        if any(((indices < 0) | (indices >= bound)).any() for indices, bound in op.form.indices(arguments)):
+            patch.setenv("FASTSPARSE_DEBUG", "1")  # else a GPU takes indices on trust
+        return backend.run(name, *arguments)
 
 
 def leave_out(reason: str) -> None:
@@ -183,7 +128,8 @@ def leave_out(reason: str) -> None:
 
 def _interpreted(op: str, *arguments):
     module = _in_triton(op, arguments[0].dtype)
-    _gpu._check_tensors(op, arguments)
+    OPS[op].form.check(op, arguments)
+    OPS[op].form.check_indices(op, arguments)
     with torch.autocast("cpu", enabled=False), triton_interpreter.interpreting():
         return getattr(module, op)(*arguments)
 
@@ -241,6 +187,6 @@ GPU_BACKENDS = {
     "cuda-emulated": GpuBackend(emulator.unavailable, _emulated, "cuda", work=2e7, library=emulator.load),
     "triton-gpu": GpuBackend(partial(_absent, "triton"), partial(_on_gpu, "triton"), "triton"),
     "cuda-gpu": GpuBackend(
-        partial(_absent, "cuda"), partial(_on_gpu, "cuda"), "cuda", library=lambda: _cuda._library
+        partial(_absent, "cuda"), partial(_on_gpu, "cuda"), "cuda", library=lambda: _cuda.library
     ),
 }

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import pairs
 from backends import backend_names, running
 
 # Processes that share the machine share its processors too. A test of threads sets how many it wants.
@@ -26,6 +27,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("fastsparse")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--exhaustive", action="store_true", help="run every combination of parameters, not every pair"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after what -k leaves
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("exhaustive"):
+        items[:], left_out = pairs.of_items(items)
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(params=backend_names())

@@ -29,15 +29,15 @@ from oracle import (
     DTYPES,
     LAYOUTS,
     assert_pursuit,
-    assert_sddmm,
     assert_spmm,
     assert_spmm_t,
     assert_topk,
     flushing,
     laid_out,
 )
-from recurrences import CELLS, Cell, assert_follows, assert_same_states, assert_states
+from recurrences import CELLS, Textbook, assert_follows, assert_same_states, assert_states
 from test_linear_recurrence import assert_gradient, assert_recurrence, gradient
+from test_sparse_products import PRODUCTS, Product
 from torch import Tensor
 
 import fastsparse
@@ -226,36 +226,23 @@ def _differentiate(draw: Draw, code, x: Tensor, weight: Tensor, bias: Tensor | N
             assert_spmm_t(found[2][:, None], d_values, indices, ones, len(weight))
 
 
-def spmm(draw: Draw) -> int:
-    M, k, D = draw.size("M", 3000), draw.size("k", 70), draw.size("D", 1200)
+def _multiply(draw: Draw, product: Product) -> int:
+    M, k, D = (
+        draw.size("M", 3000),
+        draw.size("k", 70),
+        draw.size("D", 1200 if "weight" in product.takes else 400),
+    )
     N = draw.size("N", draw.work / (k * D))
-    values, weight, indices = draw.numbers("values", N, k), draw.numbers("weight", M, D), draw.code(N, k, M)
-    out = draw.run(lambda: fastsparse.spmm(values, indices, weight))
-    values, weight = draw.flushed(values, weight)
+    shapes = {"values": (N, k), "x": (N, D), "weight": (M, D)}
+    made = [
+        M if name == "M" else draw.code(N, k, M) if name == "indices" else draw.numbers(name, *shapes[name])
+        for name in product.takes
+    ]
+    out = draw.run(lambda: product(*made))
+    for place in product.dense:
+        (made[place],) = draw.flushed(made[place])
     with draw.oracle():
-        assert_spmm(out, values, indices, weight)
-    return N
-
-
-def sddmm(draw: Draw) -> int:
-    M, k, D = draw.size("M", 3000), draw.size("k", 70), draw.size("D", 1200)
-    N = draw.size("N", draw.work / (k * D))
-    x, weight, indices = draw.numbers("x", N, D), draw.numbers("weight", M, D), draw.code(N, k, M)
-    out = draw.run(lambda: fastsparse.sddmm(x, weight, indices))
-    x, weight = draw.flushed(x, weight)
-    with draw.oracle():
-        assert_sddmm(out, x, weight, indices)
-    return N
-
-
-def spmm_t(draw: Draw) -> int:
-    M, k, D = draw.size("M", 3000), draw.size("k", 70), draw.size("D", 400)
-    N = draw.size("N", draw.work / (k * D))
-    values, x, indices = draw.numbers("values", N, k), draw.numbers("x", N, D), draw.code(N, k, M)
-    out = draw.run(lambda: fastsparse.spmm_t(values, indices, x, M))
-    values, x = draw.flushed(values, x)
-    with draw.oracle():
-        assert_spmm_t(out, values, indices, x, M)
+        product.check(out, *made)
     return N
 
 
@@ -314,7 +301,7 @@ def linear_recurrence(draw: Draw) -> int:
     return B * T
 
 
-def _gated(draw: Draw, cell: Cell) -> int:
+def _gated(draw: Draw, cell: Textbook) -> int:
     packed, scale = draw.flag("packed", 0.3), draw.choose("scale", (0.1, 0.5, 1, 3, 10, 50))
     T, H = draw.size("T", 600), draw.size("H", 40)
     B = 1 if packed else draw.size("B", 4)
@@ -337,9 +324,9 @@ def _gated(draw: Draw, cell: Cell) -> int:
 
 
 OPS: dict[str, Callable[[Draw], int]] = {
-    op.__name__: op
-    for op in (topk_encode, spmm, sddmm, spmm_t, matching_pursuit, matching_pursuit_step, linear_recurrence)
+    op.__name__: op for op in (topk_encode, matching_pursuit, matching_pursuit_step, linear_recurrence)
 }
+OPS |= {product.name: lambda draw, product=product: _multiply(draw, product) for product in PRODUCTS}
 OPS |= {name: lambda draw, cell=cell: _gated(draw, cell) for name, cell in CELLS.items()}
 
 

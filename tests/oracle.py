@@ -5,14 +5,25 @@ gamma_n = n u / (1 - n u) (Higham, "Accuracy and Stability of Numerical Algorith
 the least subnormal for every product that underflows. No tolerance in the op tests is looser than that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "transposed", "strided", "misaligned")
+
+
+def shapes(*sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """As few shapes as have all the values of each size: the longest list, beside which others start again.
+
+    Example:
+        >>> shapes((1, 2, 3), (7, 8), (5,))
+        [(1, 7, 5), (2, 8, 5), (3, 7, 5)]
+    """
+    return list(islice(zip(*map(cycle, sizes), strict=True), max(map(len, sizes))))
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:

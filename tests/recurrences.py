@@ -19,8 +19,8 @@ HOPELESS = 1e-2
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A gated recurrence.
+class Textbook:
+    """A gated recurrence, written out.
 
     Attributes:
         name: the public function.
@@ -95,8 +95,8 @@ def lstm_rounding(states, u, weights):
     return 4 + of_o + (1 - torch.tanh(c) ** 2) * of_c, of_c
 
 
-GRU = Cell("gru_recurrence", 1, (3,), gru_step, gru_rounding)
-LSTM = Cell("lstm_recurrence", 2, (3, 2), lstm_step, lstm_rounding)
+GRU = Textbook("gru_recurrence", 1, (3,), gru_step, gru_rounding)
+LSTM = Textbook("lstm_recurrence", 2, (3, 2), lstm_step, lstm_rounding)
 CELLS = {cell.name: cell for cell in (GRU, LSTM)}
 
 
@@ -108,7 +108,7 @@ def spans(B: int, T: int, cu_seqlens: Tensor | None) -> list[tuple[int, slice]]:
     return [(0, slice(*pair)) for pair in pairwise(bounds)]
 
 
-def textbook(cell: Cell, u, weights, state=None, cu_seqlens=None) -> tuple[Tensor, ...]:
+def textbook(cell: Textbook, u, weights, state=None, cu_seqlens=None) -> tuple[Tensor, ...]:
     """The states in the inputs' own precision, sequence by sequence, step by step."""
     B, T, _, H = u.shape
     outs = [u.new_zeros(B, T, H) for _ in range(cell.states)]
@@ -128,7 +128,7 @@ def textbook(cell: Cell, u, weights, state=None, cu_seqlens=None) -> tuple[Tenso
     return tuple(outs)
 
 
-def assert_states(cell: Cell, outs, u, weights, state=None, cu_seqlens=None) -> None:
+def assert_states(cell: Textbook, outs, u, weights, state=None, cu_seqlens=None) -> None:
     """The states are the textbook's, to within what rounding can do on the way."""
     dtype = u.dtype
     u, weights = u.double(), tuple(weight.double() for weight in weights)
@@ -165,7 +165,7 @@ def assert_states(cell: Cell, outs, u, weights, state=None, cu_seqlens=None) -> 
         assert_within(out, part, error.masked_fill(error > HOPELESS, torch.inf))
 
 
-def assert_follows(cell: Cell, outs, u, weights, state) -> None:
+def assert_follows(cell: Textbook, outs, u, weights, state) -> None:
     """Each state is what a step makes of the one before, up to rounding and what a certificate allows.
 
     This holds in chaos too, where all that can be asked of a sequence is that its steps are right.
@@ -179,7 +179,7 @@ def assert_follows(cell: Cell, outs, u, weights, state) -> None:
         assert ((out - part).abs() <= unit * (2 * error + 64 * out.abs().clamp_min(1))).all()
 
 
-def spread(cell: Cell, outs, u, weights, state) -> Tensor:
+def spread(cell: Textbook, outs, u, weights, state) -> Tensor:
     """(B, H): the largest variance along the states, were every step to add an error of variance 1 to each.
 
     Of pairs the sum of both. In fp64, step by step, which is what certificates take from scans in parts.

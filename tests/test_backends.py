@@ -1,15 +1,18 @@
 """The tests' own backends: which are left out here and why, and that a replaced op is the one that runs."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
-from backends import GPU_BACKENDS, OPS, GpuBackend, leave_out, missing, registered_ops, running
+from backends import GPU_BACKENDS, GpuBackend, leave_out, missing, running
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import calls
+from test_sparse_products import SDDMM, SPMM, SPMM_T
 
 import fastsparse
-from fastsparse.ops import _gpu
+from fastsparse.ops._library import OPS
 
 CODE = torch.tensor([[2.0]]), torch.tensor([[1]])
 
@@ -40,19 +43,14 @@ def recorded(monkeypatch):
     return calls
 
 
-def test_every_op_with_gpu_kernels_is_known():
-    assert OPS.keys() == _gpu.ORDER.keys()
-
-
 def test_an_op_is_replaced_and_comes_back(recorded):
     weight = torch.ones(2, 1)
     for _ in range(2):
         with running("recorded"):
             assert fastsparse.spmm(*CODE, weight).tolist() == [[0.0]]
-            fastsparse.sddmm(CODE[0], weight, CODE[1])
             fastsparse.spmm_t(*CODE, CODE[0], 2)
             fastsparse.topk_encode(CODE[0], weight, k=1)
-        assert recorded == ["spmm", "sddmm", "spmm_t", "topk_encode"]
+        assert recorded == ["spmm", "spmm_t", "topk_encode"]
         assert fastsparse.spmm(*CODE, weight).tolist() == [[2.0]]
         recorded.clear()
 
@@ -60,7 +58,7 @@ def test_an_op_is_replaced_and_comes_back(recorded):
 def test_gradients_run_on_the_replaced_ops(recorded):
     with running("recorded"):
         fastsparse.spmm(CODE[0].clone().requires_grad_(), CODE[1], torch.ones(2, 1)).backward()
-    assert recorded == ["spmm", "sddmm"]
+    assert recorded == ["spmm", SDDMM.name]
 
 
 def test_what_is_too_large_is_left_out(recorded):
@@ -69,12 +67,14 @@ def test_what_is_too_large_is_left_out(recorded):
     assert recorded == []
 
 
-def test_the_tests_know_how_to_run_every_op():
-    assert set(registered_ops()) == set(OPS)
+def test_every_op_has_a_record_and_samples():
+    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    assert {name for namespace, name in names if namespace == "fastsparse"} == set(OPS)
+    assert all(calls().values())
 
 
 def test_an_op_with_kernels_of_another_kind_is_left_out(monkeypatch):
-    monkeypatch.setitem(_gpu.ORDER, "spmm", ("cuda",))
+    monkeypatch.setitem(OPS, "spmm", replace(OPS["spmm"], kernels=("cuda",)))
     for kernels in ("cuda", "triton"):
         backend = GpuBackend(lambda: None, lambda op, *_: torch.ones(1, 1), kernels)
         monkeypatch.setitem(GPU_BACKENDS, "recorded", backend)
@@ -106,15 +106,15 @@ def test_indices_out_of_range_are_run_under_the_check(monkeypatch):
     weight = torch.ones(2, 1)
     with running("asks"):
         for indices in (CODE[1], CODE[1] + 1, CODE[1] - 2, CODE[1]):
-            fastsparse.spmm(CODE[0], indices, weight)
-            fastsparse.sddmm(CODE[0], weight, indices)
-            fastsparse.spmm_t(CODE[0], indices, CODE[0], 2)
+            SPMM(CODE[0], indices, weight)
+            SDDMM(CODE[0], weight, indices)
+            SPMM_T(CODE[0], indices, CODE[0], 2)
     assert seen == [None] * 3 + ["1"] * 6 + [None] * 3
 
 
 def test_a_skip_in_a_backward_ends_the_test(monkeypatch):
     def run(op, *arguments):
-        return leave_out("no such kernel") if op == "sddmm" else torch.zeros(1, 2)
+        return leave_out("no such kernel") if op == SDDMM.name else torch.zeros(1, 2)
 
     monkeypatch.setitem(GPU_BACKENDS, "half", GpuBackend(lambda: None, run))
     with running("half"):

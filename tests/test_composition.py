@@ -6,83 +6,21 @@ from itertools import product
 import pytest
 import torch
 from backends import host_backend_names, running
-from oracle import random, random_indices
+from oracle import laid_out, random, random_indices
+from samples import CORE, SMALL, calls, tensors
+from test_sparse_products import PRODUCTS
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 import fastsparse
-from fastsparse._options import SOLVERS
+from fastsparse.ops._library import OPS
 
-N, k, M, D, T = 5, 3, 11, 4, 2
-INDICES = random_indices(N, k, M, seed=9)
-
-
-def tensors(*names: str, dtype=torch.float32, tokens: int = N) -> list[torch.Tensor]:
-    """The named float tensors of a problem, as leaves that want a gradient."""
-    shapes = {"x": (tokens, D), "weight": (M, D), "bias": (M,), "values": (tokens, k), "offset": (D,)}
-    # Of recurrences: sequences in place of tokens, of T steps.
-    shapes |= {"factors": (tokens, T, D), "terms": (tokens, T, D), "blocks": (tokens, T, 2, 2, D)}
-    shapes |= {"pairs": (tokens, T, 2, D), "u": (tokens, T, 3, D), "gates": (3, D), "peephole": (2, D)}
-    shapes |= {"state": (tokens, D), "cell": (tokens, D)}
-    return [random(*shapes[name], seed=i, dtype=dtype).requires_grad_() for i, name in enumerate(names)]
-
-
-def indices_for(tensor: torch.Tensor) -> torch.Tensor:
-    """Fixed indices for any number of tokens, traceable."""
-    return torch.arange(tensor.shape[0]).unsqueeze(1) % (M - k) + torch.arange(k)
-
-
-# What users call, as functions of float tensors alone, and the tensors by name.
-FUNCTIONS = {
-    "topk_encode": (
-        lambda x, weight, bias: fastsparse.topk_encode(x, weight, bias, k=k)[0],
-        ("x", "weight", "bias"),
-    ),
-    "topk_encode_abs": (
-        lambda x, weight: fastsparse.topk_encode(
-            x, weight, k=k, activation="abs", latent_scale=torch.linspace(-1, 2, M, dtype=x.dtype)
-        )[0],
-        ("x", "weight"),
-    ),
-    "spmm": (
-        lambda values, weight: fastsparse.spmm(values, indices_for(values), weight),
-        ("values", "weight"),
-    ),
-    "sddmm": (lambda x, weight: fastsparse.sddmm(x, weight, indices_for(x)), ("x", "weight")),
-    "spmm_t": (lambda values, x: fastsparse.spmm_t(values, indices_for(values), x, M), ("values", "x")),
-    "sparse_decode": (
-        lambda values, weight, offset: fastsparse.sparse_decode(values, indices_for(values), weight, offset),
-        ("values", "weight", "offset"),
-    ),
-}
-for _form in ("signed", "nonnegative"):
-    FUNCTIONS[f"matching_pursuit_{_form}"] = (
-        lambda x, weight, nonnegative=_form == "nonnegative": torch.cat(
-            fastsparse.matching_pursuit(x, weight, k=k, nonnegative=nonnegative, coalesce=True)[::2], dim=1
-        ),
-        ("x", "weight"),
-    )
-FUNCTIONS["matching_pursuit_step"] = (
-    lambda x, weight: fastsparse.matching_pursuit_step(x, weight)[2],
-    ("x", "weight"),
-)
-FUNCTIONS |= {
-    "linear_recurrence": (fastsparse.linear_recurrence, ("factors", "terms", "state")),
-    "linear_recurrence_pairs": (
-        lambda blocks, pairs: fastsparse.linear_recurrence(blocks, pairs, reverse=True),
-        ("blocks", "pairs"),
-    ),
-    "gru_recurrence": (fastsparse.gru_recurrence, ("u", "gates", "state")),
-    "lstm_recurrence": (
-        lambda u, gates, peephole, state, cell: torch.cat(
-            fastsparse.lstm_recurrence(u, gates, peephole, (state, cell))
-        ),
-        ("u", "gates", "peephole", "state", "cell"),
-    ),
-}
-functions = pytest.mark.parametrize("name", FUNCTIONS)
+N, k, M, D, T = SMALL.N, SMALL.k, SMALL.M, SMALL.D, SMALL.T
+FUNCTIONS = {name: (sample.__call__, sample.inputs) for name, sample in CORE.items()}
+CODE = random_indices(N, k, M, seed=9)
+functions = pytest.mark.parametrize("name", CORE)
 ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradients have none
-twice = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(ONCE)])
+twice = pytest.mark.parametrize("name", [name for name in CORE if not name.startswith(ONCE)])
 
 # PyTorch's compiler, forward mode, linearization and vmap warn of what they do themselves.
 pytestmark = pytest.mark.filterwarnings(
@@ -119,114 +57,21 @@ def test_gradcheck_of_an_empty_batch(backend, name):
     assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves)
 
 
-RELU, NONE, ABS = range(3)  # in fastsparse/_options.py
-AUTO, DIRECT, GRAM = range(3)
-
-OP_INPUTS = {
-    "topk_encode": [
-        lambda x, weight, bias: (x, weight, bias, k, RELU, None, None),
-        lambda x, weight, bias: (x, weight, None, k, NONE, bias.detach(), torch.arange(M) > 2),
-        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, bias, M, ABS, None, None),
-    ],
-    "spmm": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, weight)],
-    "sddmm": [lambda x, weight, bias: (x, weight, INDICES)],
-    "spmm_t": [lambda x, weight, bias: (random(N, k, seed=5).requires_grad_(), INDICES, x, M)],
-    "matching_pursuit": [
-        lambda x, weight, bias: (x, weight, k, 0.0, False, False, AUTO),
-        lambda x, weight, bias: (x.detach(), weight.T.contiguous().T, 9, 0.5, True, False, DIRECT),
-        lambda x, weight, bias: (x, weight.detach(), k, 0.0, False, True, GRAM),
-    ],
-    "matching_pursuit_step": [
-        lambda x, weight, bias: (x, weight, False, False),
-        lambda x, weight, bias: (x.T.contiguous().T, weight, True, True),
-    ],
-    "matching_pursuit_backward": [
-        lambda x, weight, bias: (*_steps(x, weight), random(N, k, seed=6), None, False, True, True),
-        lambda x, weight, bias: (
-            *_steps(x, weight),
-            random(N, k, seed=6),
-            random(N, D, seed=7),
-            True,
-            True,
-            False,
-        ),
-        lambda x, weight, bias: (*_steps(x, weight), random(N, k, seed=6), None, False, False, True),
-    ],
-}
-
-
-OP_INPUTS |= {
-    "linear_recurrence": [
-        lambda *_: (*tensors("factors", "terms", "state"), False, None),
-        lambda *_: (*tensors("blocks", "pairs"), None, True, None),
-        lambda *_: (*tensors("factors", "terms", tokens=1), random(2, D, seed=3), True, SPANS),
-    ],
-    "linear_recurrence_backward": [
-        lambda *_: _upstream(*tensors("factors", "state"), False, None, "terms", True, True, True),
-        lambda *_: _upstream(*tensors("blocks"), None, True, None, "pairs", True, False, False),
-        lambda *_: _upstream(*tensors("factors", tokens=1), None, False, SPANS, "terms", False, True, False),
-    ],
-    "gru_recurrence": [
-        lambda *_: (*tensors("u", "gates", "state"), None, AUTO),
-        lambda *_: (*tensors("u", "gates", tokens=1), None, SPANS, SOLVERS.index("newton")),
-        lambda *_: (tensors("u")[0].detach(), *tensors("gates", "state"), None, SOLVERS.index("shooting")),
-    ],
-    "gru_recurrence_backward": [
-        lambda *_: (*_solved("gru_recurrence", "u", "gates", "state"), True, True, True),
-        lambda *_: (*_solved("gru_recurrence", "u", "gates"), True, False, False),
-    ],
-    "lstm_recurrence": [
-        lambda *_: (*tensors("u", "gates", "peephole", "state", "cell"), None, AUTO),
-        lambda *_: (*tensors("u", "gates", "peephole", tokens=1), None, None, SPANS, SOLVERS.index("newton")),
-    ],
-    "lstm_recurrence_backward": [
-        lambda *_: (*_solved("lstm_recurrence", "u", "gates", "peephole", "state", "cell"), True, True, True),
-        lambda *_: (*_solved("lstm_recurrence", "u", "gates", "peephole")[:-1], None, False, True, False),
-    ],
-}
-SPANS = torch.tensor([0, 1, T])
-
-
-def _upstream(a, h0, reverse, spans, name, *needs):
-    """What linear_recurrence's gradient starts from: its inputs, any states, and what reaches them."""
-    h, d_h = tensors(name, name, tokens=len(a))
-    return a, h0, reverse, spans, h, d_h, *needs
-
-
-def _solved(op, *names):
-    """What a recurrence's gradient starts from: inputs, states, and what reaches them."""
-    inputs = [tensor.detach() for tensor in tensors(*names)]
-    inputs += [None] * ((4 if op == "gru_recurrence" else 6) - len(inputs))  # states left out, no cu_seqlens
-    *states, _ = getattr(torch.ops.fastsparse, op)(*inputs, AUTO)
-    return *inputs, *states, *(random(N, T, D, seed=8) for _ in states)
-
-
-def _steps(x, weight):
-    """What matching_pursuit's gradient starts from: its outputs and the dictionary."""
-    x, weight = x.detach(), weight.detach()
-    return *torch.ops.fastsparse.matching_pursuit(x, weight, k, 0.0, False, False, AUTO), weight
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("op", "make"),
-    [
-        pytest.param(op, make, id=f"{op}-{i}")
-        for op, makes in OP_INPUTS.items()
-        for i, make in enumerate(makes)
-    ],
-)
-def test_opcheck(op, make, dtype):
-    inputs = make(*tensors("x", "weight", "bias"))
-    inputs = [
-        value.detach().to(dtype).requires_grad_(value.requires_grad)
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for value in inputs
-    ]
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
     overload = getattr(torch.ops.fastsparse, op).default
-    tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(overload, tuple(inputs), **tolerance)
+    for dtype, layout in ((torch.float32, "contiguous"), (torch.bfloat16, "transposed")):
+        tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.bfloat16 else {}
+        for arguments in calls(dtype=dtype)[op]:
+            given = [
+                laid_out(value, layout if value.dim() == 2 else "contiguous").requires_grad_(
+                    OPS[op].differentiable and value.is_floating_point()
+                )
+                if isinstance(value, torch.Tensor)
+                else value
+                for value in arguments
+            ]
+            torch.library.opcheck(overload, tuple(given), **tolerance)
 
 
 def autoencoder(x, weight, bias, decoder):
@@ -305,7 +150,7 @@ def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
     with pytest.raises(ValueError, match="linear_recurrence_backward: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.linear_recurrence_backward(x, None, False, spans, x, x, True, True, False)
     with pytest.raises(ValueError, match="gru_recurrence: cu_seqlens must go from 0 to T = 4"):
-        torch.ops.fastsparse.gru_recurrence(u, gates, None, spans, AUTO)
+        torch.ops.fastsparse.gru_recurrence(u, gates, None, spans, 0)
     with pytest.raises(ValueError, match="gru_recurrence_backward: cu_seqlens must go from 0 to T = 4"):
         torch.ops.fastsparse.gru_recurrence_backward(u, gates, None, spans, x, x, True, True, False)
 
@@ -448,9 +293,17 @@ BATCHED = {
         lambda x, weight, bias, mask: fastsparse.topk_encode(x, weight, bias, k=k, latent_mask=mask),
         ((N, D), (M, D), (M,), BATCHED_MASK),
     ),
-    "spmm": (fastsparse.spmm, ((N, k), "indices", (M, D))),
-    "sddmm": (fastsparse.sddmm, ((N, D), (M, D), "indices")),
-    "spmm_t": (lambda *args: fastsparse.spmm_t(*args, M), ((N, k), "indices", (N, D))),
+    **{
+        product.name: (
+            lambda *args, product=product: product(*args, *[M] * (len(product.takes) - len(args))),
+            tuple(
+                {"values": (N, k), "x": (N, D), "weight": (M, D)}.get(name, name)
+                for name in product.takes
+                if name != "M"
+            ),
+        )
+        for product in PRODUCTS
+    },
     "sparse_decode": (fastsparse.sparse_decode, ((N, k), "indices", (M, D), (D,))),
     "matching_pursuit": (
         lambda x, weight: fastsparse.matching_pursuit(
@@ -475,7 +328,7 @@ BATCHED = {
 
 
 def batch(name: str) -> tuple[torch.Tensor, ...]:
-    indices = torch.stack((INDICES, INDICES.flip(0)))
+    indices = torch.stack((CODE, CODE.flip(0)))
     return tuple(
         spec if isinstance(spec, torch.Tensor) else indices if spec == "indices" else random(2, *spec, seed=i)
         for i, spec in enumerate(BATCHED[name][1])
@@ -502,7 +355,7 @@ def test_vmap_is_the_loop(named, name):
 
 
 @pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
-@pytest.mark.parametrize("name", ["spmm", "sddmm", "spmm_t", "sparse_decode"])
+@pytest.mark.parametrize("name", ["sparse_decode", *(product.name for product in PRODUCTS)])
 @pytest.mark.parametrize("bad", [-1, M, -M - 1, 2**40])
 def test_indices_are_checked_under_transforms(named, name, bad):
     function, args = BATCHED[name][0], batch(name)
@@ -584,7 +437,7 @@ FORWARD = {
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(
     ("name", "way"),
-    [*product(FUNCTIONS, ("func", "inside_compiled")), *product(("topk_encode",), FORWARD)],
+    [*product(CORE, ("func", "inside_compiled")), *product(("topk_encode",), FORWARD)],
 )
 def test_forward_mode(name, way):
     function, inputs = FUNCTIONS[name]
@@ -605,7 +458,7 @@ def test_forward_mode_of_what_has_no_tangent(name):
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(
     ("name", "compiler"),
-    [*product(FUNCTIONS, ("eager",)), ("topk_encode", "aot_eager"), ("topk_encode", "inductor")],
+    [*product(CORE, ("eager",)), ("topk_encode", "aot_eager"), ("topk_encode", "inductor")],
 )
 def test_dual_tensors_never_lose_their_tangents_in_a_graph(name, compiler):
     function, inputs = FUNCTIONS[name]
@@ -674,10 +527,10 @@ def test_functional_gradients(name):
 
 def test_functional_gradients_may_pass_an_op_by():
     values, weight = (leaf.detach() for leaf in tensors("values", "weight"))
-    found = torch.func.grad(lambda factor: (factor * fastsparse.spmm(values, INDICES, weight)).sum())(
+    found = torch.func.grad(lambda factor: (factor * fastsparse.spmm(values, CODE, weight)).sum())(
         torch.ones(())
     )
-    torch.testing.assert_close(found, fastsparse.spmm(values, INDICES, weight).sum())
+    torch.testing.assert_close(found, fastsparse.spmm(values, CODE, weight).sum())
 
 
 def test_functional_gradients_may_pass_by_what_wants_none():
@@ -685,7 +538,7 @@ def test_functional_gradients_may_pass_by_what_wants_none():
     values = random(N, k, seed=1)
 
     def function(factor):
-        return (factor * fastsparse.spmm(values, INDICES, torch.ones(M, D))).sum()
+        return (factor * fastsparse.spmm(values, CODE, torch.ones(M, D))).sum()
 
     found = torch.func.grad(function)(torch.ones(()))
     torch.testing.assert_close(found, function(torch.ones(())))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from backends import host_backend_names, running
 from float_modes import FLOAT_MODES, ORDINARY, current_mode, float_mode
-from oracle import assert_pursuit, assert_topk, random, random_indices
+from oracle import assert_pursuit, assert_topk, random
 from recurrences import CELLS, assert_same_states, assert_states
+from test_sparse_products import PRODUCTS
 
 import fastsparse
 
@@ -101,7 +102,6 @@ def test_a_search_is_well_formed_on_every_backend(backend, kind):
 
 def sums(dtype):
     """Calls of the ops that only sum, forward and backward."""
-    values, indices = random(9, 5, seed=4, dtype=dtype), random_indices(9, 5, 30, seed=5)
     x, weight = random(9, 37, seed=6, dtype=dtype), random(30, 37, seed=7, dtype=dtype)
     a, b = random(3, 70, 11, seed=8, dtype=dtype, scale=0.5), random(3, 70, 11, seed=9, dtype=dtype)
 
@@ -112,9 +112,10 @@ def sums(dtype):
         return [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out))]
 
     calls = {
-        "spmm": lambda: [fastsparse.spmm(values, indices, weight)],
-        "sddmm": lambda: [fastsparse.sddmm(x, weight, indices)],
-        "spmm_t": lambda: [fastsparse.spmm_t(values, indices, x, 30)],
+        **{
+            product.name: lambda product=product: [product(*product.make(9, 5, 30, 37, dtype))]
+            for product in PRODUCTS
+        },
         "linear_recurrence": lambda: differentiated(fastsparse.linear_recurrence, a, b),
         "pursuit": lambda: differentiated(lambda *t: fastsparse.matching_pursuit(*t, k=3), x, weight),
     }

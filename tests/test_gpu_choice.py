@@ -1,51 +1,52 @@
 """CUDA tensors: which kernel runs an op, and what is done around it, on machines that have no GPU."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from test_sparse_products import every_product
 
 import fastsparse
 from fastsparse import backend
 from fastsparse._options import ACTIVATIONS
 from fastsparse.ops import _gpu
 from fastsparse.ops._forms import Form
+from fastsparse.ops._library import OPS
 
-OPS = tuple(_gpu.ORDER)
-KERNELS = [(op, name) for op in OPS for name in _gpu.ORDER[op]]
+SPMM = OPS["spmm"]
 
 
 def failing(**failures: str):
     return failures.get
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_without_a_name_the_first_that_can_run(op):
+def test_without_a_name_the_first_that_can_run():
     broken = {}
-    for name in _gpu.ORDER[op]:
-        assert _gpu.choose(op, None, failing(**broken)) == name
+    for name in ("cuda", "triton"):
+        assert _gpu.choose(SPMM, None, failing(**broken)) == name
         broken[name] = "broken"
-    assert broken.keys() <= {"cuda", "triton"}
-    assert _gpu.choose(op, None, failing(**broken)) == "reference"
+    assert _gpu.choose(SPMM, None, failing(**broken)) == "reference"
 
 
-@pytest.mark.parametrize(("op", "name"), KERNELS)
-def test_a_name_is_served_or_refused(op, name):
-    assert _gpu.choose(op, name, failing()) == name
-    assert _gpu.choose(op, "reference", failing()) == "reference"
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_name_is_served_or_refused(name):
+    assert _gpu.choose(SPMM, name, failing()) == name
+    assert _gpu.choose(SPMM, "reference", failing()) == "reference"
     with pytest.raises(
-        RuntimeError, match=f"^{op}: backend '{name}' was asked for and can't run here: broken"
+        RuntimeError, match=f"^spmm: backend '{name}' was asked for and can't run here: broken"
     ):
-        _gpu.choose(op, name, failing(**{name: "broken"}))
-    with pytest.raises(RuntimeError, match=f"^{op}: backend 'cpu' was asked for .*: it runs on cpu tensors"):
-        _gpu.choose(op, "cpu", failing())
+        _gpu.choose(SPMM, name, failing(**{name: "broken"}))
+    with pytest.raises(RuntimeError, match=r"^spmm: backend 'cpu' was asked for .*: it runs on cpu tensors"):
+        _gpu.choose(SPMM, "cpu", failing())
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_the_reference_serves_ops_without_a_kernel(name):
-    assert _gpu.choose("an_op_of_the_future", None, failing()) == "reference"
+    bare = replace(SPMM, kernels=())
+    assert _gpu.choose(bare, None, failing()) == "reference"
     with pytest.raises(RuntimeError, match=f"'{name}' was asked for .*: it has no kernel for this op"):
-        _gpu.choose("an_op_of_the_future", name, failing())
+        _gpu.choose(bare, name, failing())
 
 
 @pytest.fixture
@@ -60,18 +61,17 @@ def device(monkeypatch):
     _gpu._chosen.cache_clear()
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if len(_gpu.ORDER[op]) == 2])
-def test_dtypes(device, op):
-    assert _gpu._chosen(op, torch.float64, 0, None) == "cuda"
+def test_dtypes(device):
+    assert _gpu._chosen(SPMM, torch.float64, 0, None) == "cuda"
     with pytest.raises(RuntimeError, match=r"'triton' was asked for .*: Triton's kernel isn't for float64"):
-        _gpu._chosen(op, torch.float64, 0, "triton")
-    assert _gpu._chosen(op, torch.float32, 0, "triton") == "triton"
+        _gpu._chosen(SPMM, torch.float64, 0, "triton")
+    assert _gpu._chosen(SPMM, torch.float32, 0, "triton") == "triton"
     device["cuda"] = "the library is broken"
     _gpu._chosen.cache_clear()
-    assert _gpu._chosen(op, torch.float32, 0, None) == "triton"
-    assert _gpu._chosen(op, torch.float64, 0, None) == "reference"
+    assert _gpu._chosen(SPMM, torch.float32, 0, None) == "triton"
+    assert _gpu._chosen(SPMM, torch.float64, 0, None) == "reference"
     with pytest.raises(RuntimeError, match=r"'cuda' was asked for .*: the library is broken"):
-        _gpu._chosen(op, torch.float64, 0, "cuda")
+        _gpu._chosen(SPMM, torch.float64, 0, "cuda")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -106,22 +106,23 @@ def encode(run, mask=None, k=1):
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "reference"])
 def test_the_chosen_one_runs(monkeypatch, name):
-    monkeypatch.setattr(_gpu, "_chosen", lambda op, dtype, index, requested: name)
+    monkeypatch.setattr(_gpu, "_chosen", lambda *question: name)
     monkeypatch.setattr(_gpu, "_run_cuda", lambda op, arguments: "cuda")
     monkeypatch.setattr(_gpu, "_run_triton", lambda op, arguments: "triton")
     monkeypatch.setattr(Form, "check", lambda *_: None)  # the arguments are topk_encode's
-    for op in OPS:
-        assert encode(_gpu.implementation(op, lambda *_: "reference")) == name
+    monkeypatch.setattr(Form, "check_indices", lambda *_: None)
+    for op in OPS.values():
+        assert encode(_gpu.implementation(replace(op, reference=lambda *_: "reference", options={}))) == name
 
 
 def test_the_name_that_was_asked_for_is_passed_on(monkeypatch):
     seen = []
-    monkeypatch.setattr(_gpu, "_chosen", lambda *question: seen.append(question) or "reference")
-    run = _gpu.implementation("topk_encode", lambda *_: None)
+    monkeypatch.setattr(_gpu, "_chosen", lambda op, *question: seen.append(question) or "reference")
+    run = _gpu.implementation(replace(OPS["topk_encode"], reference=lambda *_: None))
     encode(run)
     with fastsparse.use_backend("reference"):
         encode(run)
-    assert seen == [("topk_encode", torch.float32, 0, None), ("topk_encode", torch.float32, 0, "reference")]
+    assert seen == [(torch.float32, 0, None), (torch.float32, 0, "reference")]
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
@@ -142,7 +143,7 @@ def test_too_few_eligible_latents(monkeypatch):
     monkeypatch.setattr(_gpu, "_run_cuda", lambda op, arguments: "ran")
     capturing = []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
-    run = _gpu.implementation("topk_encode", lambda *_: None)
+    run = _gpu.implementation(OPS["topk_encode"])
     mask = on_gpu(torch.tensor([True, False, True]))
     assert encode(run, mask, k=2) == "ran"
     with pytest.raises(ValueError, match=r"topk_encode: k must be .* eligible latents \(2\), got k=3"):
@@ -151,30 +152,26 @@ def test_too_few_eligible_latents(monkeypatch):
     assert encode(run, mask, k=3) == "ran"
 
 
-CODES = {
-    "spmm": lambda values, indices, dense: (values, indices, dense),
-    "sddmm": lambda values, indices, dense: (values, dense, indices),
-    "spmm_t": lambda values, indices, dense: (values, indices, values, dense.shape[0]),
-}
-
-
-@pytest.mark.parametrize("op", CODES)
-def test_triton_checks_indices_when_asked_to(monkeypatch, op):
+@every_product
+def test_triton_checks_indices_when_asked_to(monkeypatch, product):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    kernel = SimpleNamespace(**{op: lambda *arguments: "ran"})
+    kernel = SimpleNamespace(**{product.name: lambda *arguments: "ran"})
     monkeypatch.setattr(_gpu, "_triton_kernel", lambda name: kernel)
-    values, dense = on_gpu(torch.ones(1, 2)), on_gpu(torch.ones(3, 2))
+    monkeypatch.setattr(_gpu, "_chosen", lambda *_: "triton")
+    run = _gpu.implementation(OPS[product.name])
     for index, refused in ((2, False), (3, True), (-1, True)):
-        arguments = CODES[op](values, on_gpu(torch.tensor([[0, index]])), dense)
+        made = product.make(1, 2, 3, 4)
+        made[product.takes.index("indices")][0, 1] = index
+        arguments = [on_gpu(value) if isinstance(value, torch.Tensor) else value for value in made]
         monkeypatch.delenv("FASTSPARSE_DEBUG", raising=False)
-        assert _gpu._run_triton(op, arguments) == "ran"
+        assert run(*arguments) == "ran"
         monkeypatch.setenv("FASTSPARSE_DEBUG", "1")
         if refused:
-            with pytest.raises(IndexError, match=rf"{op}: indices\[0, 1\] must be in \[0, 3\), got {index}"):
-                _gpu._run_triton(op, arguments)
+            with pytest.raises(IndexError, match=rf"indices\[0, 1\] must be in \[0, 3\), got {index}"):
+                run(*arguments)
         else:
-            assert _gpu._run_triton(op, arguments) == "ran"
+            assert run(*arguments) == "ran"
 
 
 @pytest.fixture

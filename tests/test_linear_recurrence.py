@@ -92,47 +92,62 @@ def gradient(a, h0, h, d_h, reverse=False, cu_seqlens=None):
     return linear_recurrence_backward(a, h0, reverse, cu_seqlens, h, d_h, True, True, h0 is not None)
 
 
+# (B, T, H), around the edges of vectors, chunks and blocks.
+SHAPES = [(1, 1, 8), (3, 2, 65), (17, 31, 1), (2, 33, 9), (3, 64, 7), (2, 65, 16), (1, 129, 17), (2, 5, 33)]
+
+
 @forms
 @directions
-@pytest.mark.parametrize(
-    "shape",
-    [
-        *((2, T, 3) for T in (1, 2, 31, 33, 64, 129)),
-        *((2, 5, H) for H in (1, 7, 8, 9, 16, 17, 65)),
-        *((B, 4, 2) for B in (1, 3, 17)),
-    ],
-    ids=lambda shape: "x".join(map(str, shape)),
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(backend, shape, reverse, pairs):
     a, b, h0 = problem(*shape, pairs=pairs)
+    d_h = random(*b.shape, seed=4)
     for start in (None, h0):
-        assert_recurrence(fastsparse.linear_recurrence(a, b, start, reverse=reverse), a, b, start, reverse)
+        h = fastsparse.linear_recurrence(a, b, start, reverse=reverse)
+        assert_recurrence(h, a, b, start, reverse)
+        assert_gradient(gradient(a, start, h, d_h, reverse), a, start, h, d_h, reverse)
 
 
 @forms
 @directions
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_and_layouts(backend, dtype, reverse, pairs):
-    a, b, h0 = problem(3, 20, 9, pairs=pairs, dtype=dtype)
+    a, b, h0 = problem(3, 40, 19, pairs=pairs, dtype=dtype)
+    d_h = random(*b.shape, seed=4, dtype=dtype)
     h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
     assert_recurrence(h, a, b, h0, reverse)
-    apart = [laid_out_apart(part) for part in (a, b, h0)]
-    assert torch.equal(fastsparse.linear_recurrence(*apart, reverse=reverse), h)
+    right = gradient(a, h0, b, d_h, reverse)
+    assert_gradient(right, a, h0, b, d_h, reverse)
+    apart = [laid_out_apart(part) for part in (a, b, h0, d_h)]
+    assert torch.equal(fastsparse.linear_recurrence(*apart[:3], reverse=reverse), h)
+    found = gradient(apart[0], apart[2], apart[1], apart[3], reverse)
+    assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
     one = [part[:1].expand_as(part) for part in (a, b, h0)]
     assert_recurrence(fastsparse.linear_recurrence(*one, reverse=reverse), *one, reverse)
+    a, h, h0 = one
+    for same in (d_h[:1, :1].expand_as(d_h), d_h[0, 0, ..., :1].expand_as(d_h)):  # as of h.sum()
+        assert_gradient(gradient(a, h0, h, same, reverse), a, h0, h, same, reverse)
 
 
 @forms
 @directions
 def test_sequences_of_many_lengths(backend, reverse, pairs):
     a, b, h0 = problem(1, 150, 4, pairs=pairs, S=6)
+    d_h = random(*b.shape, seed=4)
     for start in (None, h0):
         for bounds in (BOUNDS, BOUNDS.int()):
             h = fastsparse.linear_recurrence(a, b, start, reverse=reverse, cu_seqlens=bounds)
             assert_recurrence(h, a, b, start, reverse, bounds)
-    none = torch.tensor([0, 0])
-    empty = fastsparse.linear_recurrence(a[:, :0], b[:, :0], h0[:1], reverse=reverse, cu_seqlens=none)
+        found = gradient(a, start, h, d_h, reverse, BOUNDS)
+        assert_gradient(found, a, start, h, d_h, reverse, BOUNDS)
+    assert not found[2][[1, 5]].any()  # of the empty ones
+    none = torch.tensor([0, 0, 0])
+    empty = fastsparse.linear_recurrence(a[:, :0], b[:, :0], h0[:2], reverse=reverse, cu_seqlens=none)
     assert empty.shape == b[:, :0].shape
+    d_a, d_b, d_h0 = gradient(a[:, :0], h0[:2], empty, d_h[:, :0], reverse, none)
+    assert d_a.shape == a[:, :0].shape
+    assert d_b.shape == b[:, :0].shape
+    assert torch.equal(d_h0, torch.zeros_like(h0[:2]))
 
 
 def test_by_hand(backend):
@@ -157,10 +172,20 @@ def test_of_ones_it_is_a_cumulative_sum(backend):
 @forms
 @directions
 def test_the_first_factor_is_not_read_without_a_state(backend, reverse, pairs):
+    """And its gradient is 0, even of what is not finite."""
     a, b, _ = problem(1, 150, 4, pairs=pairs)
+    d_h = random(*b.shape, seed=4)
     right = fastsparse.linear_recurrence(a, b, reverse=reverse, cu_seqlens=BOUNDS)
-    a[:, [2, 79, 80, 149] if reverse else [0, 3, 80, 81]] = torch.nan
+    back = gradient(a, None, b, d_h, reverse, BOUNDS)
+    first = [2, 79, 80, 149] if reverse else [0, 3, 80, 81]
+    a[:, first] = torch.nan
     assert torch.equal(fastsparse.linear_recurrence(a, b, reverse=reverse, cu_seqlens=BOUNDS), right)
+    found = gradient(a, None, b, d_h, reverse, BOUNDS)
+    assert all(torch.equal(*pair) for pair in zip(found, back, strict=True))
+    d_h[:, first] = torch.nan
+    d_a, d_b, _ = gradient(a, None, b, d_h, reverse, BOUNDS)
+    assert not d_a[:, first].any()
+    assert d_b[:, first].isnan().all()
 
 
 @forms
@@ -168,16 +193,26 @@ def test_the_first_factor_is_not_read_without_a_state(backend, reverse, pairs):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_in_its_channel(backend, bad, reverse, pairs):
     a, b, h0 = problem(3, 30, 5, pairs=pairs)
-    clean = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
+    d_h = random(*b.shape, seed=4)
+    clean, d_clean = fastsparse.linear_recurrence(a, b, h0, reverse=reverse), gradient(a, h0, b, d_h, reverse)
+    others = torch.ones_like(b, dtype=torch.bool)
+    others[1, slice(0, 13) if reverse else slice(12, 30), ..., 3] = False
     for spoilt in (a, b):
         kept = spoilt.clone()
         spoilt[1, 12, ..., 3] = bad
         h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
-        others = torch.ones_like(b, dtype=torch.bool)
-        others[1, slice(0, 13) if reverse else slice(12, 30), ..., 3] = False
         assert torch.equal(h[others], clean[others])
         assert not h[1, 12, ..., 3].isfinite().any()
         spoilt.copy_(kept)
+    d_h[1, 12, ..., 3] = bad
+    found = gradient(a, h0, b, d_h, reverse)
+    for mine, right in zip(found, d_clean, strict=True):
+        others = torch.ones_like(mine, dtype=torch.bool)
+        others[1, ..., 3] = False
+        if mine.dim() > h0.dim():
+            others[1, slice(0, 12) if reverse else slice(13, 30)] = True
+        assert torch.equal(mine[others], right[others])
+    assert not found[1][1, 12, ..., 3].isfinite().any()
 
 
 @forms
@@ -219,7 +254,7 @@ def factors_apart(T, distances, first, *, pairs, dtype=torch.float32):
 @directions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_factors_whose_product_overflows_in_other_orders(backend, dtype, reverse, pairs):
-    """Than the loop's: those that threads have between them, wherever these meet."""
+    """Than the loop's: those that threads have between them, wherever these meet. And back from the end."""
     for distances in (range(1, 9), range(9, 17), range(17, 25)):
         for first in (0, 3):
             a, b, h0 = factors_apart(76, distances, first, pairs=pairs, dtype=dtype)
@@ -228,6 +263,11 @@ def test_factors_whose_product_overflows_in_other_orders(backend, dtype, reverse
             h = fastsparse.linear_recurrence(a, b, h0, reverse=reverse)
             assert_recurrence(h, a, b, h0, reverse)
             assert not fastsparse.linear_recurrence(a, b, reverse=reverse).any()
+        a, d_h, h0 = factors_apart(76, distances, 0, pairs=pairs, dtype=dtype)
+        h = random(*d_h.shape, seed=4, dtype=dtype)
+        assert not any(part.any() for part in gradient(a, h0, h, d_h, reverse))
+        d_h[:, 0 if reverse else -1] = h0
+        assert_gradient(gradient(a, h0, h, d_h, reverse), a, h0, h, d_h, reverse)
 
 
 @forms
@@ -240,88 +280,6 @@ def test_nothing_to_do(backend, shape, pairs):
         h.sum().backward()
     grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     assert all(torch.equal(grad, torch.zeros_like(leaf)) for grad, leaf in zip(grads, leaves, strict=True))
-
-
-@forms
-@directions
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_of_dtypes_and_layouts(backend, dtype, reverse, pairs):
-    a, h, h0 = problem(3, 40, 19, pairs=pairs, dtype=dtype)
-    d_h = random(*h.shape, seed=4, dtype=dtype)
-    assert_gradient(gradient(a, None, h, d_h, reverse), a, None, h, d_h, reverse)
-    right = gradient(a, h0, h, d_h, reverse)
-    assert_gradient(right, a, h0, h, d_h, reverse)
-    found = gradient(*(laid_out_apart(part) for part in (a, h0, h, d_h)), reverse)
-    assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
-    one = [part[:1].expand_as(part) for part in (a, h0, h)]
-    for same in (d_h[:1, :1].expand_as(d_h), d_h[0, 0, ..., :1].expand_as(d_h)):  # as of h.sum()
-        assert_gradient(gradient(*one, same, reverse), *one, same, reverse)
-
-
-@forms
-@directions
-def test_gradients_of_sequences_of_many_lengths(backend, reverse, pairs):
-    a, h, h0 = problem(1, 150, 4, pairs=pairs, S=6)
-    d_h = random(*h.shape, seed=4)
-    for start in (None, h0):
-        found = gradient(a, start, h, d_h, reverse, BOUNDS)
-        assert_gradient(found, a, start, h, d_h, reverse, BOUNDS)
-    assert not found[2][[1, 5]].any()  # of the empty ones
-    d_a, d_b, d_h0 = gradient(a[:, :0], h0[:2], h[:, :0], d_h[:, :0], reverse, torch.tensor([0, 0, 0]))
-    assert d_a.shape == a[:, :0].shape
-    assert d_b.shape == h[:, :0].shape
-    assert torch.equal(d_h0, torch.zeros_like(h0[:2]))
-
-
-@forms
-@directions
-def test_gradients_do_not_read_the_first_factor_without_a_state(backend, reverse, pairs):
-    """Whose own is 0, even of what is not finite."""
-    a, h, _ = problem(1, 150, 4, pairs=pairs)
-    d_h = random(*h.shape, seed=4)
-    right = gradient(a, None, h, d_h, reverse, BOUNDS)
-    first = [2, 79, 80, 149] if reverse else [0, 3, 80, 81]
-    a[:, first] = torch.nan
-    assert all(
-        torch.equal(*pair) for pair in zip(gradient(a, None, h, d_h, reverse, BOUNDS), right, strict=True)
-    )
-    d_h[:, first] = torch.nan
-    d_a, d_b, _ = gradient(a, None, h, d_h, reverse, BOUNDS)
-    assert not d_a[:, first].any()
-    assert d_b[:, first].isnan().all()
-
-
-@forms
-@directions
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_gradients_that_are_not_finite_stay_in_their_channel(backend, bad, reverse, pairs):
-    a, h, h0 = problem(3, 30, 5, pairs=pairs)
-    d_h = random(*h.shape, seed=4)
-    clean = gradient(a, h0, h, d_h, reverse)
-    d_h[1, 12, ..., 3] = bad
-    found = gradient(a, h0, h, d_h, reverse)
-    for mine, right in zip(found, clean, strict=True):
-        others = torch.ones_like(mine, dtype=torch.bool)
-        others[1, ..., 3] = False
-        if mine.dim() > h0.dim():
-            others[1, : 12 if reverse else 0] = True
-            others[1, 30 if reverse else 13 :] = True
-        assert torch.equal(mine[others], right[others])
-    assert not found[1][1, 12, ..., 3].isfinite().any()
-
-
-@forms
-@directions
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_gradients_whose_factors_overflow_in_other_orders(backend, dtype, reverse, pairs):
-    """As test_factors_whose_product_overflows_in_other_orders, back from the last step."""
-    for distances in (range(1, 9), range(9, 17), range(17, 25)):
-        a, h, h0 = factors_apart(76, distances, 0, pairs=pairs, dtype=dtype)
-        d_h, last = torch.zeros_like(h), 0 if reverse else -1
-        h = random(*h.shape, seed=4, dtype=dtype)
-        assert not any(part.any() for part in gradient(a, h0, h, d_h, reverse))
-        d_h[:, last] = h0
-        assert_gradient(gradient(a, h0, h, d_h, reverse), a, h0, h, d_h, reverse)
 
 
 @forms
@@ -347,10 +305,6 @@ def test_only_needed_gradients(backend, pairs):
         leaves = [part.requires_grad_(i == wanted) for i, part in enumerate(problem(2, 4, 3, pairs=pairs))]
         fastsparse.linear_recurrence(*leaves).sum().backward()
         assert [leaf.grad is not None for leaf in leaves] == [leaf.requires_grad for leaf in leaves]
-
-
-@forms
-def test_what_is_not_needed_is_empty(backend, pairs):
     a, h, h0 = problem(2, 4, 3, pairs=pairs)
     right = linear_recurrence_backward(a, h0, False, None, h, h, True, True, True)
     for needs in product((False, True), repeat=3):

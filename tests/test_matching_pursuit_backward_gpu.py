@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backends import GPU_BACKENDS, missing
+from knobs import turned
 from oracle import random
 
 from fastsparse import reference
@@ -18,12 +19,8 @@ def gradients(request):
     def run(arguments: tuple, scratch: int) -> tuple[torch.Tensor, torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
             if backend.library is not None:
-                library = backend.library()
-                library.fastsparse_cuda_set_pursuit_scratch(scratch)
-                try:
+                with turned(backend.library(), bytes=scratch):
                     return backend.run("matching_pursuit_backward", *arguments)
-                finally:
-                    library.fastsparse_cuda_set_pursuit_scratch(0)
             from fastsparse.kernels import matching_pursuit_backward
 
             patch.setattr(matching_pursuit_backward, "SCRATCH", scratch)

@@ -1,10 +1,9 @@
 """matching_pursuit in CUDA C++ where its blocks, its threads, its bound or its memory show."""
 
-import ctypes
-
 import pytest
 import torch
 from backends import GPU_BACKENDS, missing, running
+from knobs import knobs, turned
 from oracle import assert_pursuit, integers, random
 
 import fastsparse
@@ -17,9 +16,14 @@ N, D, M, k = 5, 20, 700, 6
 def plan(request):
     """Sets how many threads a block has, rows are taken at a time, bytes of shared memory there are."""
     with running(request.param):
-        call = GPU_BACKENDS[request.param.removesuffix("-screened")].library().fastsparse_cuda_plan_pursuit
-        yield lambda *sizes: call(*map(ctypes.c_int64, sizes))
-        call(*map(ctypes.c_int64, (0, 0, 0)))
+        library = GPU_BACKENDS[request.param.removesuffix("-screened")].library()
+        with turned(library, threads=0, rows=0, shared_bytes=0):
+
+            def turn(threads: int, rows: int, shared_bytes: int) -> None:
+                those = knobs(library)
+                those.threads, those.rows, those.shared_bytes = threads, rows, shared_bytes
+
+            yield turn
 
 
 def problem(*, dtype=torch.float32, rows=N):
@@ -38,8 +42,11 @@ def assert_same(found, right):
         assert torch.equal(mine.nan_to_num(123.0), theirs.nan_to_num(123.0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("threads", [32, 96, 512])
+@pytest.mark.parametrize(
+    ("dtype", "threads"),
+    [(torch.float32, 32), (torch.float32, 512), (torch.float64, 96), (torch.bfloat16, 512)],
+    ids=str,
+)
 def test_steps_depend_on_neither_method_nor_memory_nor_blocks(plan, dtype, threads):
     x, dictionary = problem(dtype=dtype)
     plan(threads, 0, 0)

@@ -10,17 +10,16 @@ from oracle import DTYPES, LAYOUTS, assert_pursuit, integers, laid_out, random
 import fastsparse
 from fastsparse import reference
 
+FORMS = list(itertools.product([False, True], repeat=2))  # nonnegative, normalized
 forms = pytest.mark.parametrize(
     ("nonnegative", "normalized"),
-    list(itertools.product([False, True], repeat=2)),
+    FORMS,
     ids=["signed", "signed-unit", "nonnegative", "nonnegative-unit"],
 )
+# (N, D, M), around the edges of vectors, row blocks and stripes, each of them once.
 SHAPES = [
-    *((3, D, 40) for D in (1, 2, 7, 16, 33, 257)),
-    *((5, 13, M) for M in (1, 2, 8, 17, 65, 129, 513, 2049)),
-    *((N, 12, 70) for N in (1, 2, 17, 33, 129, 1025)),
-    (0, 16, 32),
-    (3, 0, 5),
+    *((1, 1, 17), (2, 2, 8), (17, 7, 65), (33, 16, 513), (3, 33, 129), (5, 257, 40)),
+    *((129, 12, 2), (1025, 12, 70), (5, 13, 2049), (4, 9, 1), (0, 16, 32), (3, 0, 5)),
 ]
 
 
@@ -46,20 +45,21 @@ def step(residual, dictionary, **options):
     return value, index, after
 
 
-@forms
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_shapes(backend, shape, nonnegative, normalized):
+def test_shapes(backend, shape):
+    nonnegative, normalized = FORMS[SHAPES.index(shape) % 4]
     step(*problem(*shape, normalized=normalized), nonnegative=nonnegative, normalized=normalized)
 
 
-@forms
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("of_residual", LAYOUTS)
-@pytest.mark.parametrize("of_dictionary", LAYOUTS)
-def test_layouts(backend, dtype, of_residual, of_dictionary, nonnegative, normalized):
-    residual, dictionary = problem(19, 37, 211, dtype=dtype, normalized=normalized)
-    residual, dictionary = laid_out(residual, of_residual), laid_out(dictionary, of_dictionary)
-    step(residual, dictionary, nonnegative=nonnegative, normalized=normalized)
+def test_layouts(backend, of_residual):
+    """Every two of layouts, dtypes and forms."""
+    first = LAYOUTS.index(of_residual)
+    for i, of_dictionary in enumerate(LAYOUTS):
+        nonnegative, normalized = FORMS[first ^ i]
+        residual, dictionary = problem(19, 37, 211, dtype=DTYPES[(i + first) % 4], normalized=normalized)
+        residual, dictionary = laid_out(residual, of_residual), laid_out(dictionary, of_dictionary)
+        step(residual, dictionary, nonnegative=nonnegative, normalized=normalized)
 
 
 @pytest.mark.parametrize("name", host_backend_names(screened=True))
@@ -85,9 +85,9 @@ def test_leading_dimensions(backend):
 
 
 @forms
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_loop_of_steps_is_a_pursuit(backend, dtype, nonnegative, normalized):
+def test_a_loop_of_steps_is_a_pursuit(backend, nonnegative, normalized):
     """And so is its gradient. Integers in 4 dimensions: all sums are exact."""
+    dtype = torch.float64 if nonnegative == normalized else torch.float32
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-3, 4, (30, 4), generator=generator).to(dtype)
     dictionary = (2.0 * torch.randint(0, 2, (11, 4), generator=generator) - 1).to(dtype)
@@ -140,7 +140,7 @@ def test_nan(backend, nonnegative, normalized):
     assert after.isnan().all()
 
 
-@forms
+@pytest.mark.parametrize(("nonnegative", "normalized"), [(False, False), (True, True)])
 def test_gradcheck(backend, nonnegative, normalized):
     residual, dictionary = problem(6, 4, 9, dtype=torch.float64, normalized=normalized)
     leaves = residual.requires_grad_(), dictionary.requires_grad_()
@@ -154,14 +154,13 @@ def test_gradcheck(backend, nonnegative, normalized):
     assert torch.autograd.gradcheck(through, leaves)
 
 
-@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-@pytest.mark.parametrize("of", [0, 2])
-def test_only_needed_gradients(backend, wanted, of):
-    leaves = [leaf.requires_grad_(flag) for leaf, flag in zip(problem(5, 4, 9), wanted, strict=True)]
-    outs = fastsparse.matching_pursuit_step(*leaves)
-    assert not outs[1].requires_grad
-    outs[of].sum().backward()
-    assert [leaf.grad is not None for leaf in leaves] == list(wanted)
+def test_only_needed_gradients(backend):
+    for wanted, of in itertools.product([(True, False), (False, True)], [0, 2]):
+        leaves = [leaf.requires_grad_(flag) for leaf, flag in zip(problem(5, 4, 9), wanted, strict=True)]
+        outs = fastsparse.matching_pursuit_step(*leaves)
+        assert not outs[1].requires_grad
+        outs[of].sum().backward()
+        assert [leaf.grad is not None for leaf in leaves] == list(wanted)
 
 
 def test_inputs_are_left_alone(backend):
@@ -173,7 +172,7 @@ def test_inputs_are_left_alone(backend):
     assert torch.equal(dictionary, before[1])
 
 
-def test_bad_arguments(backend):
+def test_bad_arguments():
     residual, dictionary = torch.ones(3, 5), torch.eye(5)
     for change, error, message in (
         ({"nonnegative": 0}, TypeError, "nonnegative must be a bool, got 0"),
@@ -185,17 +184,17 @@ def test_bad_arguments(backend):
             fastsparse.matching_pursuit_step(**({"residual": residual, "dictionary": dictionary} | change))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e25])
-def test_products_with_tiny_and_huge_atoms_count_as_any(backend, scale):
-    x, dictionary = random(8, 40, seed=1, scale=1e-19 if scale < 1 else 1e15), random(20, 40, seed=2)
-    dictionary[1::2] *= scale
-    value, index, after = fastsparse.matching_pursuit_step(x, dictionary)
-    assert_pursuit((value[:, None], index[:, None], after), x, dictionary, k=1)
-    assert (value != 0).all()
-
-
-def test_rows_whose_squares_underflow_are_rows(backend):
-    x, dictionary = random(8, 40, seed=1, scale=1e-170, dtype=torch.float64), random(20, 40, seed=2).double()
-    value, index, after = fastsparse.matching_pursuit_step(x, dictionary)
-    assert_pursuit((value[:, None], index[:, None], after), x, dictionary, k=1)
+@pytest.mark.parametrize(
+    ("dtype", "scale", "of_atoms"),
+    [
+        (torch.float32, 1e-19, 1e-30),  # products with tiny and huge atoms count as any
+        (torch.float32, 1e15, 1e25),
+        (torch.float64, 1e-170, 1),  # the row's squares underflow
+    ],
+    ids=str,
+)
+def test_tiny_and_huge(backend, dtype, scale, of_atoms):
+    x, dictionary = random(8, 40, seed=1, scale=scale, dtype=dtype), random(20, 40, seed=2, dtype=dtype)
+    dictionary[1::2] *= of_atoms
+    value, _, _ = step(x, dictionary)
     assert (value != 0).all()

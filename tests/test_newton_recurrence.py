@@ -5,12 +5,23 @@ from functools import partial
 
 import pytest
 import torch
+from backends import backend_names, host_backend_names, running
 from oracle import random
-from recurrences import GRU, LSTM
+from recurrences import CELLS
 from torch.utils.checkpoint import checkpoint
 
 import fastsparse
 from fastsparse.reference._solvers import small
+
+# It is made of an op, which has tests of its own on every level of the CPU.
+BACKENDS = [name for name in backend_names() if name not in host_backend_names()[1:-1]]
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    with running(request.param):
+        yield request.param
 
 
 def elman(weight):
@@ -18,19 +29,19 @@ def elman(weight):
     return lambda h, x: torch.tanh(weight * h + x)
 
 
-def gru(weight):
-    return lambda h, u: GRU.step((h,), u, (weight,))[0]
+def stepped(cell, *weights):
+    """Of a gated recurrence; of pairs (c, h) where it has two states."""
+    if cell.states == 1:
+        return lambda h, u: cell.step((h,), u, weights)[0]
+    return lambda state, u: torch.stack(cell.step(state.unbind(-2)[::-1], u, weights)[::-1], dim=-2)
 
 
-def lstm(weight, peephole):
-    """Of pairs (c, h)."""
+def start_of(cell, state):
+    return state[0] if cell.states == 1 else torch.stack(state[::-1], dim=1)
 
-    def step(state, u):
-        c, h = state.unbind(-2)
-        h, c = LSTM.step((h, c), u, (weight, peephole))
-        return torch.stack((c, h), dim=-2)
 
-    return step
+def jacobian_of(cell):
+    return "diagonal" if cell.states == 1 else "block"
 
 
 def loop(step, x, h0):
@@ -41,21 +52,19 @@ def loop(step, x, h0):
     return torch.stack(states, dim=1)
 
 
+@cells
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("T", [1, 2, 50, 129])
-def test_it_is_the_gru_and_the_lstm(backend, T, dtype):
+@pytest.mark.parametrize("T", [1, 2, 129])
+def test_it_is_the_gated_recurrence(backend, cell, T, dtype):
     slack = 64 * torch.finfo(dtype).eps
-    u, weights, state = GRU.problem(3, T, 5, dtype=dtype)
-    h, info = fastsparse.newton_recurrence(gru(*weights), u, *state)
-    torch.testing.assert_close(h, fastsparse.gru_recurrence(u, *weights, *state), rtol=slack, atol=slack)
+    u, weights, state = cell.problem(3, T, 5, dtype=dtype)
+    start = start_of(cell, state)
+    h, info = fastsparse.newton_recurrence(stepped(cell, *weights), u, start, jacobian=jacobian_of(cell))
+    right = cell.run(u, weights, state)
+    right = right[0] if cell.states == 1 else torch.stack(right[::-1], dim=2)
+    torch.testing.assert_close(h, right, rtol=slack, atol=slack)
     assert info.converged.shape == info.residual.shape == info.iterations.shape == (3, 5)
     assert info.residual.max() <= slack
-    u, weights, state = LSTM.problem(3, T, 5, dtype=dtype)
-    pairs = torch.stack(state[::-1], dim=1)
-    states, info = fastsparse.newton_recurrence(lstm(*weights), u, pairs, jacobian="block")
-    right = fastsparse.lstm_recurrence(u, *weights, state)[::-1]
-    torch.testing.assert_close(states, torch.stack(right, dim=2), rtol=slack, atol=slack)
-    assert info.converged.shape == (3, 5)
     if backend != "reference":
         assert info.converged.all()
         assert (info.iterations > 0).all()
@@ -140,18 +149,16 @@ def test_a_step_may_hold_tensors_of_each_sequence(backend, pairs, max_iter):
     torch.testing.assert_close(h, loop(step, x, h0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_gradcheck(backend, pairs):
+@cells
+def test_gradcheck(backend, cell):
     """To the inputs, the first state, and what the step holds."""
-    cell = LSTM if pairs else GRU
     u, weights, state = cell.problem(2, 6, 2, dtype=torch.float64)
-    start = torch.stack(state, dim=1) if pairs else state[0]
 
     def through(u, start, *weights):
-        step, jacobian = (lstm(*weights), "block") if pairs else (gru(*weights), "diagonal")
-        return fastsparse.newton_recurrence(step, u, start, jacobian=jacobian)[0].sin()
+        step = stepped(cell, *weights)
+        return fastsparse.newton_recurrence(step, u, start, jacobian=jacobian_of(cell))[0].sin()
 
-    leaves = [leaf.requires_grad_() for leaf in (u, start, *weights)]
+    leaves = [leaf.requires_grad_() for leaf in (u, start_of(cell, state), *weights)]
     assert torch.autograd.gradcheck(through, leaves, fast_mode=True)
 
 
@@ -182,18 +189,16 @@ def test_one_evaluation_of_step_is_kept_for_the_gradient():
     assert not J.requires_grad
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@cells
 @pytest.mark.parametrize("max_iter", [1, 20])
 @pytest.mark.parametrize("how", ["checkpoint", "reentrant checkpoint", "save_on_cpu"])
-def test_hooks_for_saved_tensors(how, max_iter, pairs):
+def test_hooks_for_saved_tensors(how, max_iter, cell):
     """As of activation checkpointing, inside of which gradients are those outside."""
-    cell = LSTM if pairs else GRU
     u, weights, state = cell.problem(2, 30, 4)
-    start = torch.stack(state[::-1], dim=1) if pairs else state[0]
-    leaves = [leaf.requires_grad_() for leaf in (u, start, *weights)]
+    leaves = [leaf.requires_grad_() for leaf in (u, start_of(cell, state), *weights)]
 
     def through(u, start, *weights):
-        step, jacobian = (lstm(*weights), "block") if pairs else (gru(*weights), "diagonal")
+        step, jacobian = stepped(cell, *weights), jacobian_of(cell)
         return fastsparse.newton_recurrence(step, u, start, jacobian=jacobian, max_iter=max_iter)[0].sin()
 
     plain = through(*leaves)

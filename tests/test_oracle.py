@@ -6,16 +6,13 @@ from oracle import (
     DTYPES,
     LAYOUTS,
     assert_pursuit,
-    assert_sddmm,
-    assert_spmm,
-    assert_spmm_t,
     assert_topk,
     assert_within,
     clear_rows,
     laid_out,
     random,
-    random_indices,
 )
+from test_sparse_products import PRODUCTS
 
 from fastsparse import reference
 
@@ -77,20 +74,13 @@ def test_topk_rejects_nan_after_a_number():
 
 
 def test_products_reject_an_error_of_one_part_in_a_hundred_thousand():
-    x, weight, values, indices = (
-        random(5, 8, seed=1), random(30, 8, seed=2), random(5, 4, seed=3), random_indices(5, 4, 30, seed=4)
-    )  # fmt: skip
-    cases = (
-        (assert_spmm, reference.spmm(values, indices, weight), (values, indices, weight)),
-        (assert_sddmm, reference.sddmm(x, weight, indices), (x, weight, indices)),
-        (assert_spmm_t, reference.spmm_t(values, indices, x, 30), (values, indices, x, 30)),
-    )
-    for check, out, inputs in cases:
-        check(out, *inputs)
+    for product in PRODUCTS:
+        made = product.make(5, 4, 30, 8)
+        out = product.verify(*made)
         largest = out.abs().argmax()
         out.view(-1)[largest] *= 1 + 1e-5
         with pytest.raises(AssertionError):
-            check(out, *inputs)
+            product.check(out, *made)
 
 
 @pytest.mark.parametrize(

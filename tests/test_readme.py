@@ -78,3 +78,8 @@ def test_the_results_have_one_place():
 def test_the_chart_is_of_the_results():
     speed = runpy.run_path(str(ROOT / "docs" / "speed.py"))
     assert speed["SVG"].read_text(encoding="utf-8") == speed["chart"](json.loads(speed["RESULT"].read_text()))
+
+
+def test_the_table_of_ops_is_of_the_records():
+    page = runpy.run_path(str(ROOT / "docs" / "ops.py"))
+    assert page["PAGE"].read_text() == page["page"](), "python docs/ops.py writes it anew"

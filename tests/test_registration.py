@@ -2,49 +2,61 @@
 
 import ctypes
 import gc
-import re
 
 import pytest
 import torch
-from test_composition import OP_INPUTS, tensors
-from test_imports import ROOT
+from samples import calls
 
 import fastsparse
-from fastsparse.ops._forms import FORMS
+from fastsparse.ops._forms import Form
+from fastsparse.ops._library import OPS
 
-# The last size of these, by op and argument, is that of no other tensor.
-FREE = {("spmm", 2), ("spmm_t", 2), ("sddmm", 2)}
-every_op = pytest.mark.parametrize("op", OP_INPUTS)
+every_op = pytest.mark.parametrize("op", OPS)
 
 
 def good_arguments(op: str) -> list:
-    """Of the first of OP_INPUTS, without gradients."""
-    made = OP_INPUTS[op][0](*tensors("x", "weight", "bias"))
-    return [part.detach() if isinstance(part, torch.Tensor) else part for part in made]
+    return calls()[op][0]
 
 
-def test_kernels_and_python_demand_the_same():
-    text = (ROOT / "csrc" / "forms.h").read_text()
-    compiled = {
-        op: "".join(re.findall('"([^"]*)"', parts))
-        for op, parts in re.findall(r'constexpr char (\w+)\[\] =\s+((?:"[^"]*"\s*)+);', text)
-    }
-    assert compiled == {op: form.text for op, form in FORMS.items()}
+def bad_tensors(op: str) -> list[tuple[int, torch.Tensor]]:
+    """Every tensor of the good arguments made wrong in each way that its form can tell, with its place."""
+    good, wrong = good_arguments(op), []
+    places = [place for place, value in enumerate(good) if isinstance(value, torch.Tensor)]
+    symbols = [symbol for entry in OPS[op].form.taken[0] for symbol in entry.shape]
+    for place, entry in zip(places, OPS[op].form.taken[0], strict=False):
+        tensor = good[place]
+        wrong.append((place, tensor.unsqueeze(0)))
+        if place > 0:
+            wrong.append((place, tensor.to(torch.int16)))
+        if symbols.count(entry.shape[-1]) > 1 or entry.shape[-1].isdecimal():
+            wrong.append((place, tensor[..., :-1]))
+    return wrong
 
 
 @every_op
 def test_an_op_called_directly_looks_at_its_tensors(backend, op):
     overload, good = getattr(torch.ops.fastsparse, op).default, good_arguments(op)
     overload(*good)
-    for place, tensor in enumerate(good):
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        wrong_ones = [tensor.unsqueeze(0)]
-        wrong_ones += [tensor.to(torch.int16)] if place > 0 else []
-        wrong_ones += [tensor[..., :-1]] if (op, place) not in FREE else []
-        for wrong in wrong_ones:
-            with pytest.raises(ValueError, match=rf"^{op}: \w+ must (have|be) "):
-                overload(*good[:place], wrong, *good[place + 1 :])
+    for place, wrong in bad_tensors(op):
+        with pytest.raises(ValueError, match=rf"^{op}: \w+ must (have|be) "):
+            overload(*good[:place], wrong, *good[place + 1 :])
+
+
+def test_a_form_is_read_whole():
+    with pytest.raises(ValueError, match="form: must be entries such as"):
+        Form("x [N, D] -> (N)", ["x"])
+    form = Form(
+        "x (N, D), h0 (S, 2)?, index (N) int64 < M, cu_seqlens (S + 1) int64? -> y (S, M) if needs_y | "
+        "x (N, 2, D) -> (2, D) int32",
+        ["x", "h0", "index", "cu_seqlens", "M", "needs_y"],
+    )
+    assert form.demands == "x (N, D), h0 (S, 2)?, index (N) int64, cu_seqlens (S + 1) int64? | x (N, 2, D)"
+    x, index = torch.ones(3, 5), torch.ones(3).long()
+    assert form.indices((x, None, index, None, 7, True)) == [(index, 7)]
+    assert form.empty((x, None, index, torch.ones(5), 7, True)).shape == (4, 7)
+    assert form.empty((x, None, index, torch.ones(5), 7, False)).shape == (0,)
+    wide = form.empty((torch.ones(3, 2, 4), None, index, None, 7, False))
+    assert (wide.shape, wide.dtype) == ((2, 4), torch.int32)
 
 
 @pytest.mark.skipif(not fastsparse.backends()["cpu"].available, reason="no compiled kernels")

@@ -5,6 +5,7 @@ import ctypes
 import pytest
 import torch
 from backends import GPU_BACKENDS, missing, running
+from knobs import turned
 from oracle import assert_topk, integers, random
 
 import fastsparse
@@ -24,10 +25,8 @@ def library(request) -> ctypes.CDLL:
 @pytest.fixture(params=["whole", "cut"])
 def blocks(request, library):
     """Calls in one block, and in blocks of 7 tokens and 512 latents."""
-    if request.param == "cut":
-        library.fastsparse_cuda_set_block(ctypes.c_int64(7), ctypes.c_int64(1))
-    yield
-    library.fastsparse_cuda_set_block(ctypes.c_int64(0), ctypes.c_int64(0))
+    with turned(library, **({"rows": 7, "bytes": 1} if request.param == "cut" else {})):
+        yield
 
 
 def assert_same_as_reference(x, weight, bias, k, activation="none", scale=None, mask=None):

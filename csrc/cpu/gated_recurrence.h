@@ -1,8 +1,9 @@
-// What the GRU and the LSTM have in common: the arguments, and the loop over time.
+// The gated recurrences, whose steps are those of csrc/cells.h, along time: the arguments, and the loop.
 #pragma once
 
 #include <cstdint>
 
+#include "cells.h"
 #include "dtype.h"
 #include "cpu/isa.h"
 #include "cpu/sequences.h"
@@ -10,6 +11,7 @@
 namespace fastsparse {
 
 struct GatedRecurrenceArgs {
+  CellKind cell;
   Sequences sequences;
   Series u;             // (B, T, 3, H)
   const void* weights;  // those of csrc/cells.h (kWeights, H), contiguous, of the accumulation type
@@ -19,6 +21,15 @@ struct GatedRecurrenceArgs {
   int64_t H;
   DType dtype;
 };
+
+// Sequences of one length, where they are more than one.
+FASTSPARSE_DECLARE_KERNEL(void gated_recurrence(const GatedRecurrenceArgs& args, Range sequences, Range channels))
+
+// A sequence's channels, no more than its time_plan. Where it leaves kGivenUp in args.passes states aren't right.
+FASTSPARSE_DECLARE_KERNEL(void gated_recurrence_by_shooting(const GatedRecurrenceArgs& args, int64_t sequence,
+                                                             Range channels, void* scratch))
+FASTSPARSE_DECLARE_KERNEL(void gated_recurrence_by_newton(const GatedRecurrenceArgs& args, int64_t sequence,
+                                                           Range channels, void* scratch))
 
 // How a sequence is cut into chunks of time, so that as many channels' chunks fill so many lanes.
 struct TimePlan { int64_t chunks, length, channels; };
@@ -44,7 +55,6 @@ inline constexpr int64_t kSequencesTogether = 4;
 }  // namespace fastsparse
 
 #ifdef FASTSPARSE_ISA
-#include "cells.h"
 #include "cpu/activations.h"
 #include "cpu/lanes.h"
 

@@ -83,8 +83,9 @@ void search_rows(const PursuitArgs& args, int64_t i, int64_t atom_begin, int64_t
 
 }  // namespace
 
-void matching_pursuit_step_search(const PursuitArgs& args, int64_t rows, int64_t atom_begin, int64_t atom_end,
-                                  Best* best) {
+void matching_pursuit_step_search(const PursuitArgs& args, int64_t rows, int64_t grain, Best* best, int64_t atom_begin,
+                                  int64_t atom_end) {
+  best += atom_begin / grain * rows;
   with_type(args.atoms.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     int64_t i = 0;
@@ -107,43 +108,45 @@ template <typename C> void drop_ruled_out(List<C>& list) {
   list.count = left;
 }
 
-template <typename C> void sift_row(const PursuitArgs& args, const SiftArgs& sift, int64_t i) {
+template <typename C>
+void sift_row(const PursuitArgs& args, double length, const AtomSizes& sizes, const Candidates& candidates,
+              const Stripe& stripe, int64_t i) {
   constexpr int lanes = kLanes<C>;
-  List<C> list(sift.candidates, i);
+  List<C> list(candidates, i);
   if (list.count == kHopeless) return;
-  KeyError<C> error(args.atoms.D, sift.sizes);
-  double length = sift.lengths[i];
+  KeyError<C> error(args.atoms.D, sizes);
   // Of the score's key and of the exact one; all that is finite in the products of a row of zeros is 0.
   double apart = length == 0 ? 0 : 2.2 * 2 * KeyError<C>::safety * error.of_product(length);
-  const C* scores = static_cast<const C*>(sift.scores) + i * sift.count;
-  const C* scale = args.atoms.scale ? static_cast<const C*>(args.atoms.scale) + sift.begin : nullptr;
+  const C* scores = static_cast<const C*>(stripe.scores) + i * stripe.count;
+  const C* scale = static_cast<const C*>(stripe.scale);
   bool decided = error.tame(length);
-  for (int64_t v = 0; decided && v < sift.count; v += lanes) {
-    Vector<C> key = load_up_to(scores + v, sift.count - v);
+  for (int64_t v = 0; decided && v < stripe.count; v += lanes) {
+    Vector<C> key = load_up_to(scores + v, stripe.count - v);
     if (scale) key *= load(scale + v);
     if (!args.nonnegative) key = absolute(key);
-    uint32_t inside = sift.count - v < lanes ? (1u << (sift.count - v)) - 1 : ~0u;
-    uint32_t passing = not_at_most(key, broadcast(list.threshold)) & inside;
+    uint32_t passing = not_at_most(key, broadcast(list.threshold)) & lanes_left(stripe.count - v, lanes);
     if (__builtin_expect(passing == 0, 1)) continue;
-    list.append(key, key, sift.begin + v, passing);
+    list.append(key, key, stripe.begin + v, passing);
     for (; passing; passing &= passing - 1) {
       double one = key[__builtin_ctz(passing)];
       decided &= std::fabs(one) <= double(std::numeric_limits<C>::max());
       if (C bound = C(one - apart); bound > list.threshold) list.threshold = bound;
     }
-    if (list.count <= sift.candidates.capacity) continue;
+    if (list.count <= candidates.capacity) continue;
     drop_ruled_out(list);
-    decided &= list.count <= sift.candidates.capacity / 4 * 3;
+    decided &= list.count <= candidates.capacity / 4 * 3;
   }
   if (!decided) list.count = kHopeless;
 }
 
 }  // namespace
 
-void matching_pursuit_step_sift(const PursuitArgs& args, const SiftArgs& sift, int64_t row_begin, int64_t row_end) {
+void matching_pursuit_step_sift(const PursuitArgs& args, const double* lengths, const AtomSizes& sizes,
+                                const Candidates& candidates, const Stripe& stripe, int64_t row_begin,
+                                int64_t row_end) {
   for (int64_t i = row_begin; i < row_end; ++i)
-    if (args.atoms.dtype == DType::f64) sift_row<double>(args, sift, i);
-    else sift_row<float>(args, sift, i);
+    if (candidates.dtype == DType::f64) sift_row<double>(args, lengths[i], sizes, candidates, stripe, i);
+    else sift_row<float>(args, lengths[i], sizes, candidates, stripe, i);
 }
 
 // ---- choose: among candidates ----

@@ -1,7 +1,7 @@
 // A step of matching pursuit: each row takes the atom that explains most of what is left of it.
 //
 // What decides is the key of pursuit.h. The scores of many rows come from products, which only rule atoms out: the
-// library's by their bound, in `sift`; bf16's by topk_encode's screen for k = 1. `choose` settles among what these leave.
+// library's by their bound, in `sift`; bf16's by `screen` for k = 1. `choose` settles among what these leave.
 // A few rows are searched atom by atom, as are those of which too many atoms are left.
 #pragma once
 
@@ -10,7 +10,7 @@
 #include "dtype.h"
 #include "cpu/isa.h"
 #include "cpu/matching_pursuit.h"
-#include "cpu/topk_encode.h"
+#include "cpu/screen.h"
 
 namespace fastsparse {
 
@@ -44,25 +44,18 @@ struct PursuitArgs {
   bool nonnegative;
 };
 
-// Scores of the rows and the atoms [begin, begin + count), by a product in the accumulation type.
-struct SiftArgs {
-  Candidates candidates;  // the first of their numbers is the key
-  const void* scores;     // (rows, count)
-  int64_t begin, count;
-  const double* lengths;  // (rows), as matching_pursuit_step_lengths gives them
-  AtomSizes sizes;
-};
-
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_norms(const Atoms& atoms, int64_t begin, int64_t end))
 // No less than the norm of each row; 0 of zeros alone, not finite where the row isn't.
 FASTSPARSE_DECLARE_KERNEL(
     void matching_pursuit_step_lengths(const PursuitArgs& args, double* lengths, int64_t row_begin, int64_t row_end))
-// best[i] of rows [0, rows) among the atoms [atom_begin, atom_end), whatever is in them.
-FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_search(const PursuitArgs& args, int64_t rows, int64_t atom_begin,
-                                                            int64_t atom_end, Best* best))
-// Lists what may be the best of each row; kHopeless where that is too much, or a score isn't finite.
-FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_sift(const PursuitArgs& args, const SiftArgs& sift,
-                                                          int64_t row_begin, int64_t row_end))
+// best[p, i] of rows i in [0, rows) among the atoms of piece p, which are `grain`, whatever is in them.
+FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_search(const PursuitArgs& args, int64_t rows, int64_t grain,
+                                                            Best* best, int64_t atom_begin, int64_t atom_end))
+// A filter of exact scores: lists what may be the best of each row, with its key first; kHopeless where that is too
+// much, or a score isn't finite. The rows' lengths are those that matching_pursuit_step_lengths gives.
+FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_sift(const PursuitArgs& args, const double* lengths,
+                                                          const AtomSizes& sizes, const Candidates& candidates,
+                                                          const Stripe& stripe, int64_t row_begin, int64_t row_end))
 // The atom of each row out of its candidates, of which those below the row's threshold are ruled out; kHopeless where
 // there are none.
 FASTSPARSE_DECLARE_KERNEL(void matching_pursuit_step_choose(const PursuitArgs& args, const Candidates& candidates,

@@ -18,6 +18,6 @@ struct SpmmArgs {
   bool cached;             // whether the rows that are used fit into the cache together
 };
 
-FASTSPARSE_DECLARE_KERNEL(void spmm(const SpmmArgs& args, Range rows, Range columns))
+FASTSPARSE_DECLARE_KERNEL(void spmm(const SpmmArgs& args, Range columns, int64_t row_begin, int64_t row_end))
 
 }  // namespace fastsparse

@@ -31,22 +31,26 @@ void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end) {
   });
 }
 
-void spmm_t_segment(const SpmmTArgs& args, Range entries, void* partial) {
+void spmm_t_segments(const SpmmTArgs& args, const Range* segments, void* partials, int64_t begin, int64_t end) {
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    gather_sum(gather<T>(args, entries, entries.end), args.D, static_cast<Accumulator<T>*>(partial));
+    for (int64_t s = begin; s < end; ++s)
+      gather_sum(gather<T>(args, segments[s], segments[s].end), args.D,
+                 static_cast<Accumulator<T>*>(partials) + s * args.D);
   });
 }
 
-void spmm_t_join(const SpmmTArgs& args, int64_t latent, const void* partials, int64_t count) {
+void spmm_t_join(const SpmmTArgs& args, const Hot* hot, const void* partials, int64_t hot_begin, int64_t hot_end) {
   with_type(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto* partial = static_cast<const Accumulator<T>*>(partials);
-    T* out = static_cast<T*>(args.out) + latent * args.D;
-    for (int64_t d = 0; d < args.D; ++d) {
-      Accumulator<T> total = 0;
-      for (int64_t i = 0; i < count; ++i) total += partial[i * args.D + d];
-      from_float(total, out[d]);
+    for (const Hot* of = hot + hot_begin; of < hot + hot_end; ++of) {
+      T* out = static_cast<T*>(args.out) + of->latent * args.D;
+      for (int64_t d = 0; d < args.D; ++d) {
+        Accumulator<T> total = 0;
+        for (int64_t s = of->begin; s < of->end; ++s) total += partial[s * args.D + d];
+        from_float(total, out[d]);
+      }
     }
   });
 }

@@ -25,11 +25,17 @@ struct SpmmTArgs {
   bool cached;            // whether x fits into the cache
 };
 
+struct Hot {
+  int64_t latent, begin, end;  // and its segments
+};
+
 // Latents with at most one segment, straight into out; zero where a latent has no entry.
 FASTSPARSE_DECLARE_KERNEL(void spmm_t(const SpmmTArgs& args, int64_t latent_begin, int64_t latent_end))
-// One segment of a hot latent into a row of D partial sums of the accumulation type.
-FASTSPARSE_DECLARE_KERNEL(void spmm_t_segment(const SpmmTArgs& args, Range entries, void* partial))
-// The sum of a hot latent's `count` rows of partial sums.
-FASTSPARSE_DECLARE_KERNEL(void spmm_t_join(const SpmmTArgs& args, int64_t latent, const void* partials, int64_t count))
+// Segments of hot latents, each into its row of partial sums, (segments, D) of the accumulation type.
+FASTSPARSE_DECLARE_KERNEL(void spmm_t_segments(const SpmmTArgs& args, const Range* segments, void* partials,
+                                               int64_t begin, int64_t end))
+// The sums of hot latents' partial sums.
+FASTSPARSE_DECLARE_KERNEL(void spmm_t_join(const SpmmTArgs& args, const Hot* hot, const void* partials, int64_t hot_begin,
+                                           int64_t hot_end))
 
 }  // namespace fastsparse

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/knobs.h"
+
 #ifndef FASTSPARSE_EMULATED
 #include <dlfcn.h>
 #endif
@@ -29,6 +31,9 @@ void check_indices(const Call& call, const char* op, const Tensor& indices, int6
   torch::stable::Device host(torch::headeronly::DeviceType::CPU);
   fastsparse::check_indices(op, torch::stable::contiguous(torch::stable::to(indices, host)), M);
 }
+
+Knobs knobs;
+extern "C" __attribute__((visibility("default"))) Knobs* fastsparse_cuda_knobs() { return &knobs; }
 
 #ifdef FASTSPARSE_EMULATED
 

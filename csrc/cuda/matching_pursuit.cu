@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "cuda/matching_pursuit_step.h"
+#include "cuda/knobs.h"
+#include "cuda/pursuit.h"
 #include "cuda/rows.h"
 #include "gram.h"
 
@@ -25,9 +26,9 @@ template <typename T> void gram(Pursuit<T>& pursuit, int64_t N) {
   using C = Accumulator<T>;
   const Call& call = pursuit.call();
   Tensor matrix = pursuit.gram();
-  int64_t latents = matrix.size(0), planned = pursuit_plan().shared_bytes;
+  int64_t latents = matrix.size(0);
   int64_t bytes = (latents + int64_t{pursuit.work().depth}) * int64_t(sizeof(C));
-  bool resident = bytes <= (planned ? planned : call.most_shared_bytes());
+  bool resident = bytes <= (knobs.shared_bytes ? knobs.shared_bytes : call.most_shared_bytes());
   for (int64_t n = 0; n < N; n += pursuit.rows_at_a_time()) {
     pursuit.load(n, std::min(pursuit.rows_at_a_time(), N - n));
     pursuit.score();

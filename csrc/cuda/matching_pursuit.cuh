@@ -9,7 +9,7 @@
 // 2 M (M + N) D operations, at D=768 0.5 TFLOP, which tensor cores do three times over in 2 ms at 790 TFLOP/s; without G
 // they are 2 k M N D, 3.3 TFLOP, three times over in 12.5 ms.
 //
-// The bound on what scores are off (matching_pursuit_step.cuh) after a step. With p, e, u, W as there, r' = r - c w the
+// The bound on what scores are off (pursuit.cuh) after a step. With p, e, u, W as there, r' = r - c w the
 // residual after it and B the bound before it, a score changes by fl(s - fl(a G)), where
 //   |a G - c w.w^|                   <= |a| W^2 (1.01 p + 3 e + u)       G = fl(v.v), v off by e, a by e or u
 //   r' rounds: r' = r - c w + d,  w^.d <= u W (|a| W + |r'|)
@@ -17,7 +17,7 @@
 // which sums to B' <= (B + |a| W^2 (1.01 p + 4 e + 4 u) + 3 u W |r'|) (1 + 2 u).
 #pragma once
 
-#include "cuda/matching_pursuit_step.cuh"
+#include "cuda/pursuit.cuh"
 
 namespace fastsparse::cuda {
 

@@ -1,10 +1,10 @@
 #include "cuda/matching_pursuit_backward.cuh"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 
 #include "cuda/edge.h"
+#include "cuda/knobs.h"
 #include "cuda/norms.h"
 #include "cuda/rows.h"
 #include "cuda/sort.h"
@@ -15,7 +15,6 @@ namespace {
 
 // Scratch memory for one chunk of tokens, of one token at least: about what L2 holds, and enough rows to fill the machine.
 constexpr int64_t kScratchBytes = int64_t{64} << 20;
-std::atomic<int64_t> scratch_bytes{kScratchBytes};
 
 template <typename T> class Backward {
   using C = Accumulator<T>;
@@ -51,7 +50,7 @@ template <typename T> class Backward {
     if (N_ > 0 && D_ > 0 && (d_x_.numel() > 0 || sums_)) {
       bool held = D_ <= int64_t{kBackThreads} * (packets_ ? held_columns<Packet<T>::size> : held_columns<1>);
       int64_t columns = D_ * ((sums_ ? k_ : 0) + (held ? 0 : 2));  // of accumulators, for a token
-      int64_t most = scratch_bytes.load() / std::max<int64_t>(1, columns * int64_t(sizeof(C)));
+      int64_t most = (knobs.bytes ? knobs.bytes : kScratchBytes) / std::max<int64_t>(1, columns * int64_t(sizeof(C)));
       tokens_ = columns == 0 ? N_ : std::clamp<int64_t>(most, 1, N_);
       if (sums_) contributions_ = allocate(sums_.value(), {tokens_ * k_, D_}, sums_->scalar_type());
       if (!held) carried_ = allocate(residual_, {tokens_ * D_, 2}, accumulator_of(residual_.scalar_type()));
@@ -160,8 +159,3 @@ std::tuple<Tensor, Tensor> matching_pursuit_backward(const Tensor& values, const
 FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, matching_pursuit_backward)
 
 }  // namespace fastsparse::cuda
-
-// For tests: how much scratch memory a chunk of tokens may take, so that few of them take several; 0: the default.
-extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_pursuit_scratch(int64_t bytes) {
-  fastsparse::cuda::scratch_bytes.store(bytes > 0 ? bytes : fastsparse::cuda::kScratchBytes);
-}

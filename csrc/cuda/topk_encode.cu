@@ -2,16 +2,15 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
 #include "cuda/edge.h"
+#include "cuda/knobs.h"
 #include "cuda/rows.h"
 #include "cuda/screen.cuh"
-#include "cuda/screening.h"
 
 namespace fastsparse::cuda {
 
@@ -19,16 +18,12 @@ namespace {
 
 constexpr int64_t kMostRows = 8192;                   // tokens at a time
 constexpr int64_t kScoreBytes = int64_t{32} << 20;    // of scores at a time: they stay in the L2 cache
-std::atomic<int64_t> most_rows{kMostRows}, score_bytes{kScoreBytes};  // less in tests
 constexpr int64_t kListBytes = int64_t{64} << 20;     // of candidates; a larger k takes fewer tokens at a time
 constexpr int64_t kTileRows = 128, kTileLatents = 256;  // of the vendor's products
 constexpr int64_t kStep = 512;                        // latents that the filter takes at a time
 constexpr int64_t kSplitLatents = 2048;               // a part of a stripe that keeps a warp busy for long enough
 constexpr int64_t kMostRefined = 16384;               // the largest D of which a token fits in 64 kB of shared memory
 constexpr int kThreads = 256;
-
-// Screening: by what pays (-1), or for tests never (0) or wherever it is possible (1).
-std::atomic<int> screening{-1};
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -97,8 +92,7 @@ template <typename T> class Encoder {
 
   bool screens() const {
     bool possible = std::is_same_v<T, float> && D_ > 0 && D_ <= kMostRefined && k_ <= kMostSorted;
-    int forced = screening_choice();
-    if (forced >= 0 || !possible) return possible && forced == 1;
+    if (knobs.screening >= 0 || !possible) return possible && knobs.screening == 1;
     // A product of fp32 must cost more than rounding the weight does (that is memory-bound: a few tokens are not worth
     // it), than the exact scores of the survivors, and than a handful of launches.
     return N_ >= 128 && D_ >= 128 && M_ >= 4096 && k_ <= M_ / 16;
@@ -129,7 +123,7 @@ template <typename T> class Encoder {
   void plan() {
     int64_t entry_bytes = 2 * sizeof(C) + sizeof(int32_t);
     int64_t fitting = std::max<int64_t>(1, kListBytes / (capacity_ * entry_bytes));
-    int64_t most = std::min(most_rows.load(std::memory_order_relaxed), fitting);
+    int64_t most = std::min(knobs.rows ? knobs.rows : kMostRows, fitting);
     rows_ = std::min(N_, even_part(N_, most, most >= 1024 ? kTileRows : 1));
     stripe_ = stripe_latents();
     // Few rows are split among more warps: 16 a multiprocessor, each 2 kB at a time, keep its share of L2 busy.
@@ -148,7 +142,7 @@ template <typename T> class Encoder {
 
   // The stripe whose scores fit and whose product's tiles, in waves over the multiprocessors, leave the least idle.
   int64_t stripe_latents() const {
-    int64_t bytes = score_bytes.load(std::memory_order_relaxed);
+    int64_t bytes = knobs.bytes ? knobs.bytes : kScoreBytes;
     int64_t most = std::max<int64_t>(bytes / int64_t(sizeof(C)) / rows_ / kStep, 1) * kStep, best = most;
     if (M_ <= most) return round_up(M_, kGroup<C>);
     double best_use = 0;
@@ -277,8 +271,6 @@ template <typename T> class Encoder {
 
 }  // namespace
 
-int screening_choice() { return screening.load(std::memory_order_relaxed); }
-
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        int64_t k, int64_t activation,
                                        const std::optional<Tensor>& latent_scale,
@@ -293,14 +285,3 @@ std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, co
 FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, topk_encode)
 
 }  // namespace fastsparse::cuda
-
-// For tests: -1 screens where it pays, 0 never, 1 wherever it is possible.
-extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_screening(int choice) {
-  fastsparse::cuda::screening.store(choice);
-}
-
-// For tests: at most so many tokens, and bytes of scores, at a time, so that few of them take several; 0: the default.
-extern "C" __attribute__((visibility("default"))) void fastsparse_cuda_set_block(int64_t rows, int64_t bytes) {
-  fastsparse::cuda::most_rows.store(rows > 0 ? rows : fastsparse::cuda::kMostRows);
-  fastsparse::cuda::score_bytes.store(bytes > 0 ? bytes : fastsparse::cuda::kScoreBytes);
-}

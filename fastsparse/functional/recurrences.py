@@ -1,27 +1,21 @@
-"""Recurrences: linear ones, the diagonal GRU and LSTM, and the user's own, whole sequences at a time."""
+"""Recurrences, whole sequences at a time: linear ones, and the diagonal GRU and LSTM."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastsparse import ops
 from fastsparse._options import SOLVERS, position_of
 from fastsparse._validation import (
     check_alike,
-    check_count,
     check_cu_seqlens,
-    check_device,
     check_flag,
     check_float,
     check_shape,
     check_tensor,
-    check_tolerance,
+    named,
 )
 from fastsparse.functional._tensors import autocast
-
-JACOBIANS = ("diagonal", "block")
 
 
 class SolverInfo(NamedTuple):
@@ -34,20 +28,6 @@ class SolverInfo(NamedTuple):
     """
 
     passes: Tensor
-    converged: Tensor
-
-
-class NewtonInfo(NamedTuple):
-    """How the states of every channel were found by :func:`newton_recurrence`.
-
-    Attributes:
-        iterations: (B, H) int32, how many were run.
-        residual: (B, H), the largest ``|step(h[t - 1], x[t]) - h[t]|`` over time of what is returned.
-        converged: (B, H) bool; False where the states come from steps one by one.
-    """
-
-    iterations: Tensor
-    residual: Tensor
     converged: Tensor
 
 
@@ -218,7 +198,7 @@ def lstm_recurrence(
     """
     op = "lstm_recurrence"
     if state0 is not None and (not isinstance(state0, (tuple, list)) or len(state0) != 2):
-        raise TypeError(f"{op}: state0 must be a pair (h0, c0), got {_named(state0)}")
+        raise TypeError(f"{op}: state0 must be a pair (h0, c0), got {named(state0)}")
     u, weight, peephole, h0, c0 = autocast(u, weight, peephole, *(state0 or (None, None)))
     cu_seqlens, chosen = _check_cell(op, u, weight, cu_seqlens, solver, return_info)
     check_shape(op, "peephole", peephole, "(2, H)", (2, u.shape[-1]))
@@ -229,90 +209,6 @@ def lstm_recurrence(
     check_alike(op, (("u", u), ("weight", weight), ("peephole", peephole), *states.items()))
     h, c, passes = ops.lstm_recurrence(u, weight, peephole, h0, c0, cu_seqlens, chosen)
     return (h, c, SolverInfo(passes, passes >= 0)) if return_info else (h, c)
-
-
-def newton_recurrence(
-    step: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    h0: Tensor,
-    *,
-    jacobian: str = "diagonal",
-    max_iter: int = 20,
-    tol: float | None = None,
-    damping: float = 0.0,
-) -> tuple[Tensor, NewtonInfo]:
-    """Run a recurrence of your own, ``h[t] = step(h[t - 1], x[t])``, all time steps at once.
-
-    Newton's method corrects all states of a sequence by a linear recurrence, until the correction, which to
-    first order is what they are off by, is below ``tol``. Where that doesn't happen, steps are taken one by
-    one: what comes out is the recurrence. The gradient is that of the implicit function: however many
-    iterations there were, what is kept for it is one evaluation of ``step`` over all time and its derivative
-    in h. Second derivatives are the reference's alone. The host waits for the result, so that CUDA graphs
-    can't hold it, and ``torch.compile`` only with a graph break.
-
-    Args:
-        step: from states h (B, T', H) and inputs (B, T', ...) to the next states, for any number T' of time
-            steps at once, which it must not mix, nor sequences, nor channels; checked on the first eight, and
-            for a gradient on all. It must not write into h. Gradients also reach the tensors that it holds.
-        x: (B, T, ...) inputs, of any dtype.
-        h0: (B, H), fp32 or fp64, the state before the first step.
-        jacobian: ``"diagonal"``: each state depends on itself alone. ``"block"``: channels are pairs of
-            states, (B, T', 2, H) and h0 (B, 2, H), which depend on each other, like those of an LSTM.
-        max_iter: how many iterations at most.
-        tol: the correction, beside the state or 1, at which a channel has converged. Default: 32 eps.
-        damping: in [0, 1), the part of the derivative to leave out as long as corrections are large. For
-            recurrences on which Newton's method overshoots.
-
-    Returns:
-        ``(h, NewtonInfo)``, h being (B, T, H), or (B, T, 2, H).
-
-    Raises:
-        TypeError: an argument is not a tensor, or of an unsupported dtype.
-        ValueError: shapes or devices don't match, max_iter < 1, tol or damping is out of range, or step mixes
-            what it must keep apart, or returns something else than states.
-        RuntimeError: a backend was named that can't serve this call.
-
-    Example:
-        >>> import torch, fastsparse
-        >>> decay = torch.full((4,), 0.5, requires_grad=True)
-        >>> x = torch.randn(2, 100, 4)
-        >>> h, info = fastsparse.newton_recurrence(
-        ...     lambda h, x: torch.tanh(decay * h + x), x, torch.zeros(2, 4)
-        ... )
-        >>> h.shape, bool(info.converged.all())
-        (torch.Size([2, 100, 4]), True)
-        >>> h.sum().backward()
-
-    Source: Lim et al. 2024, "Parallelizing non-linear sequential models over the sequence length", arXiv
-    2309.12252; Danieli et al. 2025, arXiv 2510.21450.
-    """
-    op = "newton_recurrence"
-    if not callable(step):
-        raise TypeError(f"{op}: step must be a function of states and inputs, got {_named(step)}")
-    if jacobian not in JACOBIANS:
-        raise ValueError(f"{op}: jacobian must be one of {', '.join(JACOBIANS)}, got {jacobian!r}")
-    check_tensor(op, "x", x)
-    if x.dim() < 2:
-        raise ValueError(f"{op}: x must have shape (B, T, ...), got shape {tuple(x.shape)}")
-    if jacobian == "block":
-        check_shape(op, "h0", h0, "(B, 2, H)", (None, 2, None))
-    else:
-        check_shape(op, "h0", h0, "(B, H)", (None, None))
-    if h0.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{op}: h0 must be float32 or float64, to converge in, got {str(h0.dtype)[6:]}")
-    if h0.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{op}: h0 and x must have one batch size, got shapes {tuple(h0.shape)} and {tuple(x.shape)}"
-        )
-    check_device(op, "h0", h0, "x", x)
-    max_iter = check_count(op, "max_iter", max_iter, 1)
-    tol = 32 * torch.finfo(h0.dtype).eps if tol is None else tol
-    check_tolerance(op, "tol", tol)
-    check_tolerance(op, "damping", damping)
-    if damping >= 1:
-        raise ValueError(f"{op}: damping must be less than 1, got damping={damping}")
-    h, *info = ops.newton_recurrence(step, x, h0, max_iter, tol, damping)
-    return h, NewtonInfo(*info)
 
 
 def _check_cell(
@@ -345,8 +241,3 @@ def _check_state(
         (f"({symbol}, 2, H)", (S, 2, batch.shape[-1])) if pairs else (f"({symbol}, H)", (S, batch.shape[-1]))
     )
     check_shape(op, name, state, form, shape)
-
-
-def _named(value: object) -> str:
-    kind = type(value).__name__
-    return kind if isinstance(value, (Tensor, tuple, list)) else f"{value!r} of type {kind}"

@@ -5,7 +5,6 @@ from fastsparse.ops.linear_recurrence import linear_recurrence
 from fastsparse.ops.lstm_recurrence import lstm_recurrence
 from fastsparse.ops.matching_pursuit import matching_pursuit
 from fastsparse.ops.matching_pursuit_step import matching_pursuit_step
-from fastsparse.ops.newton_recurrence import newton_recurrence
 from fastsparse.ops.sddmm import sddmm
 from fastsparse.ops.spmm import spmm
 from fastsparse.ops.spmm_t import spmm_t
@@ -17,7 +16,6 @@ __all__ = [
     "lstm_recurrence",
     "matching_pursuit",
     "matching_pursuit_step",
-    "newton_recurrence",
     "sddmm",
     "spmm",
     "spmm_t",

@@ -1,8 +1,10 @@
-"""The tensors that an op takes, in words that a program reads; csrc/forms.h has the same of every op.
+"""What an op takes and returns, in words that a program reads.
 
-An entry is a tensor's name, its shape and, where it isn't that of the first tensor, its dtype; "?" marks one
-that may be absent. A letter stands for one size wherever it occurs. S, the number of sequences, is B where
-there are no cu_seqlens. Behind "|" stands what holds where the first tensor has another number of dimensions.
+An entry is a tensor's name, its shape and, where it isn't that of the first tensor, its dtype; "< M" bounds
+the numbers that it holds, "?" marks one that may be absent. Behind "->" stands what comes out, "if needs_x"
+being when: otherwise its shape is (0,). A letter stands for one size wherever it occurs; a size may also be a
+number, or an argument of the op. S, the number of sequences, is B where there are no cu_seqlens. Behind "|"
+stands what holds where the first tensor has another number of dimensions.
 """
 
 import re
@@ -13,33 +15,55 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_DTYPES = {"int64": torch.int64, "bool": torch.bool}
-_ENTRY = re.compile(r"(?P<name>\w+) \((?P<shape>[^)]+)\) ?(?P<dtype>\w*)\??(?:, |$)")
+from fastsparse._validation import check_range
+
+_DTYPES = {"int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+_ENTRY = re.compile(
+    r"(?:(?P<name>\w+) )?\((?P<shape>[^)]+)\)(?: (?P<dtype>int64|int32|bool))?(?: < (?P<below>\w+))?\??"
+    r"(?: if (?P<needed>\w+))?(?:, |$)"
+)
 
 
 class Entry(NamedTuple):
     """One tensor: its shape in letters, numbers and ``"S + 1"``, and its dtype where that is its own."""
 
-    name: str
+    name: str | None
     shape: tuple[str, ...]
     dtype: torch.dtype | None
+    below: str | None
+    needed: str | None
+
+    @staticmethod
+    def all_of(text: str) -> list["Entry"]:
+        found = [
+            Entry(
+                entry["name"],
+                tuple(entry["shape"].split(", ")),
+                _DTYPES.get(entry["dtype"]),
+                entry["below"],
+                entry["needed"],
+            )
+            for entry in _ENTRY.finditer(text)
+        ]
+        if "".join(match[0] for match in _ENTRY.finditer(text)) != text:
+            raise ValueError(f"form: must be entries such as 'indices (N, k) int64 < M', got {text!r}")
+        return found
 
 
 class Form:
-    """What an op demands of its tensors. The public functions have checked it, and said it better."""
+    """What an op takes and returns. The public functions check the same before, and say it better."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, arguments: Sequence[str]) -> None:
         self.text = text
-        self._alternatives = [
-            [
-                Entry(entry["name"], tuple(entry["shape"].split(", ")), _DTYPES.get(entry["dtype"]))
-                for entry in _ENTRY.finditer(alternative)
-            ]
-            for alternative in text.split(" | ")
-        ]
+        sides = [alternative.split(" -> ") for alternative in text.split(" | ")]
+        self.taken = [Entry.all_of(taken) for taken, _ in sides]
+        self._returned = [Entry.all_of(returned) for _, returned in sides]
+        self.demands = " | ".join(re.sub(r" < \w+", "", taken) for taken, _ in sides)  # as csrc/ reads it
+        self._place = {name: place for place, name in enumerate(arguments)}
         self._refusal = lru_cache(maxsize=1024)(self._judge)  # to look at every call would cost a launch
+        self._bounds = [self._bound(entry) for entry in self.taken[0] if entry.below]
 
-    def check(self, op: str, arguments: tuple) -> None:
+    def check(self, op: str, arguments: Sequence) -> None:
         """The tensors among an op's arguments, None where one is absent, are as the form says.
 
         Raises:
@@ -55,14 +79,60 @@ class Form:
         if refusal is not None:
             raise ValueError(f"{op}: {refusal}")
 
+    def check_indices(self, op: str, arguments: Sequence) -> None:
+        """What indexes is in range, where a check may look at it (check_range).
+
+        Raises:
+            IndexError: it isn't.
+        """
+        for indices, bound in self.indices(arguments):
+            check_range(op, indices, bound)
+
+    def indices(self, arguments: Sequence) -> list[tuple[Tensor, int]]:
+        """Every tensor that indexes, and what its numbers must be less than."""
+        return [
+            (arguments[place], arguments[of] if dim is None else arguments[of].shape[dim])
+            for place, of, dim in self._bounds
+        ]
+
+    def empty(self, arguments: Sequence) -> Tensor | tuple[Tensor, ...]:
+        """What the op returns, but for the numbers: its fake."""
+        first = arguments[0]
+        case = self._case(first.dim())
+        sizes = {name: arguments[place] for name, place in self._place.items()}
+        for entry in self.taken[case]:
+            tensor = arguments[self._place[entry.name]]
+            for symbol, size in zip(entry.shape, () if tensor is None else tensor.shape, strict=False):
+                sizes |= {symbol[0]: size - 1} if symbol.endswith(" + 1") else {}
+                sizes.setdefault(symbol, size)
+        if "B" in sizes:
+            sizes.setdefault("S", sizes["B"])
+        out = [
+            first.new_empty(
+                [int(symbol) if symbol.isdecimal() else sizes[symbol] for symbol in entry.shape]
+                if entry.needed is None or sizes[entry.needed]
+                else [0],
+                dtype=entry.dtype or first.dtype,
+            )
+            for entry in self._returned[case]
+        ]
+        return out[0] if len(out) == 1 else tuple(out)
+
+    def _case(self, rank: int) -> int:
+        return next((i for i, taken in enumerate(self.taken) if len(taken[0].shape) == rank), 0)
+
+    def _bound(self, indices: Entry) -> tuple[int, int, int | None]:
+        """Where the indices are, and where their bound is: an argument, or a dimension of one."""
+        place = self._place[indices.name]
+        if indices.below in self._place:
+            return place, self._place[indices.below], None
+        of = next(entry for entry in self.taken[0] if indices.below in entry.shape)
+        return place, self._place[of.name], of.shape.index(indices.below)
+
     def _judge(self, *tensors: tuple[torch.Size, torch.dtype, torch.device] | None) -> str | None:
         rank, dtype, device = len(tensors[0][0]), *tensors[0][1:]
-        entries = next(
-            (form for form in self._alternatives if len(form[0].shape) == rank), self._alternatives[0]
-        )
-        given = [
-            (entry, tensor) for entry, tensor in zip(entries, tensors, strict=True) if tensor is not None
-        ]
+        taken = self.taken[self._case(rank)]
+        given = [(entry, tensor) for entry, tensor in zip(taken, tensors, strict=True) if tensor is not None]
         packed = any(entry.name == "cu_seqlens" for entry, _ in given)
         sizes: dict[str, int] = {}
         for entry, (shape, its_dtype, its_device) in given:
@@ -88,6 +158,3 @@ def _fits(shape: torch.Size, symbols: Sequence[str], sizes: dict[str, int]) -> b
         if size != (int(symbol) if symbol.isdecimal() else sizes.setdefault(symbol, size)):
             return False
     return True
-
-
-FORMS: dict[str, Form] = {}  # of every op, by its name

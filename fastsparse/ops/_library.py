@@ -1,11 +1,13 @@
-"""Registration of ops with PyTorch: schema once, the reference wherever there is no better kernel.
+"""Registration of ops with PyTorch: each is one record, from which everything else about it derives.
 
-On CUDA tensors ``fastsparse::<op>`` is Python, which chooses among kernels (_gpu.py). Those of the compiled
-library are ``fastsparse_cuda::<op>``, of the same schema.
+The reference runs wherever there is no better kernel. On CUDA tensors ``fastsparse::<op>`` is Python, which
+chooses among kernels (_gpu.py). Those of the compiled library are ``fastsparse_cuda::<op>``, of the same
+schema.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,25 +16,76 @@ from torch._guards import TracingContext
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from fastsparse._options import option_at
 from fastsparse._transforms import is_traced
-from fastsparse.backend import requested, wants_reference
+from fastsparse.backend import requested, tell_libraries, wants_reference
 from fastsparse.ops import _gpu
-from fastsparse.ops._forms import FORMS, Form
+from fastsparse.ops._forms import Form
 from fastsparse.reference._precision import accumulate
 
 _LIBRARY = torch.library.Library("fastsparse", "DEF")
 _CUDA_LIBRARY = torch.library.Library("fastsparse_cuda", "DEF")
 
 
+# By the roofline, until a GPU has been measured. The product of topk_encode runs at the vendor library's rate
+# in CUDA, at Triton's own in Triton. The sparse products move the same bytes in both, and C++ launches with
+# less delay, which counts where tokens are few. So far that says the same for every op and shape.
+KERNELS = ("cpu", "cuda", "triton")
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """What is true of an op.
+
+    Attributes:
+        name: of ``fastsparse::<name>``, and of its modules and files everywhere.
+        form: what it takes and returns (_forms.py).
+        reference: its definition, of the schema's arguments, options by their names.
+        kernels: the backends that have one, those for GPUs fastest first; else the reference serves.
+        options: by the argument's place, its name and the names whose positions it takes (_options.py).
+        check: what else must hold of the arguments; kernels on the CPU look themselves.
+        differentiable: whether it has a gradient, as all have that aren't gradients themselves.
+    """
+
+    name: str
+    form: Form
+    reference: Callable
+    kernels: tuple[str, ...] = KERNELS
+    options: Mapping[int, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    check: Callable[..., None] | None = None
+    differentiable: bool = True
+
+    def look_at(self, arguments: Sequence) -> None:
+        """Raise where arguments are valid in form, but not in what they hold."""
+        self.form.check_indices(self.name, arguments)
+        if self.check is not None:
+            self.check(*arguments)
+
+    def define(self, *arguments):
+        """What the op is to return."""
+        self.look_at(arguments)
+        arguments = list(arguments)
+        for place, (name, choices) in self.options.items():
+            arguments[place] = option_at(self.name, name, arguments[place], choices)
+        with torch.autocast(arguments[0].device.type, enabled=False):  # which would take products to halves
+            return self.reference(*arguments)
+
+
+OPS: dict[str, Op] = {}
+
+
 def register(
     schema: str,
-    *,
     form: str,
+    *,
     reference: Callable,
-    fake: Callable,
-    setup_context: Callable,
     backward: Callable,
     jvp: Callable,
+    setup_context: Callable | None = None,
+    kernels: tuple[str, ...] = KERNELS,
+    options: Mapping[str, Sequence[str]] | None = None,
+    check: Callable[..., None] | None = None,
+    differentiable: bool = True,
 ) -> Callable:
     """Define ``fastsparse::<schema>``, to which compiled libraries add kernels; returns what runs it.
 
@@ -40,33 +93,45 @@ def register(
     serves the backend that was asked for. Who calls the op by its name has its tensors checked by ``form``.
     ``jvp`` takes the arguments, what came of them, and the arguments' tangents, None where there is none; it
     returns the outputs' tangents. It and ``backward`` are made of what runs ops, as they must serve the
-    backend that is asked for when they run.
+    backend that is asked for when they run. Without ``setup_context`` all tensors that go in are kept. For
+    the others see :class:`Op`.
     """
     name = schema[: schema.index("(")]
     qualified = f"fastsparse::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _CUDA_LIBRARY.define(schema)
-    FORMS[name] = Form(form)
-    _LIBRARY.impl(name, _without_kernel(name, reference), "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, _gpu.implementation(name, reference), "CUDA")
+    overload = getattr(torch.ops.fastsparse, name).default
+    arguments = [argument.name for argument in overload._schema.arguments]
+    places = {arguments.index(argument): (argument, names) for argument, names in (options or {}).items()}
+    op = OPS[name] = Op(name, Form(form, arguments), reference, kernels, places, check, differentiable)
+    tell_libraries(name, op.form.demands)
+
+    def fake(*arguments):
+        return op.form.empty(arguments)
+
+    _LIBRARY.impl(name, _without_kernel(op), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _gpu.implementation(op), "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    op = getattr(torch.ops.fastsparse, name).default
-    reverse, both = _differentiated(name, op, setup_context, backward, jvp)
+    reverse, both = _differentiated(name, overload, setup_context or _keep_tensors, backward, jvp)
     _LIBRARY.impl(name, _called_by_name(name, reverse, both), "Autograd")
-    torch.library.register_vmap(qualified, _one_by_one(op, fake), lib=_LIBRARY)
+    torch.library.register_vmap(qualified, _one_by_one(overload, fake), lib=_LIBRARY)
 
     def run(*arguments):
         if wants_reference(arguments[0]):
-            return reference(*arguments)
+            return op.define(*arguments)
         if torch.compiler.is_compiling():
-            return op(*arguments)
+            return overload(*arguments)
         if torch._C._are_functorch_transforms_active():
-            return _trust.run(op, arguments)
+            return _trust.run(overload, arguments)
         if forward_ad._current_level < 0:
             return reverse(*arguments)
         return both(*arguments)
 
     return run
+
+
+def _keep_tensors(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*(value for value in inputs if value is None or isinstance(value, Tensor)))
 
 
 def _differentiated(
@@ -147,16 +212,16 @@ def total(*terms: Tensor | None) -> Tensor | None:
     return sum(there[1:], start=there[0]) if there else None
 
 
-def _without_kernel(op: str, reference: Callable) -> Callable:
+def _without_kernel(op: Op) -> Callable:
     """What runs where no library has added a kernel: the reference, unless the kernel was asked for."""
 
     def run(*arguments):
         if requested() == "cpu":
             raise RuntimeError(
-                f"{op}: backend 'cpu' was asked for and can't run here: it has no kernel for this op"
+                f"{op.name}: backend 'cpu' was asked for and can't run here: it has no kernel for this op"
             )
-        FORMS[op].check(op, arguments)
-        return reference(*arguments)
+        op.form.check(op.name, arguments)
+        return op.define(*arguments)
 
     return run
 
@@ -238,7 +303,7 @@ def _is_traced_by_dynamo() -> bool:
     )
 
 
-def register_backward(schema: str, *, form: str, reference: Callable, fake: Callable) -> Callable:
+def register_backward(schema: str, form: str, **record) -> Callable:
     """Define ``fastsparse::<op>_backward``, the gradient of an op, which has none itself and says so."""
     op = schema[: schema.index("_backward(")]
 
@@ -248,16 +313,7 @@ def register_backward(schema: str, *, form: str, reference: Callable, fake: Call
             "the kernels have none"
         )
 
+    no_context = lambda ctx, inputs, output: None  # noqa: E731
     return register(
-        schema,
-        form=form,
-        reference=reference,
-        fake=fake,
-        setup_context=_keep_nothing,
-        backward=refuse,
-        jvp=refuse,
+        schema, form, setup_context=no_context, backward=refuse, jvp=refuse, differentiable=False, **record
     )
-
-
-def _keep_nothing(ctx, inputs, output) -> None:
-    pass

@@ -8,10 +8,6 @@ from fastsparse.ops._library import register, total
 from fastsparse.reference.linear_recurrence import multiply, transposed
 
 
-def _fake(a, b, h0, reverse, cu_seqlens):
-    return b.new_empty(b.shape)
-
-
 def _setup_context(ctx, inputs, output) -> None:
     a, _, h0, ctx.reverse, cu_seqlens = inputs
     ctx.save_for_backward(a, h0, cu_seqlens, output)
@@ -37,22 +33,13 @@ def _jvp(inputs, h: Tensor, tangents) -> Tensor:
 # less than there are cu_seqlens, int64.
 linear_recurrence = register(
     "linear_recurrence(Tensor a, Tensor b, Tensor? h0, bool reverse, Tensor? cu_seqlens) -> Tensor",
-    form="a (B, T, H), b (B, T, H), h0 (S, H)?, cu_seqlens (S + 1) int64? | a (B, T, 2, 2, H), b "
-    "(B, T, 2, H), h0 (S, 2, H)?, cu_seqlens (S + 1) int64?",
+    "a (B, T, H), b (B, T, H), h0 (S, H)?, cu_seqlens (S + 1) int64? -> (B, T, H) | "
+    "a (B, T, 2, 2, H), b (B, T, 2, H), h0 (S, 2, H)?, cu_seqlens (S + 1) int64? -> (B, T, 2, H)",
     reference=reference.linear_recurrence,
-    fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,
 )
-
-
-def _fake_backward(a, h0, reverse, cu_seqlens, h, d_h, needs_a, needs_b, needs_h0):
-    return (
-        a.new_empty(a.shape if needs_a else (0,)),
-        h.new_empty(h.shape if needs_b else (0,)),
-        h.new_empty(h0.shape if needs_h0 else (0,)),
-    )
 
 
 def _keep_for_second(ctx, inputs, output) -> None:
@@ -153,10 +140,11 @@ class First:
 linear_recurrence_backward = register(
     "linear_recurrence_backward(Tensor a, Tensor? h0, bool reverse, Tensor? cu_seqlens, Tensor h, "
     "Tensor d_h, bool needs_a, bool needs_b, bool needs_h0) -> (Tensor d_a, Tensor d_b, Tensor d_h0)",
-    form="a (B, T, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H) | a (B, "
-    "T, 2, 2, H), h0 (S, 2, H)?, cu_seqlens (S + 1) int64?, h (B, T, 2, H), d_h (B, T, 2, H)",
+    "a (B, T, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H) "
+    "-> d_a (B, T, H) if needs_a, d_b (B, T, H) if needs_b, d_h0 (S, H) if needs_h0 | "
+    "a (B, T, 2, 2, H), h0 (S, 2, H)?, cu_seqlens (S + 1) int64?, h (B, T, 2, H), d_h (B, T, 2, H) "
+    "-> d_a (B, T, 2, 2, H) if needs_a, d_b (B, T, 2, H) if needs_b, d_h0 (S, 2, H) if needs_h0",
     reference=reference.linear_recurrence_backward,
-    fake=_fake_backward,
     setup_context=_keep_for_second,
     backward=_second,
     jvp=_jvp_backward,

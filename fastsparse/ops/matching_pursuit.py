@@ -4,21 +4,9 @@ import torch
 from torch import Tensor
 
 from fastsparse import reference
-from fastsparse._options import METHODS, option_at
+from fastsparse._options import METHODS
 from fastsparse.ops._library import register, register_backward
 from fastsparse.reference._precision import accumulate
-
-
-def _reference(x, *options):
-    *options, method = options
-    option_at("matching_pursuit", "method", method, METHODS)  # one definition for all of them
-    with torch.autocast(x.device.type, enabled=False):  # which would take the products down to halves
-        return reference.matching_pursuit(x, *options)
-
-
-def _fake(x, dictionary, k, tol, nonnegative, normalized, method):
-    shape = (x.shape[0], k)
-    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64), x.new_empty(x.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -98,27 +86,13 @@ def tangents_of_steps(
 matching_pursuit = register(
     "matching_pursuit(Tensor x, Tensor dictionary, SymInt k, float tol, bool nonnegative, bool normalized, "
     "int method) -> (Tensor values, Tensor indices, Tensor residual)",
-    form="x (N, D), dictionary (M, D)",
-    reference=_reference,
-    fake=_fake,
+    "x (N, D), dictionary (M, D) -> values (N, k), indices (N, k) int64, residual (N, D)",
+    reference=lambda *arguments: reference.matching_pursuit(*arguments[:-1]),  # one for all methods
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,
+    options={"method": METHODS},
 )
-
-
-def _reference_backward(values, *arguments):
-    with torch.autocast(values.device.type, enabled=False):
-        return reference.matching_pursuit_backward(values, *arguments)
-
-
-def _fake_backward(
-    values, indices, residual, dictionary, d_values, d_residual, normalized, needs_x, needs_dictionary
-):
-    return (
-        residual.new_empty(residual.shape if needs_x else (0,)),
-        dictionary.new_empty(dictionary.shape if needs_dictionary else (0,)),
-    )
 
 
 # Of values, indices, residual (as matching_pursuit returned them) and dictionary; d_values (N, k) and
@@ -127,8 +101,7 @@ matching_pursuit_backward = register_backward(
     "matching_pursuit_backward(Tensor values, Tensor indices, Tensor residual, Tensor dictionary, "
     "Tensor d_values, Tensor? d_residual, bool normalized, bool needs_x, bool needs_dictionary) "
     "-> (Tensor d_x, Tensor d_dictionary)",
-    form="values (N, k), indices (N, k) int64, residual (N, D), dictionary (M, D), d_values (N, "
-    "k), d_residual (N, D)?",
-    reference=_reference_backward,
-    fake=_fake_backward,
+    "values (N, k), indices (N, k) int64 < M, residual (N, D), dictionary (M, D), d_values (N, k), "
+    "d_residual (N, D)? -> d_x (N, D) if needs_x, d_dictionary (M, D) if needs_dictionary",
+    reference=reference.matching_pursuit_backward,
 )

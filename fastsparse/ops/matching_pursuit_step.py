@@ -1,21 +1,10 @@
 """``fastsparse::matching_pursuit_step``: one step alone. Its gradient is matching_pursuit's for k = 1."""
 
-import torch
 from torch import Tensor
 
 from fastsparse import reference
 from fastsparse.ops._library import register
 from fastsparse.ops.matching_pursuit import gradients, tangents_of_steps
-
-
-def _reference(residual, *options):
-    with torch.autocast(residual.device.type, enabled=False):  # which would take the product down to halves
-        return reference.matching_pursuit_step(residual, *options)
-
-
-def _fake(residual, dictionary, nonnegative, normalized):
-    N = residual.shape[0]
-    return residual.new_empty(N), residual.new_empty(N, dtype=torch.int64), residual.new_empty(residual.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -45,9 +34,8 @@ def _jvp(inputs, output, tangents) -> tuple[Tensor, None, Tensor]:
 matching_pursuit_step = register(
     "matching_pursuit_step(Tensor residual, Tensor dictionary, bool nonnegative, bool normalized) "
     "-> (Tensor value, Tensor index, Tensor residual)",
-    form="residual (N, D), dictionary (M, D)",
-    reference=_reference,
-    fake=_fake,
+    "residual (N, D), dictionary (M, D) -> value (N), index (N) int64, residual (N, D)",
+    reference=reference.matching_pursuit_step,
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,

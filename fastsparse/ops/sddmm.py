@@ -3,21 +3,7 @@
 from torch import Tensor
 
 from fastsparse import ops, reference
-from fastsparse._validation import check_range
 from fastsparse.ops._library import register, total
-
-
-def _reference(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    check_range("sddmm", indices, weight.shape[0])
-    return reference.sddmm(x, weight, indices)
-
-
-def _fake(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    return x.new_empty(indices.shape)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, grad: Tensor):
@@ -39,10 +25,8 @@ def _jvp(inputs, output, tangents) -> Tensor:
 
 sddmm = register(
     "sddmm(Tensor x, Tensor weight, Tensor indices) -> Tensor",
-    form="x (N, D), weight (M, D), indices (N, k) int64",
-    reference=_reference,
-    fake=_fake,
-    setup_context=_setup_context,
+    "x (N, D), weight (M, D), indices (N, k) int64 < M -> (N, k)",
+    reference=reference.sddmm,
     backward=_backward,
     jvp=_jvp,
 )

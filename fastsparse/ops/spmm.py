@@ -3,21 +3,7 @@
 from torch import Tensor
 
 from fastsparse import ops, reference
-from fastsparse._validation import check_range
 from fastsparse.ops._library import register, total
-
-
-def _reference(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    check_range("spmm", indices, weight.shape[0])
-    return reference.spmm(values, indices, weight)
-
-
-def _fake(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    return weight.new_empty(values.shape[0], weight.shape[1])
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, grad: Tensor):
@@ -39,10 +25,8 @@ def _jvp(inputs, output, tangents) -> Tensor:
 
 spmm = register(
     "spmm(Tensor values, Tensor indices, Tensor weight) -> Tensor",
-    form="values (N, k), indices (N, k) int64, weight (M, D)",
-    reference=_reference,
-    fake=_fake,
-    setup_context=_setup_context,
+    "values (N, k), indices (N, k) int64 < M, weight (M, D) -> (N, D)",
+    reference=reference.spmm,
     backward=_backward,
     jvp=_jvp,
 )

@@ -3,22 +3,7 @@
 from torch import Tensor
 
 from fastsparse import ops, reference
-from fastsparse._validation import check_range
 from fastsparse.ops._library import register, total
-
-
-def _reference(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
-    check_range("spmm_t", indices, num_latents)
-    return reference.spmm_t(values, indices, x, num_latents)
-
-
-def _fake(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
-    return x.new_empty(num_latents, x.shape[1])
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    values, indices, x, _ = inputs
-    ctx.save_for_backward(values, indices, x)
 
 
 def _backward(ctx, grad: Tensor):
@@ -40,10 +25,8 @@ def _jvp(inputs, output, tangents) -> Tensor:
 
 spmm_t = register(
     "spmm_t(Tensor values, Tensor indices, Tensor x, SymInt num_latents) -> Tensor",
-    form="values (N, k), indices (N, k) int64, x (N, D)",
-    reference=_reference,
-    fake=_fake,
-    setup_context=_setup_context,
+    "values (N, k), indices (N, k) int64 < num_latents, x (N, D) -> (num_latents, D)",
+    reference=reference.spmm_t,
     backward=_backward,
     jvp=_jvp,
 )

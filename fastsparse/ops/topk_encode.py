@@ -1,24 +1,15 @@
 """``fastsparse::topk_encode``: TopK encoding. Gradients, through selected entries only: spmm and spmm_t."""
 
-import torch
 from torch import Tensor
 
 from fastsparse import ops, reference
-from fastsparse._options import ACTIVATIONS, option_at
+from fastsparse._options import ACTIVATIONS
 from fastsparse._validation import check_eligible
 from fastsparse.ops._library import register, total
 
 
-def _reference(x, weight, bias, k, activation, latent_scale, latent_mask):
+def _check(x, weight, bias, k, activation, latent_scale, latent_mask) -> None:
     check_eligible(weight, k, latent_mask)
-    activation = option_at("topk_encode", "activation", activation, ACTIVATIONS)
-    with torch.autocast(x.device.type, enabled=False):  # which would take the product down to halves
-        return reference.topk_encode(x, weight, bias, k, activation, latent_scale, latent_mask)
-
-
-def _fake(x, weight, bias, k, activation, latent_scale, latent_mask):
-    shape = (x.shape[0], k)
-    return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -62,10 +53,12 @@ def _jvp(inputs, output, tangents) -> tuple[Tensor | None, None]:
 topk_encode = register(
     "topk_encode(Tensor x, Tensor weight, Tensor? bias, SymInt k, int activation, Tensor? latent_scale, "
     "Tensor? latent_mask) -> (Tensor values, Tensor indices)",
-    form="x (N, D), weight (M, D), bias (M)?, latent_scale (M)?, latent_mask (M) bool?",
-    reference=_reference,
-    fake=_fake,
+    "x (N, D), weight (M, D), bias (M)?, latent_scale (M)?, latent_mask (M) bool? "
+    "-> values (N, k), indices (N, k) int64",
+    reference=reference.topk_encode,
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,
+    options={"activation": ACTIVATIONS},
+    check=_check,
 )

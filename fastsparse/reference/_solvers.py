@@ -11,17 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastsparse._options import MOST_SPREAD, NEWTON_PASSES, SHOOTING_PASSES, SMALL
 from fastsparse._transforms import may_branch_on
 from fastsparse.reference.linear_recurrence import compose, multiply, scan, stacked, transposed
 
-NEWTON_PASSES = 12
-SHOOTING_PASSES = 8
 CHUNK = 64
-MOST_SPREAD = 2.0**12  # the variance of rounding errors, in units of one's, in what is certified
 
 
-class Cell(NamedTuple):
-    """A recurrence whose channels don't mix, on any leading dimensions.
+class Map(NamedTuple):
+    """What takes a state to the next, whose channels don't mix, on any leading dimensions.
 
     ``step(h, u)`` is the next state, of the shape of h: (..., H), or (..., 2, H) for pairs of states.
     ``jacobian(h, u)`` is its derivative in h: (..., H), or (..., 2, 2, H), [i, j] being that of i in j.
@@ -31,7 +29,7 @@ class Cell(NamedTuple):
     jacobian: Callable[[Tensor, Tensor], Tensor]
 
 
-def solve(cell: Cell, u: Tensor, start: Tensor, solver: str) -> tuple[Tensor, Tensor]:
+def solve(f: Map, u: Tensor, start: Tensor, solver: str) -> tuple[Tensor, Tensor]:
     """u (S, T, 3, H), start (S, ..., H); returns states (S, T, ..., H) and passes (S, H) int32.
 
     Passes: how many it took to certify a channel's states; 0 where none were needed, -1 where it failed and
@@ -39,27 +37,27 @@ def solve(cell: Cell, u: Tensor, start: Tensor, solver: str) -> tuple[Tensor, Te
     """
     passes = torch.zeros(u.shape[0], u.shape[-1], dtype=torch.int32, device=u.device)
     if solver in ("auto", "sequential") or u.shape[1] == 0:
-        return sequential(cell, u, start), passes
+        return sequential(f, u, start), passes
     with torch.no_grad():
-        h, passes = (newton if solver == "newton" else shooting)(cell, u, start)
+        h, passes = (newton if solver == "newton" else shooting)(f, u, start)
     redo = passes < 0
     if torch.is_grad_enabled() or not may_branch_on(redo) or bool(redo.any()):
-        loop = sequential(cell, u, start)
+        loop = sequential(f, u, start)
         h = torch.where(over_time(redo, h), loop, h)
         h = loop + (h - loop).detach().nan_to_num(0.0, 0.0, 0.0)  # infinite states differ by NaN
     return h, passes
 
 
-def sequential(cell: Cell, u: Tensor, start: Tensor) -> Tensor:
+def sequential(f: Map, u: Tensor, start: Tensor) -> Tensor:
     """The definition: one step after the other."""
     h, states = start, []
     for t in range(u.shape[1]):
-        h = cell.step(h, u[:, t])
+        h = f.step(h, u[:, t])
         states.append(h)
     return stacked(states, start.unsqueeze(1)[:, :0])
 
 
-def newton(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def newton(f: Map, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Newton's method for all states of a sequence at once (Danieli et al. 2025, arXiv 2510.21450).
 
     What the states are off by, d_t = J_t d_{t-1} + f(h_{t-1}) - h_t, is a linear recurrence. It is solved,
@@ -67,12 +65,12 @@ def newton(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     what rounding makes of states that are not yet the loop's, which must not spread.
     """
     zeros = torch.zeros_like(start).unsqueeze(1).expand(-1, u.shape[1] - 1, *start.shape[1:])
-    h = cell.step(torch.cat((start.unsqueeze(1), zeros), dim=1), u)
+    h = f.step(torch.cat((start.unsqueeze(1), zeros), dim=1), u)
     passes = _untried(u)
     for attempt in range(1, NEWTON_PASSES + 1):
         before = torch.cat((start.unsqueeze(1), h[:, :-1]), dim=1)
-        J = cell.jacobian(before, u)
-        d = scan(J, cell.step(before, u) - h)
+        J = f.jacobian(before, u)
+        d = scan(J, f.step(before, u) - h)
         todo = passes < 0
         h = torch.where(over_time(todo, h), h + d, h)
         passes = torch.where(todo & small(d, h) & steady(J, start), attempt, passes)
@@ -81,7 +79,7 @@ def newton(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     return h, passes
 
 
-def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def shooting(f: Map, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Multiple shooting (Keller 1968): time in chunks, which all run at once, each from a guess.
 
     Along with its states each chunk carries their derivative P in its start. Where a chunk's end misses the
@@ -98,7 +96,7 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     u = torch.cat((u, rest), dim=1).view(S, chunks, CHUNK, *u.shape[2:])
     inside = torch.arange(chunks * CHUNK, device=u.device).view(chunks, CHUNK) < T
     guess = start.unsqueeze(1).expand(-1, chunks, *start.shape[1:])
-    starts = torch.cat((guess[:, :1], cell.step(torch.zeros_like(guess[:, 1:]), u[:, :-1, -1])), dim=1)
+    starts = torch.cat((guess[:, :1], f.step(torch.zeros_like(guess[:, 1:]), u[:, :-1, -1])), dim=1)
     block = start.dim() > 2
     one = torch.eye(2, dtype=u.dtype, device=u.device).unsqueeze(-1) if block else u.new_ones(())
     unity = one.expand(S, chunks, *((2, 2) if block else ()), H)
@@ -107,7 +105,7 @@ def shooting(cell: Cell, u: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     for attempt in range(1, SHOOTING_PASSES + 1):
         h, P, states, tangents, steps = starts, unity, [], [], []
         for t in range(CHUNK):
-            J, h = cell.jacobian(h, u[:, :, t]), cell.step(h, u[:, :, t])
+            J, h = f.jacobian(h, u[:, :, t]), f.step(h, u[:, :, t])
             P = compose(J, P, block)
             states.append(h)
             tangents.append(P)
@@ -161,7 +159,7 @@ def small(d: Tensor, h: Tensor) -> Tensor:
 
     A state is itself off by a few roundings, each carried on by slow gates for some dozens of steps.
     """
-    within = d.abs() <= 32 * torch.finfo(h.dtype).eps * h.abs().clamp_min(1)  # NaN is not
+    within = d.abs() <= SMALL * torch.finfo(h.dtype).eps * h.abs().clamp_min(1)  # NaN is not
     within = within & d.isfinite()  # nor infinity, beside a state that it made infinite
     return within.flatten(1, -2).all(dim=1)
 

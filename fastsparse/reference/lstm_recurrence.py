@@ -1,14 +1,9 @@
 """The LSTM of ParaRNN (Danieli et al. 2025, arXiv 2510.21450): one state (c, h) a channel, and no mixing."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from fastsparse.reference._precision import accumulate
-from fastsparse.reference._sequences import Sequences
-from fastsparse.reference._solvers import Cell, solve
-from fastsparse.reference.linear_recurrence import adjoint
+from fastsparse.reference._gated import Cell, gated_recurrence, gated_recurrence_backward
 
 
 def gates(
@@ -46,6 +41,47 @@ def jacobian(state: Tensor, u: Tensor, weight: Tensor, peephole: Tensor) -> Tens
     return torch.stack([torch.stack(row, dim=-2) for row in rows], dim=-3)
 
 
+def back(
+    state: Tensor, u: Tensor, weight: Tensor, peephole: Tensor, through: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The gradients of (c, h) and u, and what the step adds to those of weight and peephole."""
+    (c, h), (to_c, to_h) = state.unbind(-2), through.unbind(-2)
+    (w_f, w_o, w_g), (p_f, p_o) = weight.unbind(0), peephole.unbind(0)
+    f, g, after, o = gates(state, u, weight, peephole)
+    squashed = torch.tanh(after)
+    d_o = to_h * squashed * o * (1 - o)
+    d_after = to_c + to_h * o * (1 - squashed * squashed) + d_o * p_o
+    d_f = d_after * (c - g) * f * (1 - f)
+    d_g = d_after * (1 - f) * (1 - g * g)
+    d_state = torch.stack((d_after * f + d_f * p_f, d_f * w_f + d_o * w_o + d_g * w_g), dim=-2)
+    d_weight = torch.stack((d_f * h, d_o * h, d_g * h), dim=-2)
+    d_peephole = torch.stack((d_f * c, d_o * after), dim=-2)
+    return d_state, torch.stack((d_f, d_o, d_g), dim=-2), (d_weight, d_peephole)
+
+
+def moved(
+    state: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    peephole: Tensor,
+    t_u: Tensor,
+    t_weight: Tensor,
+    t_peephole: Tensor,
+) -> Tensor:
+    """How much the next (c, h) moves with u, weight and peephole."""
+    c, h = state.unbind(-2)
+    f, g, after, o = gates(state, u, weight, peephole)
+    t_f, t_o, t_g = (t_u + t_weight * h.unsqueeze(-2)).unbind(-2)
+    t_f = f * (1 - f) * (t_f + t_peephole[0] * c)
+    t_after = t_f * (c - g) + (1 - f) * (1 - g * g) * t_g
+    t_o = o * (1 - o) * (t_o + t_peephole[1] * after + peephole[1] * t_after)
+    squashed = torch.tanh(after)
+    return torch.stack((t_after, t_o * squashed + o * (1 - squashed * squashed) * t_after), dim=-2)
+
+
+CELL = Cell(2, step, jacobian, back, moved)
+
+
 def lstm_recurrence(
     u: Tensor,
     weight: Tensor,
@@ -59,13 +95,7 @@ def lstm_recurrence(
 
     h and c are (B, T, H), passes (S, H) int32. The recurrence is :func:`step`; all else as in gru_recurrence.
     """
-    sequences = Sequences(cu_seqlens, u.shape[1])
-    rows = sequences.split(accumulate(u))
-    weights = {"weight": accumulate(weight), "peephole": accumulate(peephole)}
-    cell = Cell(partial(step, **weights), partial(jacobian, **weights))
-    states, passes = solve(cell, rows, _start(rows, h0, c0), solver)
-    c, h = sequences.join(states).to(u.dtype).unbind(-2)
-    return h.contiguous(), c.contiguous(), passes
+    return gated_recurrence(CELL, u, (weight, peephole), (h0, c0), cu_seqlens, solver)
 
 
 def lstm_recurrence_backward(
@@ -83,44 +113,7 @@ def lstm_recurrence_backward(
     needs_weights: bool,
     needs_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of :func:`lstm_recurrence`, from what it returned: d_u, d_weight, d_peephole, d_h0, d_c0.
-
-    As gru_recurrence_backward, with lambda (c, h) and the transposed blocks. What isn't needed is empty.
-    """
-    sequences = Sequences(cu_seqlens, u.shape[1])
-    rows, d_h, d_c = (
-        sequences.split(torch.zeros_like(accumulate(h)) if tensor is None else accumulate(tensor))
-        for tensor in (u, d_h, d_c)
-    )
-    states = sequences.split(accumulate(torch.stack((c, h), dim=-2)))
-    before = torch.cat((_start(rows, h0, c0).unsqueeze(1), states), dim=1)[:, :-1]
-    wide = accumulate(weight), accumulate(peephole)
-    (w_f, w_o, w_g), (p_f, p_o) = wide
-    c_before, h_before = before.unbind(-2)
-    f, g, after, o = gates(before, rows, *wide)
-    J = jacobian(before, rows, *wide)
-    to_c, to_h = adjoint(J, torch.stack((d_c, d_h), dim=-2)).unbind(-2)
-    squashed = torch.tanh(after)
-    d_o = to_h * squashed * o * (1 - o)
-    d_after = to_c + to_h * o * (1 - squashed * squashed) + d_o * p_o
-    d_f = d_after * (c_before - g) * f * (1 - f)
-    d_g = d_after * (1 - f) * (1 - g * g)
-    d_u = d_weight = d_peephole = d_h0 = d_c0 = None
-    if needs_u:
-        d_u = sequences.join(torch.stack((d_f, d_o, d_g), dim=-2)).to(u.dtype)
-    if needs_weights:
-        terms = torch.stack((d_f * h_before, d_o * h_before, d_g * h_before), dim=-2)
-        d_weight = terms.sum(dim=(0, 1)).to(weight.dtype)
-        terms = torch.stack((d_f * c_before, d_o * after), dim=-2)
-        d_peephole = terms.sum(dim=(0, 1)).to(peephole.dtype)
-    if needs_state:  # zeros where there is no step
-        d_h0 = (d_f * w_f + d_o * w_o + d_g * w_g)[:, :1].sum(dim=1).to(u.dtype)
-        d_c0 = (d_after * f + d_f * p_f)[:, :1].sum(dim=1).to(u.dtype)
-    grads = d_u, d_weight, d_peephole, d_h0, d_c0
-    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
-
-
-def _start(rows: Tensor, h0: Tensor | None, c0: Tensor | None) -> Tensor:
-    """(c, h) before the first step, (S, 2, H)."""
-    zeros = rows.new_zeros(rows.shape[0], rows.shape[-1])
-    return torch.stack([zeros if state is None else accumulate(state) for state in (c0, h0)], dim=-2)
+    """Gradient of :func:`lstm_recurrence`, from what it returned: d_u, d_weight, d_peephole, d_h0, d_c0."""
+    needs = needs_u, needs_weights, needs_state
+    weights, starts, states, d_states = (weight, peephole), (h0, c0), (h, c), (d_h, d_c)
+    return gated_recurrence_backward(CELL, u, weights, starts, cu_seqlens, states, d_states, needs)

@@ -1,4 +1,4 @@
-"""The benches themselves, at shapes so small that their figures mean nothing."""
+"""The benches themselves, of a CPU and of a GPU without one, at shapes so small that figures mean nothing."""
 
 from dataclasses import replace
 
@@ -8,89 +8,170 @@ import torch
 import fastsparse
 from benchmarks import __main__ as command
 from benchmarks import (
+    bench_gated_recurrence,
+    bench_matching_pursuit,
     bench_memory,
     bench_recurrence_length,
+    bench_sae_step,
     data,
-    gated_recurrences,
-    plots,
+    lab,
     pursuits,
     results,
     shapes,
     steps,
 )
-from benchmarks.cases import Options
 from benchmarks.harness import WrongAnswer
+from benchmarks.lab import Lab
 from benchmarks.recurrences import GRU, LSTM, Layer
 from benchmarks.shapes import Sequences, Shape
+from benchmarks.worker import jobs_of
+from fastsparse.ops._gpu import ORDER
 
 SMALL = Shape("small", 8, 16, 64, 4, correlated=True)
+KNOWN = {"copy": 1e9, "gather_l2": 1e9}
+TRIAL = Lab(torch.device("cpu"), quick=True)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    # Without headline shapes, nor the compiler: it takes ten seconds on each.
-    monkeypatch.setattr(shapes, "ALL", (SMALL,))
-    monkeypatch.setattr(shapes, "MEMORY", SMALL)
-    for name in ("PURSUIT", "WIDE_PURSUIT", "LONG_PURSUIT", "PURSUIT_STEP"):
-        monkeypatch.setattr(shapes, name, replace(getattr(shapes, name), N=8, D=16, M=200, k=4))
-    monkeypatch.setattr(shapes, "RECURRENCE", Sequences("layer", 2, 20, 5, headline=True))
-    monkeypatch.setattr(shapes, "LONG_RECURRENCES", (Sequences("many steps", 1, 40, 3),))
-    monkeypatch.setattr(gated_recurrences, "STEPS", (8, 33))
-    monkeypatch.setattr(bench_recurrence_length, "LENGTHS", (5, 9))
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+@pytest.fixture(scope="module")
+def a_run(small, tmp_path_factory):
+    """The result files of a run of everything on a CPU, by name."""
+    measure = bench_memory._measure
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        few = {"median": 1e9, "unit": "bytes"}  # spares a process each
+        patch.setattr(bench_memory, "_measure", lambda *a: few if a[1] == "torch" else measure(*a))
+        assert command.main(["--quick", "--output", str(folder)]) == 0
+    return {path.stem: results.read(path) for path in folder.glob("*/*.json")}
 
 
-def test_topk_encode_and_sparse_decode_are_measured_and_written(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    assert command.main(["topk_encode", "sparse_decode", "--quick", "--output", str(tmp_path)]) == 0
-    (folder,) = tmp_path.iterdir()
-    encode, decode = (results.read(folder / f"{name}.json") for name in ("topk_encode", "sparse_decode"))
-    assert [case["name"] for case in encode["cases"]] == ["small, gaussian", "small, correlated"]
-    assert len(decode["cases"]) == 4  # both directions on both kinds of data
-    for case in encode["cases"] + decode["cases"]:
-        for name in ("fastsparse", "torch"):
-            record = case["contenders"][name]
-            assert record["check"]
-            assert 0 < record["q1"] <= record["median"] <= record["q3"]
-            assert record["roofline"]["bytes"] > 0
-        assert case["ratios"]["fastsparse"]["torch"]["of_medians"] > 0
-    assert {"product fp32", "product bf16"} <= encode["cases"][0]["contenders"].keys()
-    assert len(encode["bars"]) == 4
-    assert (folder / "topk_encode.svg").exists()
-    assert "bars" in capsys.readouterr().out
+def cases_of(result: dict) -> dict[str, dict]:
+    return {case["name"]: case for case in result["cases"]}
 
 
-def test_a_wrong_kernel_gets_no_figure_and_fails_the_run(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
-    right = fastsparse.topk_encode
+def test_every_bench_is_measured_and_written(a_run):
+    assert a_run.keys() == results.BENCHES.keys()
+    for bench, result in a_run.items():
+        assert result["quick"]
+        assert not result["left_out"]
+        assert result["ceilings"]["copy"] > 0
+        for case in result["cases"]:
+            assert all(record.get("check") for who, record in case["contenders"].items() if who != "torch"), (
+                case
+            )
+            if "fastsparse" in case["contenders"] and bench not in ("memory",):
+                record = case["contenders"]["fastsparse"]
+                assert 0 < record["q1"] <= record["median"] <= record["q3"]
 
-    def wrong(x, weight, bias, *, k):
-        values, indices = right(x, weight, bias, k=k)
-        return values, (indices + 1) % len(weight)
 
-    monkeypatch.setattr(fastsparse, "topk_encode", wrong)
-    assert command.main(["topk_encode", "--quick", "--output", str(tmp_path)]) == 1
-    result = results.read(next(tmp_path.glob("*/topk_encode.json")))
-    record = result["cases"][0]["contenders"]["fastsparse"]
+def test_what_cases_hold(a_run):
+    encode, decode = (cases_of(a_run[name]) for name in ("topk_encode", "sparse_decode"))
+    assert list(encode) == ["small, gaussian", "small, gaussian, bf16", "small, correlated"]
+    assert encode["small, gaussian"]["ratios"]["fastsparse"]["torch"]["of_medians"] > 0
+    assert {"product fp32", "product bf16", "fastsparse, AVX2 forced"} <= encode["small, gaussian"][
+        "contenders"
+    ].keys()
+    assert encode["small, gaussian"]["contenders"]["fastsparse"]["roofline"]["bytes"] > 0
+    assert len(a_run["topk_encode"]["bars"]) == 4
+    *both, threads = decode.values()  # both directions on both kinds of data
+    assert len(both) == 4
+    assert threads["differing"] == 0
+    pursuit = cases_of(a_run["matching_pursuit"])
+    assert list(pursuit) == [
+        "small, gaussian, kept dictionary", "small, gaussian, new dictionary",
+        "small, correlated, kept dictionary", "small, correlated, new dictionary",
+        "wide, gaussian, new dictionary", "long, gaussian", "MP-SAE step",
+    ]  # fmt: skip
+    assert pursuit["wide, gaussian, new dictionary"]["contenders"]["torch"]["share"] == 0.25
+    energy, choices = a_run["matching_pursuit"]["bars"][-2:]
+    assert energy["passed"]
+    assert choices["measured"] == 0
+    for name in ("gru_recurrence", "lstm_recurrence"):
+        forward, *_, last = a_run[name]["cases"]
+        assert {"copy", "torch loop", "fastsparse, newton"} <= forward["contenders"].keys()
+        assert last["name"] == "error, weights of scale 4, T=33"
+        errors = [bar for bar in a_run[name]["bars"] if "error" in bar["name"]]
+        assert len(errors) == 2 * len(bench_gated_recurrence.SCALES)
+        assert all(bar["passed"] for bar in errors)
+    assert len(a_run["recurrence_length"]["cases"]) == 8  # two lengths, two widths, forward and backward
+    assert all(bar["measured"] is not None for bar in a_run["dispatch"]["bars"] + a_run["memory"]["bars"])
+
+
+def test_a_gpus_cases_run_without_one(small):
+    """The most important of every bench; all are run by the device's own trial."""
+    trial = Lab.open("cuda", quick=True, known=KNOWN)
+    ours = ["fastsparse", *(f"fastsparse, {name}" for name in trial.backends)]
+    for bench in results.BENCHES:
+        for job in jobs_of(trial, [bench])[:2]:
+            case = job.case(trial)
+            assert all("median" in case["contenders"][who] for who in ours), (bench, case)
+            assert len(job.bars(case)) == len(job.bars(job.nothing("not run")))
+
+
+def test_a_choice_has_every_op_with_several_kernels(small):
+    trial = Lab.open("cuda", quick=True, known=KNOWN, choice=True)
+    jobs = jobs_of(trial, results.BENCHES)
+    assert len({(job.bench, job.name) for job in jobs}) == len(jobs)
+    chosen = {{"sparse_decode": "spmm"}.get(job.bench, job.bench) for job in jobs}
+    parts = {op for op in ORDER if op.endswith(("_backward", "_step"))}
+    assert chosen == set(ORDER) - parts
+    for bench in ("sddmm", "gru_recurrence"):
+        job = jobs_of(trial, [bench])[0]
+        assert {name.partition(",")[0] for name in job.case(trial)["contenders"]} == {"fastsparse"}
+
+
+@pytest.mark.parametrize(
+    ("bench", "op", "message"),
+    [
+        ("topk_encode", "topk_encode", "values differ"),
+        ("sddmm", "sddmm", "out: relative error 0.001"),
+        ("matching_pursuit", "matching_pursuit", "not its atom's"),
+        ("gru_recurrence", "gru_recurrence", "h: relative error 0.001"),
+        ("linear_recurrence", "linear_recurrence", "h: relative error 0.001"),
+    ],
+)
+def test_a_wrong_kernel_gets_no_figure(monkeypatch, small, bench, op, message):
+    right = getattr(fastsparse, op)
+
+    def wrong(*arguments, **options):
+        found = right(*arguments, **options)
+        if isinstance(found, torch.Tensor):
+            return found * 1.001
+        parts = found[0] * 1.001, *found[1:]
+        return type(found)(*parts) if hasattr(found, "_fields") else parts
+
+    monkeypatch.setattr(fastsparse, op, wrong)
+    job = jobs_of(TRIAL, [bench])[0]
+    record = job.case(TRIAL)["contenders"]["fastsparse"]
     assert list(record) == ["failure"]
-    assert not any(bar["passed"] for bar in result["bars"])
+    assert record["failure"].startswith("wrong answer")
+    assert message in record["failure"]
+
+
+def test_a_wrong_answer_fails_the_run(monkeypatch, small, capsys):
+    monkeypatch.setattr(fastsparse, "sddmm", lambda x, weight, indices: x.new_zeros(indices.shape))
+    assert command.main(["sddmm", "--quick"]) == 1
     assert "wrong answer" in capsys.readouterr().err
 
 
-def test_dispatch_and_memory_print(monkeypatch, capsys):
-    measure = bench_memory._measure
-    torchs = {"median": 1e9, "unit": "bytes"}  # spares a process each
-    monkeypatch.setattr(
-        bench_memory,
-        "_measure",
-        lambda work, who, *rest: torchs if who == "torch" else measure(work, who, *rest),
-    )
-    assert command.main(["dispatch", "memory", "--quick"]) == 0
-    out = capsys.readouterr().out
-    assert "dispatch, sparse_decode: beyond the bare op" in out
-    assert "peak growth over N x M in fp32" in out
-    assert "matching_pursuit forward + backward" in out
-    assert "not measured" not in out
+def test_a_call_that_fails_is_a_bar_without_a_figure(monkeypatch):
+    def broken(*arguments, **options):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(fastsparse, "topk_encode", broken)
+    trial = Lab.open("cuda", quick=True, known=KNOWN)
+    job = jobs_of(trial, ["topk_encode"])[0]
+    bars = job.bars(job.case(trial))
+    assert [bar.verdict for bar in bars] == ["not measured"] * 3
+    assert all("none left" in bar.note for bar in bars)
+
+
+def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch, small):
+    monkeypatch.setattr(lab, "short_of_memory", lambda need: "needs 9 GiB")
+    for bench in results.BENCHES:
+        for job in jobs_of(TRIAL, [bench]):
+            case = job.case(TRIAL)
+            assert case["skipped"] == "needs 9 GiB"
+            assert all(bar.note == "needs 9 GiB" or bar.measured is None for bar in job.bars(case))
 
 
 def test_memory_sees_what_torch_allocates():
@@ -108,11 +189,13 @@ def test_what_more_steps_take_is_held_against_what_they_give(monkeypatch, extra,
         return {"median": 1e5 + (kept + extra) * shape.k, "unit": "bytes", "check": "right"}
 
     monkeypatch.setattr(bench_memory, "_measure", measured)
-    (first, _), (last, (bar,)) = bench_memory._pursuit(shape)
-    assert (first["shape"]["k"], last["shape"]["k"]) == (4, 16)
+    first, last = bench_memory.pursuits_at_more_steps(shape)
+    assert (first.shape.k, last.shape.k) == (4, 16)
+    (bar,) = last.bars(last.case(TRIAL))
     assert bar.passed is passed
     monkeypatch.setattr(bench_memory, "_measure", lambda *arguments: {"failure": "died"})
-    ((_, _), (_, (bar,))) = bench_memory._pursuit(shape)
+    _, last = bench_memory.pursuits_at_more_steps(shape)
+    (bar,) = last.bars(last.case(TRIAL))
     assert (bar.measured, bar.note) == (None, "died")
 
 
@@ -120,51 +203,31 @@ def test_a_step_and_its_gradients_are_compared():
     shape = Shape("step", 32, 16, 64, 4)
     parameters, x = steps.problem(shape, "gaussian")
     assert x.shape == (32, 16)
-    expected = steps.ReferenceStep(parameters, shape.k).run(x)
-    from benchmarks.bench_sae_step import _check
-
-    for kind in (steps.FastsparseStep, steps.DenseStep):
-        step = kind(parameters, shape.k)
-        assert "d_W_dec" in _check(expected, step.run(x))
-        before = step.leaves["W_enc"]._version
-        _check(expected, step.run(x))  # gradients don't pile up
-        assert step.leaves["W_enc"]._version > before  # as after an optimiser's step
-    other = steps.DenseStep(replace(parameters, b_dec=parameters.b_dec + 0.1), shape.k)
+    right = steps.DenseStep(parameters, shape.k).run(x)
+    expected = {"loss": right.last_loss} | {f"d_{name}": grad for name, grad in right.gradients().items()}
+    step = steps.FastsparseStep(parameters, shape.k)
+    assert "d_W_dec" in bench_sae_step.check(expected, 1e-4, step.run(x))
+    before = step.leaves["W_enc"]._version
+    bench_sae_step.check(expected, 1e-4, step.run(x))  # gradients don't pile up
+    assert step.leaves["W_enc"]._version > before  # as after an optimiser's step
+    other = steps.FastsparseStep(replace(parameters, b_dec=parameters.b_dec + 0.1), shape.k)
     with pytest.raises(WrongAnswer):
-        _check(expected, other.run(x))
+        bench_sae_step.check(expected, 1e-4, other.run(x))
 
 
-def test_matching_pursuit_is_measured_and_written(tmp_path):
-    pytest.importorskip("matplotlib")
-    assert command.main(["matching_pursuit", "--quick", "--output", str(tmp_path)]) == 0
-    (path,) = tmp_path.glob("*/matching_pursuit.json")
-    result = results.read(path)
-    cases = {case["name"]: case for case in result["cases"]}
-    assert list(cases) == [
-        "small, gaussian, kept dictionary", "small, gaussian, new dictionary",
-        "small, correlated, kept dictionary", "small, correlated, new dictionary",
-        "wide, gaussian, new dictionary", "long, gaussian", "MP-SAE step",
-    ]  # fmt: skip
-    for case in cases.values():
-        assert all("median" in record for record in case["contenders"].values()), case
-    assert cases["wide, gaussian, new dictionary"]["contenders"]["torch"]["share"] == 0.25
-    gram = cases["small, gaussian, kept dictionary"]["ratios"]["fastsparse"]["torch, Gram matrix"]
-    assert gram["of_medians"] > 0
-    energy, choices = result["bars"][-2:]
-    assert energy["passed"]
-    assert choices["measured"] == 0
-
-
-def test_a_pursuit_that_is_off_by_a_hundredth_gets_no_figure(monkeypatch, capsys):
-    right = fastsparse.matching_pursuit
-
-    def wrong(x, dictionary, **options):
-        values, indices, residual = right(x, dictionary, **options)
-        return fastsparse.Pursuit(values * 1.01, indices, residual)
-
-    monkeypatch.setattr(fastsparse, "matching_pursuit", wrong)
-    assert command.main(["matching_pursuit", "--quick"]) == 1
-    assert "a value is not its atom's" in capsys.readouterr().err
+def test_a_pursuits_step_and_its_gradients_are_compared():
+    x, dictionary, b_dec, oracle = pursuits.problem(replace(SMALL, N=32))
+    assert x.shape == (32, SMALL.D)
+    assert oracle.clear.all()
+    expected = pursuits.expected_gradients(oracle)
+    check = bench_matching_pursuit.check_step
+    for kind in (pursuits.FastsparsePursuitStep, pursuits.TorchPursuitStep):
+        step = kind(dictionary, b_dec, SMALL.k)
+        assert "d_b_dec" in check(*expected, step.run(x))
+        check(*expected, step.run(x))  # gradients don't pile up
+    other = pursuits.TorchPursuitStep(dictionary, b_dec + 0.01, SMALL.k)
+    with pytest.raises(WrongAnswer):
+        check(*expected, other.run(x))
 
 
 def test_a_new_dictionary_is_another_and_the_same_to_rounding():
@@ -178,72 +241,17 @@ def test_a_new_dictionary_is_another_and_the_same_to_rounding():
     torch.testing.assert_close(after.detach(), before, rtol=6e-7, atol=0)
 
 
-def test_a_pursuits_step_and_its_gradients_are_compared():
-    x, dictionary, b_dec, oracle = pursuits.problem(replace(SMALL, N=32))
-    assert x.shape == (32, SMALL.D)
-    assert oracle.clear.all()
-    expected = pursuits.expected_gradients(oracle)
-    from benchmarks.bench_matching_pursuit import _check_step
-
-    for kind in (pursuits.FastsparsePursuitStep, pursuits.TorchPursuitStep):
-        step = kind(dictionary, b_dec, SMALL.k)
-        assert "d_b_dec" in _check_step(*expected, step.run(x))
-        _check_step(*expected, step.run(x))  # gradients don't pile up
-    other = pursuits.TorchPursuitStep(dictionary, b_dec + 0.01, SMALL.k)
-    with pytest.raises(WrongAnswer):
-        _check_step(*expected, other.run(x))
-
-
-@pytest.mark.parametrize("name", ["linear_recurrence", "gru_recurrence", "lstm_recurrence"])
-def test_recurrences_are_measured_and_written(name, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    assert command.main([name, "--quick", "--output", str(tmp_path)]) == 0
-    (path,) = tmp_path.glob(f"*/{name}.json")
-    result = results.read(path)
-    for case in result["cases"]:
-        assert case["backend"] in ("cpu", "reference")
-        assert all("failure" not in record for record in case["contenders"].values()), case
-        assert all(record["check"] for record in case["contenders"].values())
-    forward, *_, last = result["cases"]
-    assert forward["shape"] == {"B": 2, "T": 20, "H": 5}
-    assert {"fastsparse", "copy", "torch loop"} <= forward["contenders"].keys()
-    assert forward["ratios"]["fastsparse"]["copy"]["of_medians"] > 0
-    assert "(backend " in capsys.readouterr().out
-    bars = {bar["name"]: bar for bar in result["bars"]}
-    if name == "linear_recurrence":
-        assert len(bars) == 3
-        return
-    assert {"torch.compile", "fastsparse, newton", "fastsparse, shooting"} <= forward["contenders"].keys()
-    assert last["name"] == "error, weights of scale 4, T=33"
-    errors = [bar for name, bar in bars.items() if "error" in name]
-    assert len(errors) == 2 * len(gated_recurrences.SCALES)
-    assert all(bar["passed"] for bar in errors)
-
-
-@pytest.mark.parametrize("name", ["gru_recurrence", "linear_recurrence"])
-def test_a_recurrence_that_is_off_gets_no_figure(name, monkeypatch, capsys):
-    right = getattr(fastsparse, name)
-
-    def wrong(*inputs, **options):
-        found = right(*inputs, **options)
-        return (found[0] * 1.0001, *found[1:]) if isinstance(found, tuple) else found * 1.0001
-
-    monkeypatch.setattr(fastsparse, name, wrong)
-    assert command.main([name, "--quick"]) == 1
-    said = capsys.readouterr()
-    assert "layer, forward: fastsparse: wrong answer: h: relative error 0.0001" in said.err.replace(
-        ", single channels", ""
-    )
-
-
 @pytest.mark.parametrize("cell", [GRU, LSTM], ids=lambda cell: cell.name)
 def test_errors_count_where_rounding_is_not_amplified(cell, monkeypatch):
-    monkeypatch.setattr(gated_recurrences, "STEPS", (600,))
     solved = type(cell).solved
 
     def cases(wrong):
+        bench_gated_recurrence._errors.cache_clear()
         monkeypatch.setattr(type(cell), "solved", wrong)
-        return list(gated_recurrences._errors(cell, Options()))
+        jobs = [bench_gated_recurrence._error_job(cell, s, 600) for s in bench_gated_recurrence.SCALES]
+        found = [(case := job.case(TRIAL), job.bars(case)) for job in jobs]
+        bench_gated_recurrence._errors.cache_clear()
+        return found
 
     def off(self, u, weights, solver):
         found, passes = solved(self, u, weights, solver)
@@ -255,8 +263,8 @@ def test_errors_count_where_rounding_is_not_amplified(cell, monkeypatch):
 
     fine = cases(solved)
     counts = [case["channels_that_count"] for case, _ in fine]
-    assert counts[:4] == [gated_recurrences.CHANNELS] * 4
-    assert 0 < counts[-1] < gated_recurrences.CHANNELS  # the others are chaotic
+    assert counts[:4] == [bench_gated_recurrence.CHANNELS] * 4
+    assert 0 < counts[-1] < bench_gated_recurrence.CHANNELS  # the others are chaotic
     assert fine[-1][0]["contenders"]["torch loop"]["of_the_rest"] > 1e-4  # there a plain loop is lost too
     assert all(case["contenders"]["fastsparse, sequential"]["redone"] == 0 for case, _ in fine)
     assert all(bar.passed for _, bars in fine for bar in bars)
@@ -277,38 +285,12 @@ def test_a_layers_gradients_are_compared(cell):
             layer.check(expected, 1e-4, found)
 
 
-def test_time_is_drawn_over_steps(tmp_path):
-    pytest.importorskip("matplotlib")
-    assert command.main(["recurrence_length", "--quick", "--output", str(tmp_path)]) == 0
-    (path,) = tmp_path.glob("*/recurrence_length.json")
-    result = results.read(path)
-    assert len(result["cases"]) == 8  # two lengths, two widths, forward and both directions
-    for case in result["cases"]:
-        solvers = (f"fastsparse, {solver}" for solver in ("sequential", "newton", "shooting"))
-        assert case["contenders"].keys() == {"torch loop", "fastsparse", *solvers}
-        assert all("median" in record for record in case["contenders"].values()), case
-    drawn = path.with_suffix(".svg").read_bytes()
-    assert plots.draw(result, tmp_path / "again.svg")
-    assert (tmp_path / "again.svg").read_bytes() == drawn
-
-
-def test_who_is_slow_is_left_out_at_greater_lengths(monkeypatch):
+def test_who_is_slow_is_left_out_at_greater_lengths(monkeypatch, small):
     monkeypatch.setattr(bench_recurrence_length, "SLOW", 0.0)
-    first, second = (
-        case["contenders"]
-        for case, _ in bench_recurrence_length.run(Options(quick=True))
-        if case["series"] == "H=8, forward"
-    )
-    assert len(first) == 5
-    assert not second
-
-
-def test_what_does_not_fit_is_skipped_with_the_reason(monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.bench_topk_encode.short_of_memory", lambda need: "needs 9 GiB")
-    assert command.main(["topk_encode", "--quick"]) == 0
-    out = capsys.readouterr().out
-    assert "skipped: needs 9 GiB" in out
-    assert "not measured" in out
+    jobs = jobs_of(TRIAL, ["recurrence_length"])
+    first, second = (job.case(TRIAL) for job in jobs if job.facts["series"] == "H=8, forward")
+    assert len(first["contenders"]) == 5
+    assert second["skipped"].startswith("all were too slow")
 
 
 @pytest.mark.parametrize("kind", data.KINDS)
@@ -342,21 +324,6 @@ def test_normal_is_normal_whatever_the_number_of_threads(monkeypatch):
     blocks = data.normal(1000, 50, 3)
     monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
     assert torch.equal(data.normal(1000, 50, 3), blocks)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nonsense"], "bench must be among topk_encode"),
-        (["--threads", "0"], "at least 1"),
-        (["--seconds", "0"], "above 0"),
-        (["--seconds", "nan"], "above 0"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        command.parse(arguments)
-    assert message in capsys.readouterr().err
 
 
 def test_every_shape_of_the_bars_is_there():

@@ -39,16 +39,10 @@ def test_the_oracle_in_blocks_is_the_oracle(problem, oracle, monkeypatch):
     assert torch.equal(blocked.indices, oracle.indices)
 
 
-def test_the_reference_passes(oracle, answer):
+def test_the_reference_passes_in_any_order(problem, oracle, answer):
     assert f"{N} index sets" in oracle.check(answer)
-
-
-def test_any_order_passes(oracle, answer):
     order = torch.randperm(K)
     oracle.check((answer[0][:, order], answer[1][:, order]))
-
-
-def test_all_latents_pass(problem):
     TopKOracle.of(*problem, M).check(reference.topk_encode(*problem, M))
 
 
@@ -65,26 +59,15 @@ def changed(tensor: torch.Tensor, place: tuple[int, int], value: float) -> torch
         (lambda v, i: (changed(v, (3, 2), float("nan")), i), "values differ"),
         (lambda v, i: (v, changed(i, (3, 2), int(i[3, 1]))), "twice"),
         (lambda v, i: (v, changed(i, (3, 2), M)), "indices must be in"),
-        (lambda v, i: (v, changed(i, (3, 2), -1)), "indices must be in"),
         (lambda v, i: (v, i.roll(1, 0)), "miss a latent"),
         (lambda v, i: (v, i.roll(1, 1)), "another latent"),
         (lambda v, i: (v[:, :-1], i[:, :-1]), "shapes"),
-        (lambda v, i: (v[:-1], i[:-1]), "shapes"),
         (lambda v, i: (v, i[:, :-1]), "shapes"),
     ],
 )
 def test_a_wrong_answer_is_refused(oracle, answer, spoil, message):
     with pytest.raises(WrongAnswer, match=message):
         oracle.check(spoil(*answer))
-
-
-def test_a_wrong_latent_is_refused_even_where_the_cut_is_a_tie(problem):
-    x, weight, bias = problem
-    twins = torch.cat([weight, weight]), torch.cat([bias, bias])
-    oracle = TopKOracle.of(x, *twins, 1)
-    values, indices = reference.topk_encode(x, *twins, 1)
-    with pytest.raises(WrongAnswer, match="another latent"):
-        oracle.check((values, changed(indices, (7, 0), (int(indices[7, 0]) + 1) % M)))
 
 
 def test_one_wrong_latent_is_refused(oracle, answer):
@@ -101,6 +84,8 @@ def test_a_tie_may_fall_either_way(problem):
     values, indices = reference.topk_encode(x, *twins, 1)
     oracle.check((values, indices))
     oracle.check((values, indices + M))
+    with pytest.raises(WrongAnswer, match="another latent"):
+        oracle.check((values, changed(indices, (7, 0), (int(indices[7, 0]) + 1) % M)))
 
 
 def test_bf16_scores_need_bf16_tolerance(problem):
@@ -187,11 +172,9 @@ def turned(v: torch.Tensor, i: torch.Tensor, r: torch.Tensor, other: int) -> tup
         (lambda v, i, r: turned(v, i, r, 7), "left out a better atom"),
         (lambda v, i, r: (v.roll(1, 1), i.roll(1, 1), r), "left out a better atom"),
         (lambda v, i, r: turned(v, i, r, M), "indices must be in"),
-        (lambda v, i, r: turned(v, i, r, -1), "indices must be in"),
         (lambda v, i, r: (v, i, r * 1.0001), "residual is off"),
         (lambda v, i, r: (v, i, changed(r, (3, 2), float("nan"))), "residual is off"),
         (lambda v, i, r: (v[:, 1:], i[:, 1:], r), "shapes"),
-        (lambda v, i, r: (v[1:], i[1:], r[1:]), "shapes"),
     ],
 )
 def test_a_wrong_pursuit_is_refused(pursuit_oracle, pursuit, spoil, message):

@@ -5,7 +5,7 @@ import sys
 
 from . import __doc__ as purpose
 from . import table
-from .tools import TRITON_VERSIONS, MissingError, cuda_records, kernel_modules, triton_records
+from .tools import TRITON_VERSIONS, MissingError, cuda_records, triton_records
 
 
 def main() -> int:
@@ -14,7 +14,7 @@ def main() -> int:
     arguments = parser.parse_args()
     sources = {
         f"Triton {version}": lambda version=version: triton_records(
-            version, kernel_modules(), known=table.known(f"Triton {version}")
+            version, known=table.known(f"Triton {version}")
         )
         for version in TRITON_VERSIONS
     } | {"CUDA C++": cuda_records}

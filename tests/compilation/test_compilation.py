@@ -4,20 +4,19 @@ import os
 import shutil
 import subprocess
 import textwrap
-from itertools import product
 from pathlib import Path
 
 import pytest
 
 from compilation import table
-from compilation.tools import TRITON_VERSIONS, MissingError, cuda_records, kernel_modules, triton_records
+from compilation.tools import TRITON_VERSIONS, MissingError, cuda_records, triton_records
 from compilation.usage import SHARED_LIMITS, Usage, cuobjdump, of_amd_assembly, of_cuda_binary
 
 
-def under_triton(version: str, modules: list[str], *paths: Path, **options) -> list[dict]:
+def under_triton(version: str, *paths: Path, **options) -> list[dict]:
     """Records, or a skip with the reason why there can be none; in CI that is an error."""
     try:
-        return triton_records(version, modules, *paths, **options)
+        return triton_records(version, *paths, **options)
     except MissingError as missing:
         if os.environ.get("CI") == "true":
             raise
@@ -28,7 +27,7 @@ def under_triton(version: str, modules: list[str], *paths: Path, **options) -> l
 @pytest.mark.parametrize("version", TRITON_VERSIONS)
 def test_triton_kernels(version):
     title = f"Triton {version}"
-    records = under_triton(version, kernel_modules(), known=table.known(title))
+    records = under_triton(version, known=table.known(title))
     assert_fit(records)
     assert_listed(title, records)
 
@@ -68,9 +67,10 @@ def test_the_page_is_made_of_the_data():
 
 # The tool itself: it must find what is planted.
 
-PLANTED = '''
+PLANTED = """
 import os
 
+import torch
 import triton
 import triton.language as tl
 
@@ -103,29 +103,28 @@ def wrong(x, y, BLOCK: tl.constexpr):
     tl.store(y + tl.arange(0, BLOCK), tl.load(x + tl.arange(0, 2 * BLOCK)))
 
 
+@tl.core.builtin
+def crash(_semantic=None):  # what a compiler's crash looks like from outside
+    os.abort()
+
+
+@triton.jit
+def abort(x):
+    crash()
+
+
 # more kernels
 
 
-class Fatal(int):
-    """What a compiler's crash looks like from outside."""
-
-    def __gt__(self, other):
-        os.abort()
-
-
-POINTERS = {"x": "*fp32:16", "y": "*fp32:16"}
-HALVES = {"x": "*bf16:16", "y": "*fp32:16", "n": "i32"}
-
-
-def specimens():
-    return [
-        ("fits", scale, POINTERS, {"BLOCK": 1024}, {"num_warps": 4}),
-        ("spills", scale, POINTERS, {"BLOCK": 4096}, {"num_warps": 1, "maxnreg": 48, "waves_per_eu": 8}),
-        ("too much shared memory", product, HALVES, {"SIZE": 128}, {"num_stages": 5, "num_warps": 8}),
-        ("doesn't compile", wrong, POINTERS, {"BLOCK": 32}, {}),
-        ("aborts", scale, POINTERS, {"BLOCK": 32}, {"num_warps": Fatal(1)}),
-    ]
-'''
+def calls():
+    x, half = torch.empty(64, device="meta"), torch.empty(64, device="meta", dtype=torch.bfloat16)
+    few = {"num_warps": 1} | ({"waves_per_eu": 8} if torch.version.hip else {"maxnreg": 48})
+    yield "planted", "fits", lambda: scale[1,](x, x, BLOCK=1024)
+    yield "planted", "spills", lambda: scale[1,](x, x, BLOCK=4096, **few)
+    yield "planted", "too much", lambda: product[1,](half, x, 7, SIZE=128, num_stages=5, num_warps=8)
+    yield "planted", "doesn't compile", lambda: wrong[1,](x, x, BLOCK=32)
+    yield "planted", "aborts", lambda: abort[1,](x)
+"""
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def planted(tmp_path):
 
     def compiled(text: str, **options) -> list[dict]:
         (tmp_path / "planted.py").write_text(text)
-        return under_triton(TRITON_VERSIONS[-1], ["planted"], tmp_path, **options)
+        return under_triton(TRITON_VERSIONS[-1], tmp_path, package="planted", calls="planted", **options)
 
     return compiled
 
@@ -142,51 +141,43 @@ def planted(tmp_path):
 @pytest.mark.slow
 def test_what_is_planted_is_found(planted):
     complaints = {
-        "spills": "bytes a thread are spilled",
-        "too much shared memory": "bytes of shared memory",
-        "doesn't compile": "the compiler ended with an error",
-        "aborts": "the compiler ended with SIGABRT",
+        "scale, spills": "bytes a thread are spilled",
+        "product, too much": "bytes of shared memory",
+        "wrong, doesn't compile": "the compiler ended with an error",
+        "abort, aborts": "the compiler ended with SIGABRT",
     }
     found = {(record["name"], record["target"]): record for record in planted(PLANTED)}
-    assert found.keys() == set(product([f"planted: {name}" for name in ("fits", *complaints)], SHARED_LIMITS))
+    assert len(found) == len(SHARED_LIMITS) * (1 + len(complaints))
     for target in SHARED_LIMITS:
-        assert_fit([found["planted: fits", target]])
-        assert found["planted: fits", target]["registers"] > 4
+        assert_fit([found["planted: scale, fits", target]])
+        assert found["planted: scale, fits", target]["registers"] > 4
         for name, complaint in complaints.items():
             said = list(table.complaints([found[f"planted: {name}", target]]))
             assert any(complaint in line for line in said), (name, target, said)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (('"y": "*fp32:16"}\nHALVES', '"z": "*fp32:16"}\nHALVES'), "in one of both"),
-        (
-            ("# more kernels", "@triton.jit\ndef unused(x):\n    return x"),
-            "unused is no specimen, and no kernel uses it",
-        ),
-        (('("spills"', '("fits"'), "two specimens have one name"),
-    ],
-)
-def test_specimens_must_be_all_kernels_and_their_very_arguments(planted, spoil, message):
-    assert PLANTED.count(spoil[0]) == 1
-    with pytest.raises(RuntimeError, match=message):
-        planted(PLANTED.replace(*spoil))
+def test_a_kernel_that_nothing_launches_is_an_error(planted):
+    more = "@triton.jit\ndef unused(x):\n    return x"
+    with pytest.raises(RuntimeError, match="no call launches unused, and no kernel uses it"):
+        planted(PLANTED.replace("# more kernels", more))
 
 
 DOUBLES = """
+import torch
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def double(x, y, BLOCK: tl.constexpr):
+def double(x, y, n, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
-    tl.store(y + at, 2 * tl.load(x + at))
+    tl.store(y + at, 2 * tl.load(x + at, mask=at < n))
 
 
-def specimens():
-    return [("doubles", double, {"x": "*fp32:16", "y": "*fp32:16"}, {"BLOCK": 1024}, {"num_warps": 4})]
+def calls():
+    x = torch.empty(64, device="meta")
+    for given, n in ((x, 1), (x[4:], 1), (x[1:], 1), (x, 16)):  # the second is as the first
+        yield "doubles", "all", lambda: double[1,](given, x, n, BLOCK=64, num_warps=4)
 """
 
 
@@ -197,8 +188,12 @@ def test_what_is_known_is_compiled_again_only_if_it_has_changed(planted, tmp_pat
         return {(record["target"], record["key"]): record["registers"] for record in found}
 
     records = planted(DOUBLES, cache=tmp_path / "first")
+    assert {record["name"].removeprefix("doubles: double, all, ") for record in records} == {
+        "n = 1, x = *fp32:16", "n = 1, x = *fp32", "n = i32:16, x = *fp32:16",
+    }  # fmt: skip
     known = [record | {"registers": 1000 + record["registers"]} for record in records[1:]]
-    again = registers(DOUBLES, "again", known)
+    moved = DOUBLES.replace("@triton.jit", "\n\n@triton.jit")
+    again = registers(moved, "again", known)
     assert again == {(record["target"], record["key"]): record["registers"] for record in records[:1] + known}
     changed = registers(DOUBLES.replace("2 * ", "3 * "), "changed", known)
     assert not again.keys() & changed.keys()

@@ -26,12 +26,6 @@ class MissingError(Exception):
     """A tool isn't here and can't be fetched."""
 
 
-def kernel_modules() -> list[str]:
-    """Every module of Triton kernels; those that begin with _ are what these share."""
-    folder = Path(importlib.util.find_spec("fastsparse.kernels").origin).parent
-    return [f"fastsparse.kernels.{path.stem}" for path in sorted(folder.glob("[!_]*.py"))]
-
-
 def triton(version: str) -> Path:
     """The folder that a version of Triton is imported from: the installed one's, else one in build/."""
     try:
@@ -56,27 +50,41 @@ def triton(version: str) -> Path:
 
 def triton_records(
     version: str,
-    modules: list[str],
     *paths: Path,
+    package: str = "fastsparse.kernels",
+    calls: str = "tests.compilation.calls",
     known: Iterable[dict] = (),
     cache: Path = RECORDS,
 ) -> list[dict]:
-    """What the kernels of modules need under a version of Triton; see triton_kernels.py.
+    """What a package's kernels need under a version of Triton, as calls launch them; see triton_kernels.py.
 
-    Of records that are ``known`` those are taken whose keys say that a compilation would be the same again.
+    A record that is ``known`` is taken where its key says that a compilation would be the same again. Keys
+    are the newest Triton's, so that no other one must be there if nothing is to be compiled.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    for record in known:
-        usage = {name: record[name] for name in ("registers", "shared", "spilled")}
-        (cache / f"{record['key']}.json").write_text(json.dumps(usage))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    places = [triton(version), *paths, os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(str(place) for place in places if str(place))
-    command = [sys.executable, "-m", "tests.compilation.triton_kernels", cache, *modules]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"compiling under triton {version} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def ask(version: str, vendor: str, *folder: Path, wanted: list[tuple[str, str]] = ()) -> list[dict]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+        places = [triton(version), *paths, os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(str(place) for place in places if str(place))
+        command = [sys.executable, "-m", "tests.compilation.triton_kernels", package, calls, vendor, *folder]
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, input=json.dumps(wanted)
+        )
+        if done.returncode:
+            raise RuntimeError(f"compiling under triton {version} failed:\n{done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    kept = {(record["name"], record["target"], record["key"]): record for record in known}
+    found = []
+    for vendor in ("nvidia", "amd"):
+        listed = ask(TRITON_VERSIONS[-1], vendor)
+        stale = [job for job in listed if tuple(job.values()) not in kept]
+        wanted = [(job["name"], job["target"]) for job in stale]
+        new = ask(version, vendor, cache, wanted=wanted) if wanted else []
+        keys = zip(stale, new, strict=True)  # its own, which another version may compute in another way
+        compiled = {tuple(job.values()): record | {"key": job["key"]} for job, record in keys}
+        found += [(kept | compiled)[tuple(job.values())] for job in listed]
+    return found
 
 
 def cuda_records() -> list[dict]:

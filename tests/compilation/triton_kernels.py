@@ -1,100 +1,65 @@
-"""Compile the specimens of Triton kernels for every GPU, in a process of its own and without the interpreter.
+"""Compile Triton's kernels as calls launch them, in a process of its own and without the interpreter.
 
-    python -m tests.compilation.triton_kernels CACHE MODULE...
+    python -m tests.compilation.triton_kernels PACKAGE CALLS VENDOR          list what is launched
+    python -m tests.compilation.triton_kernels PACKAGE CALLS VENDOR CACHE    compile what is read from stdin
 
-prints a list of records as JSON. Each compilation is a child process, because a compiler may abort; its
-record is kept in the folder CACHE under a hash of all that went into it, its key.
+PACKAGE holds the kernels, CALLS is a module whose ``calls()`` call them. What is listed has a key, a hash of
+all that goes into a compilation but the version of Triton. Each compilation is a child process, because a
+compiler may abort; its record is kept in the folder CACHE.
 """
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
 import json
 import os
-import re
 import resource
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
 
+from . import launches
+from .launches import Launch
 from .usage import SHARED_LIMITS, Usage, cuobjdump, of_amd_assembly, of_cuda_binary
 
 CPU_SECONDS = 120  # that one compilation may take: most take one or two
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """One specimen for one target."""
+    """One launch for one target."""
 
     name: str
     target: str
-    source: ASTSource
-    options: dict
+    launch: Launch
 
     @property
     def key(self) -> str:
-        """A hash of all that the outcome depends on."""
-        parts = (triton.__version__, self.target, self.source.hash(), sorted(self.options.items()))
         reader = inspect.getsource(usage) + Path(__file__).with_name("usage.py").read_text()
-        return hashlib.sha256((repr(parts) + reader).encode()).hexdigest()[:16]
+        told = sorted(self.launch.facts.items()), sorted(self.launch.attributes.items())
+        parts = self.launch.kernel.cache_key, told, self.target, reader
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def specimens(module_name: str) -> Iterator[Job]:
-    """The jobs of a module's ``specimens()``: (name, kernel, signature, constexprs, options) each.
-
-    ``:16`` after a type of the signature says, as in Triton's own ahead-of-time compiler, that the argument
-    is a multiple of 16.
-    """
-    module = importlib.import_module(module_name)
-    named = set()
-    for name, kernel, signature, constexprs, options in module.specimens():
-        kernel = _unwrapped(kernel)
-        named.add(kernel)
-        types = {argument: kind.removesuffix(":16") for argument, kind in signature.items()}
-        types |= dict.fromkeys(constexprs, "constexpr")
-        if set(types) != set(kernel.arg_names):
-            raise ValueError(
-                f"{module_name}: specimen {name}: {set(types) ^ set(kernel.arg_names)} in one of both"
-            )
-        types = {argument: types[argument] for argument in kernel.arg_names}
-        attributes = {
-            (kernel.arg_names.index(argument),): [["tt.divisibility", 16]]
-            for argument, kind in signature.items()
-            if kind.endswith(":16")
-        }
-        source = ASTSource(kernel, types, constexprs, attributes)
-        for target in SHARED_LIMITS:
-            yield Job(f"{module_name.rpartition('.')[2]}: {name}", target, source, options)
-    _check_that_no_kernel_is_left_out(module, named)
-
-
-def _unwrapped(kernel) -> JITFunction:
-    while not isinstance(kernel, JITFunction):  # under autotune and heuristics
-        kernel = kernel.fn
-    return kernel
-
-
-def _check_that_no_kernel_is_left_out(module, named: set) -> None:
-    """Every jitted function of the module, and of those that its specimens are from, is one or serves one."""
-    modules = {module.__name__, *(kernel.__module__ for kernel in named)}
-    found = [vars(sys.modules[name]).values() for name in sorted(modules)]
-    jitted = [value for values in found for value in values if hasattr(value, "fn") and hasattr(value, "run")]
-    own = {kernel for kernel in map(_unwrapped, jitted) if kernel.__module__ in modules}
-    for kernel in own - named:
-        name = kernel.__name__
-        if not any(re.search(rf"\b{name}\b", other.src) for other in own - {kernel}):
-            raise ValueError(f"{kernel.__module__}: {name} is no specimen, and no kernel uses it")
+def jobs(package: str, calls: str, vendor: str) -> list[Job]:
+    """Everything that is launched, for every target of a vendor."""
+    if vendor == "amd":
+        torch.version.hip = "none"  # what the kernels ask before they choose a layout
+    kernels = launches.load(package)
+    targets = [target for target in SHARED_LIMITS if target.startswith("gfx" if vendor == "amd" else "sm")]
+    named = launches.of_all(import_module(calls).calls(), gpu(targets[0]))  # all of a vendor's launch alike
+    if idle := launches.idle(kernels, named.values()):
+        raise ValueError(f"{package}: no call launches {', '.join(idle)}, and no kernel uses it")
+    return [Job(name, target, launch) for name, launch in named.items() for target in targets]
 
 
 def gpu(target: str) -> GPUTarget:
@@ -105,7 +70,7 @@ def gpu(target: str) -> GPUTarget:
 
 def usage(job: Job) -> Usage:
     """Compile."""
-    binary = triton.compile(job.source, target=gpu(job.target), options=job.options)
+    binary = triton.compile(job.launch.source, target=gpu(job.target), options=job.launch.options)
     if "cubin" not in binary.asm:
         found = of_amd_assembly(binary.asm["amdgcn"])
     else:
@@ -139,7 +104,7 @@ def _compile(job: Job, record: Path, log: Path) -> None:
 def compile_all(jobs: list[Job], cache: Path, processes: int) -> list[dict]:
     """A record of every job, ``processes`` of them at once: name, target, key, and usage or error."""
     cache.mkdir(parents=True, exist_ok=True)
-    records = {job: cache / f"{job.key}.json" for job in jobs}
+    records = {job: cache / f"{triton.__version__}-{job.key}.json" for job in jobs}
     waiting = [job for job in jobs if not records[job].exists()]
     errors, running = {}, {}
     context = get_context("fork")
@@ -165,13 +130,14 @@ def compile_all(jobs: list[Job], cache: Path, processes: int) -> list[dict]:
     ]
 
 
-def main(cache: str, *modules: str) -> None:
-    jobs = [job for module in modules for job in specimens(module)]
-    names = {(job.name, job.target) for job in jobs}
-    if len(names) < len(jobs):
-        raise ValueError("two specimens have one name")
-    records = compile_all(jobs, Path(cache), len(os.sched_getaffinity(0)))
-    print(json.dumps(records))
+def main(package: str, calls: str, vendor: str, cache: str | None = None) -> None:
+    found = jobs(package, calls, vendor)
+    if cache is None:
+        print(json.dumps([{"name": job.name, "target": job.target, "key": job.key} for job in found]))
+        return
+    of = {(job.name, job.target): job for job in found}
+    wanted = [of[name, target] for name, target in json.load(sys.stdin)]
+    print(json.dumps(compile_all(wanted, Path(cache), len(os.sched_getaffinity(0)))))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def load() -> ctypes.CDLL:
     variant = os.environ.get("FASTSPARSE_EMULATOR", "racecheck")
     if variant not in VARIANTS:
         raise ValueError(f"FASTSPARSE_EMULATOR: must be one of {', '.join(VARIANTS)}, got {variant!r}")
-    return ctypes.CDLL(str(library(variant)))
+    from fastsparse.backend import load_kernels
+
+    return load_kernels(library(variant))
 
 
 def build(

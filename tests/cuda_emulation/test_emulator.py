@@ -18,7 +18,7 @@ from cuda_emulation.probes import SOURCE, Machine, build_probes
 
 pytestmark = pytest.mark.skipif(emulator.unavailable() is not None, reason=str(emulator.unavailable()))
 
-SEEDS = range(1, 6)
+SEEDS = (1, 4)
 FULL = 0xFFFFFFFF
 
 
@@ -81,11 +81,10 @@ def shuffled(lane: int, operand: int, width: int) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("kind", TYPES)
-def test_shuffles(machine, kind, width):
+def test_shuffles(machine, kind):
     words = random_words(64) & np.uint64(FULL if TYPES[kind] == 4 else 2**64 - 1)
-    for operand in (0, 1, 3, 16, 31, 32, 33):
+    for width, operand in itertools.product((1, 2, 4, 8, 16, 32), (0, 1, 3, 16, 31, 32, 33)):
         out = machine.run(f"shuffles<{kind}>", words, 5 * 64, block=64, a=operand, b=width, c=FULL)
         expected = [
             [words[t // 32 * 32 + source] for source in shuffled(t % 32, operand, width)] for t in range(64)
@@ -104,16 +103,16 @@ def test_shuffles_from_lanes_outside_the_mask_give_all_ones(machine):
 
 
 @pytest.mark.parametrize("mask", [FULL, 1, 0x80000001, 0x0FF000F0, 0x55555555])
-@pytest.mark.parametrize("values", ["any", "few", "equal", "zero", "one"])
-def test_votes_matches_and_reductions(machine, mask, values):
+def test_votes_matches_and_reductions(machine, mask):
     words = random_words(32, seed=mask) & np.uint64(FULL)
-    words = {
-        "any": words,
-        "few": words % np.uint64(3),
-        "equal": np.full(32, words[0]),
-        "zero": np.zeros(32, np.uint64),
-        "one": np.eye(32, dtype=np.uint64)[mask.bit_length() - 1],
-    }[values]
+    assert_votes(machine, mask, words)
+    assert_votes(machine, mask, words % np.uint64(3))
+    assert_votes(machine, mask, np.full(32, words[0]))
+    assert_votes(machine, mask, np.zeros(32, np.uint64))
+    assert_votes(machine, mask, np.eye(32, dtype=np.uint64)[mask.bit_length() - 1])
+
+
+def assert_votes(machine: Machine, mask: int, words: np.ndarray) -> None:
     out = machine.run("votes", words, 14 * 32, c=mask).reshape(32, 14)
     lanes = [lane for lane in range(32) if mask >> lane & 1]
     mine = [int(words[lane]) for lane in lanes]
@@ -151,8 +150,9 @@ def test_barriers(machine, block):
             assert (found == (true, true > 0, true == threads, threads - true)).all()
 
 
-@pytest.mark.parametrize("shared", [0, 1])
-@pytest.mark.parametrize("kind", ["int", "unsigned", "unsigned long long"])
+@pytest.mark.parametrize(
+    ("kind", "shared"), [("int", 0), ("unsigned", 1), ("unsigned long long", 0), ("unsigned long long", 1)]
+)
 def test_atomics(machine, kind, shared, seed):
     bits = 64 if "long" in kind else 32
     n, words = 96, random_words(96) % np.uint64(2**20)
@@ -358,19 +358,19 @@ def test_threads_of_the_host_take_turns(machine):
 # ---- programs without a bug, in which none is found ----
 
 
-@pytest.mark.parametrize("threads", [2, 32, 64, 1024])
-def test_tree_sum(machine, seed, threads):
-    words = random_words(threads) >> np.uint64(10)
-    assert (machine.run("tree_sum", words, 2, grid=2, block=threads) == words.sum()).all()
+def test_tree_sum(machine, seed):
+    for threads in (2, 32, 64, 1024):
+        words = random_words(threads) >> np.uint64(10)
+        assert (machine.run("tree_sum", words, 2, grid=2, block=threads) == words.sum()).all()
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 8, 32])
-def test_groups_of_lanes(machine, seed, lanes):
+def test_groups_of_lanes(machine, seed):
     words = random_words(96)
-    out = machine.run("groups_of_lanes", words, 96, block=96, a=lanes)
-    for first in range(0, 96, lanes):
-        rounds = 1 + first // lanes % 3
-        assert (out[first : first + lanes] == np.roll(words[first : first + lanes], -rounds)).all()
+    for lanes in (1, 2, 8, 32):
+        out = machine.run("groups_of_lanes", words, 96, block=96, a=lanes)
+        for first in range(0, 96, lanes):
+            rounds = 1 + first // lanes % 3
+            assert (out[first : first + lanes] == np.roll(words[first : first + lanes], -rounds)).all()
 
 
 def test_neighbouring_bytes_are_no_race(machine, seed):
@@ -419,22 +419,19 @@ def test_random_schedules_give_a_race_wrong_results(plain, seed, probe):
     assert (plain.run(probe, words, 256, block=256)[: len(right)] != right).any()
 
 
-BOUNDS = [(0, 40), (0, 47), (0, -1), (1, 33), (1, 40), (1, -1)]
+def test_writes_beyond_shared_memory(machine, seed):
+    for dynamic, position in ((0, 40), (0, 47), (0, -1), (1, 33), (1, 40), (1, -1)):
+        options = {"a": dynamic, "b": position, "shared": 8 * 33, "c": 1}
+        with pytest.raises(RuntimeError, match=r"out of bounds|a write -?[0-9]+ bytes from the beginning of"):
+            machine.run("shared_out_of_bounds", **options)
+        machine.run("shared_out_of_bounds", **{**options, "b": 32})
 
 
-@pytest.mark.parametrize(("dynamic", "position"), BOUNDS)
-def test_writes_beyond_shared_memory(machine, seed, dynamic, position):
-    options = {"a": dynamic, "b": position, "shared": 8 * 33, "c": 1}
-    with pytest.raises(RuntimeError, match=r"out of bounds|a write -?[0-9]+ bytes from the beginning of"):
-        machine.run("shared_out_of_bounds", **options)
-    machine.run("shared_out_of_bounds", **{**options, "b": 32})
-
-
-@pytest.mark.parametrize("position", [33, 40, -1, 20000])
-def test_reads_beyond_shared_memory(racecheck, seed, position):
+def test_reads_beyond_shared_memory(racecheck, seed):
     says = "thread .1, 0, 0.: out of bounds: a read of 8 bytes, unallotted shared memory"
-    with pytest.raises(RuntimeError, match=says):
-        racecheck.run("shared_read_out_of_bounds", out=1, b=position, shared=8 * 33)
+    for position in (33, 40, -1, 20000):
+        with pytest.raises(RuntimeError, match=says):
+            racecheck.run("shared_read_out_of_bounds", out=1, b=position, shared=8 * 33)
 
 
 def test_shared_memory_that_nobody_wrote_is_poison(plain, seed):
@@ -480,15 +477,14 @@ def test_divergence_and_misuse(machine, seed, probe, threads, says):
     assert machine.run("tree_sum", [1, 2], 1, block=2)[0] == 3
 
 
-@pytest.mark.parametrize("off", [1, 2, 4, 8])
-def test_misaligned_packets(machine, off):
-    with pytest.raises(RuntimeError, match="misaligned: an access of 16 bytes"):
-        machine.run("packets", random_words(20), 16, block=8, a=off)
+def test_misaligned_packets(machine):
+    for off in (1, 2, 4, 8):
+        with pytest.raises(RuntimeError, match="misaligned: an access of 16 bytes"):
+            machine.run("packets", random_words(20), 16, block=8, a=off)
 
 
-@pytest.mark.parametrize("address", [8, 2**46 + 16])
-def test_wild_addresses(machine, address):
-    for _ in range(3):
+def test_wild_addresses(machine):
+    for address in (8, 2**46 + 16, 8):
         with pytest.raises(RuntimeError, match=f"thread .4, 0, 0.: segmentation fault at {address:#x}"):
             machine.run("wild_address", a=address)
 
@@ -510,10 +506,10 @@ LAUNCHES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "says"), LAUNCHES)
-def test_launches_beyond_the_limits(machine, options, says):
-    with pytest.raises(RuntimeError, match=says):
-        machine.run("static_memory", **options)
+def test_launches_beyond_the_limits(machine):
+    for options, says in LAUNCHES:
+        with pytest.raises(RuntimeError, match=says):
+            machine.run("static_memory", **options)
 
 
 def test_launches_at_the_limits(machine):
@@ -565,11 +561,9 @@ def test_sound_programs_under_address_sanitizer():
 @pytest.mark.parametrize(
     ("probe", "options", "kind"),
     [
-        ("global_out_of_bounds", {"b": 64}, "heap-buffer-overflow"),
         ("global_out_of_bounds", {"b": -1}, "heap-buffer-overflow"),
         ("global_read_out_of_bounds", {"b": 64}, "heap-buffer-overflow"),
         ("shared_out_of_bounds", {"b": 40}, "use-after-poison"),
-        ("shared_out_of_bounds", {"a": 1, "b": 33, "shared": 8 * 33}, "use-after-poison"),
         ("shared_read_out_of_bounds", {"b": 33, "shared": 8 * 33}, "use-after-poison"),
     ],
 )

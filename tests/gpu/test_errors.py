@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from test_sparse_products import every_product
 
 import fastsparse
+
+TESTS = str(Path(__file__).parents[1])
 
 
 def test_operands_on_different_devices(cuda, backend):
@@ -48,30 +52,27 @@ def test_fewer_eligible_latents_than_k(cuda, backend):
 
 CHECKED = """
 import sys, torch, fastsparse
+from test_sparse_products import PRODUCTS
 name, op, offender = sys.argv[1], sys.argv[2], int(sys.argv[3])
-indices = torch.zeros(3, 2, dtype=torch.int64, device="cuda")
-indices[2, 1] = offender
-dense, values = torch.ones(3, 4, device="cuda"), torch.ones(3, 2, device="cuda")
-calls = {
-    "spmm": lambda: fastsparse.spmm(values, indices, torch.ones(5, 4, device="cuda")),
-    "sddmm": lambda: fastsparse.sddmm(dense, torch.ones(5, 4, device="cuda"), indices),
-    "spmm_t": lambda: fastsparse.spmm_t(values, indices, dense, 5),
-}
+product = next(product for product in PRODUCTS if product.name == op)
+made = [value.cuda() if isinstance(value, torch.Tensor) else value for value in product.make(3, 2, 5, 4)]
+made[product.takes.index("indices")][2, 1] = offender
 with fastsparse.use_backend(name):
     try:
-        calls[op]()
+        product(*made)
     except IndexError as error:
         print(error)
 """
 
 
-@pytest.mark.parametrize("op", ["spmm", "sddmm", "spmm_t"])
+@every_product
 @pytest.mark.parametrize(("offender", "said"), [(5, "got 5"), (-1, "got -1"), (4, "")])
 @pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_indices_are_checked_when_debugging(cuda, name, op, offender, said):
-    command = [sys.executable, "-c", CHECKED, name, op, str(offender)]
-    environment = {**os.environ, "FASTSPARSE_DEBUG": "1"}
+def test_indices_are_checked_when_debugging(cuda, name, product, offender, said):
+    command = [sys.executable, "-c", CHECKED, name, product.name, str(offender)]
+    paths = os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "FASTSPARSE_DEBUG": "1", "PYTHONPATH": paths}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    expected = f"{op}: indices[2, 1] must be in [0, 5), {said}\n" if said else ""
+    expected = f"{product.name}: indices[2, 1] must be in [0, 5), {said}\n" if said else ""
     assert done.stdout == expected

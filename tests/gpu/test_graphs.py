@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gpu.problems import PROBLEMS, D, N, autoencoder, make, parameters, same
+from gpu.problems import PROBLEMS, D, N, autoencoder, parameters, same
+from samples import LARGE, make
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -38,7 +39,7 @@ def test_replay(cuda, backend, name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_replay_of_a_training_step(cuda, backend, dtype):
-    leaves, x = parameters(cuda, dtype), make("x", dtype, 0).to(cuda)
+    leaves, x = parameters(cuda, dtype), make("x", LARGE, dtype=dtype).to(cuda)
 
     def step():
         loss = autoencoder(x, *leaves)
@@ -46,7 +47,7 @@ def test_replay_of_a_training_step(cuda, backend, dtype):
 
     graph, out = captured(step)
     for seed in (0, 1):
-        x.copy_(make("x", dtype, seed))
+        x.copy_(make("x", LARGE, dtype=dtype, seed=seed))
         graph.replay()
         torch.cuda.synchronize()
         got = tuple(tensor.clone() for tensor in out)
@@ -54,9 +55,9 @@ def test_replay_of_a_training_step(cuda, backend, dtype):
 
 
 def test_a_graph_without_a_named_backend(cuda):
-    leaves, x = parameters(cuda), make("x", torch.float32, 0).to(cuda)
+    leaves, x = parameters(cuda), make("x", LARGE).to(cuda)
     graph, (out,) = captured(lambda: (autoencoder(x, *leaves).detach(),))
-    x.copy_(make("x", torch.float32, 1))
+    x.copy_(make("x", LARGE, seed=1))
     graph.replay()
     torch.testing.assert_close(out, autoencoder(x, *leaves).detach(), rtol=0, atol=0)
     assert x.shape == (N, D)

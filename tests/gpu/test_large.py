@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from oracle import assert_pursuit, assert_sddmm, assert_spmm, assert_spmm_t, assert_topk
+from oracle import assert_pursuit, assert_topk
 from recurrences import GRU, assert_states
+from test_sparse_products import SDDMM, SPMM, SPMM_T
 
 import fastsparse
 from fastsparse import reference
@@ -79,13 +80,13 @@ def test_sparse_products_where_the_weight_is_large(room, backend):
     indices[:, 0] = 0
     kept, local = indices.unique(return_inverse=True)
     small = weight[kept].cpu()
-    assert_spmm(fastsparse.spmm(values, indices, weight).cpu(), values.cpu(), local.cpu(), small)
+    SPMM.check(SPMM(values, indices, weight).cpu(), values.cpu(), local.cpu(), small)
     x = normal(device, N, D)
-    assert_sddmm(fastsparse.sddmm(x, weight, indices).cpu(), x.cpu(), small, local.cpu())
+    SDDMM.check(SDDMM(x, weight, indices).cpu(), x.cpu(), small, local.cpu())
     del weight
-    out = fastsparse.spmm_t(values, indices, x, M)
+    out = SPMM_T(values, indices, x, M)
     assert out.numel() > OVER
-    assert_spmm_t(out[kept].cpu(), values.cpu(), local.cpu(), x.cpu(), len(kept))
+    SPMM_T.check(out[kept].cpu(), values.cpu(), local.cpu(), x.cpu(), len(kept))
     out[kept] = 0
     assert not out.any()
 
@@ -96,14 +97,14 @@ def test_sparse_products_where_the_tokens_are_large(room, backend):
     assert N * D > OVER
     weight, values = normal(device, M, D), normal(device, N, k)
     indices = torch.randint(0, M, (N, k), device=device)
-    out = fastsparse.spmm(values, indices, weight)
+    out = SPMM(values, indices, weight)
     rows = sample(N).to(device)
-    assert_spmm(out[rows].cpu(), values[rows].cpu(), indices[rows].cpu(), weight.cpu())
-    scores = fastsparse.sddmm(out, weight, indices)
-    assert_sddmm(scores[rows].cpu(), out[rows].cpu(), weight.cpu(), indices[rows].cpu())
+    SPMM.check(out[rows].cpu(), values[rows].cpu(), indices[rows].cpu(), weight.cpu())
+    scores = SDDMM(out, weight, indices)
+    SDDMM.check(scores[rows].cpu(), out[rows].cpu(), weight.cpu(), indices[rows].cpu())
     # One latent's list alone: its tokens are spread over all of x.
     values[:, 1] = 0
-    total = fastsparse.spmm_t(values, indices, out, M)[7].double()
+    total = SPMM_T(values, indices, out, M)[7].double()
     mine = (indices[:, 0] == 7).nonzero()[:, 0]
     exact, magnitude = torch.zeros(2, D, dtype=torch.float64, device=device)
     for part in mine.split(1024):

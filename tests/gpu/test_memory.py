@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracle import random
+from test_sparse_products import PRODUCTS, SDDMM, SPMM, SPMM_T
 
 import fastsparse
 
@@ -52,13 +53,15 @@ def calls(device: torch.device) -> dict[str, Callable[[], tuple[torch.Tensor, ..
     return {
         "topk_encode": lambda: tuple(fastsparse.topk_encode(x, weight, k=k)),
         "matching_pursuit_step": lambda: fastsparse.matching_pursuit_step(x, weight),
-        "spmm": lambda: (fastsparse.spmm(values, indices[tall], weight),),
-        "sddmm": lambda: (fastsparse.sddmm(x, weight, indices[wide]),),
-        "spmm_t": lambda: (fastsparse.spmm_t(values[:N], indices[tall][:N], x, M),),
+        SPMM.name: lambda: (SPMM(values, indices[tall], weight),),
+        SDDMM.name: lambda: (SDDMM(x, weight, indices[wide]),),
+        SPMM_T.name: lambda: (SPMM_T(values[:N], indices[tall][:N], x, M),),
     }
 
 
-@pytest.mark.parametrize("op", ["topk_encode", "matching_pursuit_step", "spmm", "sddmm", "spmm_t"])
+@pytest.mark.parametrize(
+    "op", ["topk_encode", "matching_pursuit_step", *(product.name for product in PRODUCTS)]
+)
 def test_out_of_memory_is_pytorchs_and_leaves_the_next_call_alone(cuda, backend, op, cap):
     call = calls(cuda)[op]
     expected = call()

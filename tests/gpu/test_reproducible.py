@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gpu.problems import PROBLEMS, autoencoder, make, parameters, same
+from gpu.problems import PROBLEMS, autoencoder, parameters, same
+from samples import LARGE, make
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RUNS = 10
@@ -27,7 +28,7 @@ def test_ten_runs(device, backend, name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ten_steps(device, backend, dtype):
-    leaves, x = parameters(device, dtype), make("x", dtype, 0).to(device)
+    leaves, x = parameters(device, dtype), make("x", LARGE, dtype=dtype).to(device)
     first = None
     for run in range(RUNS):
         poison(device)

@@ -40,7 +40,6 @@ def lay_out(monkeypatch, solver: str, **layout: int) -> None:
         ("newton", {"STEPS": 16}),
         ("newton", {"STEPS": 128}),
         ("shooting", {"CHUNKS": 4, "STEPS": 3}),
-        ("shooting", {"CHUNKS": 2, "STEPS": 8}),
         ("shooting", {"CHUNKS": 64, "STEPS": 1}),
     ],
     ids=str,

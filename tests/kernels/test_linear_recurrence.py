@@ -28,7 +28,6 @@ def test_factors_whose_product_overflows_on_the_way_alone(reverse, pairs):
     factors = torch.tensor([1e-30, 1e25, 1e25, 1e-30])
     for T in (4, 100):
         a = torch.ones(1, T, 3)
-        a = torch.ones(1, T, 3)
         a[0, :4] = factors[:, None]
         a = a.flip(1) if reverse else a
         b, h0 = torch.zeros(1, T, 3), torch.tensor([[1.0, 0.0, -2.0]])

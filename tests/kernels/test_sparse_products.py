@@ -1,15 +1,18 @@
 """What the sparse products in Triton promise beyond the op tests: the same bits however they are laid out."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import integers, random, random_indices
+from oracle import integers
+from test_sparse_products import every_product
 
 pytest.importorskip("triton")
 
-from fastsparse.kernels import _launch, sddmm, spmm, spmm_t
+from fastsparse.kernels import _launch, spmm_t
 
 from fastsparse import reference
 
@@ -24,26 +27,18 @@ def _on_cpu_by_interpreter():
         yield
 
 
+@every_product
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("N", "k", "M", "D"), [(9, 21, 30, 1025), (70, 9, 3, 256), (300, 3, 2, 1)])
-def test_every_configuration_gives_the_same_bits(monkeypatch, dtype, N, k, M, D):
-    indices = random_indices(N, k, M, seed=1, distinct=False).to(DEVICE)
-    values, x, weight = (
-        random(*shape, seed=seed, dtype=dtype).to(DEVICE)
-        for seed, shape in enumerate(((N, k), (N, D), (M, D)))
-    )
-    calls = {
-        spmm: lambda: spmm.spmm(values, indices, weight),
-        sddmm: lambda: sddmm.sddmm(x, weight, indices),
-        spmm_t: lambda: spmm_t.spmm_t(values, indices, x, M),
-    }
-    for module, call in calls.items():
-        outs = []
-        for configuration in module.CONFIGURATIONS:
-            monkeypatch.setattr(module, "CONFIGURATIONS", (configuration,))
-            monkeypatch.setattr(_launch, "_chosen", {})
-            outs.append(call())
-        assert all(torch.equal(out, outs[0]) for out in outs)
+def test_every_configuration_gives_the_same_bits(monkeypatch, product, dtype, N, k, M, D):
+    module, outs = import_module(f"fastsparse.kernels.{product.name}"), []
+    made = product.make(N, k, M, D, dtype, distinct=False)
+    made = [value.to(DEVICE) if isinstance(value, torch.Tensor) else value for value in made]
+    for configuration in module.CONFIGURATIONS:
+        monkeypatch.setattr(module, "CONFIGURATIONS", (configuration,))
+        monkeypatch.setattr(_launch, "_chosen", {})
+        outs.append(getattr(module, product.name)(*made))
+    assert all(torch.equal(out, outs[0]) for out in outs)
 
 
 @given(

@@ -6,18 +6,19 @@ import pytest
 import torch
 from backends import host_backend_names, running
 from oracle import random
+from recurrences import GRU, LSTM, textbook
 
-import fastsparse
-from fastsparse.functional.recurrences import SOLVERS
+from fastsparse._options import SOLVERS
 from fastsparse.nn import ParaGRU, ParaLSTM
 
-kinds = pytest.mark.parametrize("kind", [ParaGRU, ParaLSTM])
+TEXTBOOKS = {ParaGRU: GRU, ParaLSTM: LSTM}
+kinds = pytest.mark.parametrize("kind", TEXTBOOKS)
 everywhere = pytest.mark.usefixtures("backend")
 
 
-@pytest.fixture(params=host_backend_names())
+@pytest.fixture(params=[host_backend_names()[0], host_backend_names()[-1]])
 def backend(request):
-    """Modules know no backend, and kernels have tests of their own: here the host's are enough."""
+    """Modules know no backend, and kernels have tests of their own: here the reference and one are enough."""
     with running(request.param):
         yield
 
@@ -44,11 +45,8 @@ def test_a_layer_is_a_product_and_a_recurrence(kind, bias):
         torch.nn.init.normal_(module.bias_l0)
     x, start = random(3, 20, 6, seed=1), tuple(random(1, 3, 8, seed=2 + i) for i in range(kind.states))
     u = torch.einsum("btd,ghd->btgh", x, module.weight_ih_l0) + (module.bias_l0 if bias else 0)
-    if kind is ParaGRU:
-        right = (fastsparse.gru_recurrence(u, module.weight_hh_l0, start[0][0]),)
-    else:
-        state0 = start[0][0], start[1][0]
-        right = fastsparse.lstm_recurrence(u, module.weight_hh_l0, module.peephole_l0, state0)
+    weights = [module.get_parameter(f"{name}_l0") for name in kind.recurrent]
+    right = TEXTBOOKS[kind].run(u, weights, tuple(part[0] for part in start))
     output, state = module(x, joined(start))
     torch.testing.assert_close(output, right[0])
     for part, states in zip(parts(state), right, strict=True):
@@ -204,23 +202,12 @@ def of_ml_pararnn(kind, heads, inputs, H) -> dict[str, torch.Tensor]:
 @kinds
 @pytest.mark.parametrize("heads", [1, 2])
 def test_weights_of_ml_pararnn(kind, heads):
-    """Held against its equations, written out; both order their gates as we do."""
+    """Held against the textbook, of a product written out; both order their gates as we do."""
     w, x = of_ml_pararnn(kind, heads, 6, 8), random(2, 15, 6, seed=20)
     output, _ = kind.from_ml_pararnn(w)(x)
-    c = h = torch.zeros(2, 8)
-    for t in range(15):
-        of_head = x[:, t].unflatten(-1, (heads, -1))
-        first, second, third = (
-            torch.einsum("bni,nigj->bgnj", of_head, w["B"]).flatten(-2).add(w["b"]).unbind(1)
-        )
-        if kind is ParaGRU:
-            z, r = torch.sigmoid(w["A"][0] * h + first), torch.sigmoid(w["A"][1] * h + second)
-            h = z * torch.tanh(w["A"][2] * h * r + third) + (1 - z) * h
-        else:
-            f = torch.sigmoid(w["A"][0] * h + first + w["C"][0] * c)
-            c = f * c + (1 - f) * torch.tanh(w["A"][2] * h + third)
-            h = torch.sigmoid(w["A"][1] * h + second + w["C"][1] * c) * torch.tanh(c)
-        torch.testing.assert_close(output[:, t], h)
+    u = torch.einsum("btni,nigj->btgnj", x.unflatten(-1, (heads, -1)), w["B"]).flatten(-2) + w["b"]
+    right = textbook(TEXTBOOKS[kind], u, [w[name] for name in ("A", "C") if name in w])
+    torch.testing.assert_close(output, right[0])
 
 
 @kinds
@@ -267,22 +254,15 @@ def foreign(kind, inputs, H, prefix="") -> dict[str, torch.Tensor]:
 @kinds
 @pytest.mark.parametrize("cap", [0.5, None])
 def test_weights_of_pararnn_torch(kind, cap):
-    """Held against its equations, written out: clamped recurrent weights; an LSTM's gates are f, z, o."""
+    """Held against the textbook: recurrent weights are clamped; of its products an LSTM has f, z, o."""
     weights, x = foreign(kind, 5, 7), random(2, 15, 5, seed=20)
-    module = kind.from_pararnn_torch(weights, max_recurrent_norm=cap)
+    output, _ = kind.from_pararnn_torch(weights, max_recurrent_norm=cap)(x)
     w = {n: v if cap is None or "W" in n else v.clamp(-cap, cap) for n, v in weights.items()}
-    c = h = torch.zeros(2, 7)
-    output, _ = module(x)
-    for t in range(15):
-        first, second, third = (w["W_x.weight"] @ x[:, t].T).T.add(w["W_x.bias"]).chunk(3, dim=-1)
-        if kind is ParaGRU:
-            z, r = torch.sigmoid(w["a_z"] * h + first), torch.sigmoid(w["a_r"] * h + second)
-            h = torch.lerp(h, torch.tanh(w["a_n"] * (h * r) + third), z)
-        else:
-            f = torch.sigmoid(w["a_f"] * h + w["c_f"] * c + first)
-            c = f * c + (1 - f) * torch.tanh(w["a_z"] * h + second)
-            h = torch.sigmoid(w["a_o"] * h + w["c_o"] * c + third) * torch.tanh(c)
-        torch.testing.assert_close(output[:, t], h)
+    u = (x @ w["W_x.weight"].T + w["W_x.bias"]).unflatten(-1, (3, 7))
+    rows = [["a_z", "a_r", "a_n"]] if kind is ParaGRU else [["a_f", "a_o", "a_z"], ["c_f", "c_o"]]
+    u = u if kind is ParaGRU else u[:, :, [0, 2, 1]]
+    right = textbook(TEXTBOOKS[kind], u, [torch.stack([w[name] for name in names]) for names in rows])
+    torch.testing.assert_close(output, right[0])
 
 
 @kinds

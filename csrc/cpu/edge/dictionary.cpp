@@ -7,6 +7,7 @@
 #include <limits>
 #include <mutex>
 
+#include "cpu/edge/knobs.h"
 #include "cpu/edge/product.h"
 #include "gram.h"
 
@@ -80,7 +81,7 @@ void PreparedDictionary::prepare(const Tensor& dictionary, bool normalized) {
                    copy_.get<char>(M * D_ * int64_t(dictionary.element_size())),
                    copied ? nullptr : scored_.get<char>(M * D_ * bytes), squares_.get<double>(M),
                    inverse_.get<double>(M)};
-  parallel(M, 16, [&, run = FASTSPARSE_KERNEL(matching_pursuit_prepare)](int64_t b, int64_t e) { run(args, b, e); });
+  parallel(M, 16, FASTSPARSE_KERNEL(matching_pursuit_prepare), args);
   M_ = M;
   sizes_ = sizes_of(args.squares, M, normalized);
   bounded_ = sizes_.regular && sizes_.largest < kLargestPromised;
@@ -116,8 +117,7 @@ void PreparedDictionary::multiply() {
     Tensor stripe = product(from_begin(count), from_begin(width),
                             over(scores.get<char>(count * width * bytes), count, width, width, accumulator));
     SpreadArgs args{stripe.const_data_ptr(), begin, count, M_, stride_, gram, bytes == 8 ? DType::f64 : DType::f32};
-    parallel(width, 256,
-             [&, run = FASTSPARSE_KERNEL(matching_pursuit_spread)](int64_t b, int64_t e) { run(args, b, e); });
+    parallel(width, 256, FASTSPARSE_KERNEL(matching_pursuit_spread), args);
   }
 }
 
@@ -162,11 +162,18 @@ bool gram_is_due(const Tensor& dictionary, bool normalized, double gain, double 
   return last_direct.forgone >= price;
 }
 
+namespace {
+void keep(std::shared_ptr<PreparedDictionary> dictionary) {
+  knobs.kept_atoms = dictionary ? dictionary->count() : 0;
+  kept = std::move(dictionary);
+}
+}  // namespace
+
 std::shared_ptr<const PreparedDictionary> kept_dictionary(const Tensor& dictionary, bool normalized) {
   std::shared_ptr<PreparedDictionary> candidate;
   {
     std::lock_guard<std::mutex> lock(mutex);
-    if (kept && !kept->fits()) kept.reset();  // the limit is a lower one by now
+    if (kept && !kept->fits()) keep(nullptr);  // the limit is a lower one by now
     candidate = kept;
   }
   return candidate && candidate->holds(dictionary, normalized) ? candidate : nullptr;
@@ -179,22 +186,17 @@ std::shared_ptr<const PreparedDictionary> prepared_dictionary(const Tensor& dict
     std::lock_guard<std::mutex> lock(mutex);
     if (kept.use_count() == 1) {  // nobody else reads it any more: its memory serves again
       std::atomic_thread_fence(std::memory_order_acquire);
-      mine = std::move(kept);
+      mine = kept;
+      keep(nullptr);
     }
   }
   if (!mine) mine = std::make_shared<PreparedDictionary>();
   mine->prepare(dictionary, normalized);
   if (keeps) {
     std::lock_guard<std::mutex> lock(mutex);
-    kept = mine;
+    keep(mine);
   }
   return mine;
 }
 
 }  // namespace fastsparse::edge
-
-// For tests: the number of atoms whose Gram matrix is kept.
-extern "C" __attribute__((visibility("default"))) int64_t fastsparse_cpu_kept_atoms() {
-  std::lock_guard<std::mutex> lock(fastsparse::edge::mutex);
-  return fastsparse::edge::kept ? fastsparse::edge::kept->count() : 0;
-}

@@ -49,19 +49,20 @@ inline int64_t rows_a_task(int64_t bytes) {
   return rows < 1 ? 1 : rows > 64 ? 64 : rows;
 }
 
-// Calls task(begin, end) over [0, count) in pieces of `grain`, handed out as threads become free: rows and latents
-// differ in work, and so do cores. A task must not depend on which pieces it gets. All threads compute in the caller's
-// mode.
-template <typename Task> void parallel(int64_t count, int64_t grain, const Task& task) {
+// Calls task(arguments..., begin, end), such as FASTSPARSE_KERNEL(spmm), over [0, count) in pieces of `grain`, handed out
+// as threads become free: rows and latents differ in work, and so do cores. A task must not depend on which pieces it
+// gets. All threads compute in the caller's mode.
+template <typename Task, typename... Arguments>
+void parallel(int64_t count, int64_t grain, const Task& task, const Arguments&... arguments) {
   if (count <= grain) {
-    if (count > 0) task(int64_t{0}, count);
+    if (count > 0) task(arguments..., int64_t{0}, count);
     return;
   }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&, mode = float_mode()](int64_t, int64_t) {
     InFloatMode here(mode);
     for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
-      task(begin, begin + grain < count ? begin + grain : count);
+      task(arguments..., begin, begin + grain < count ? begin + grain : count);
   });
 }
 

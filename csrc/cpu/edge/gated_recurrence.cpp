@@ -1,7 +1,11 @@
-#include "cpu/edge/gated_recurrence.h"
+#include "cpu/gated_recurrence.h"
 
 #include <algorithm>
 #include <cstring>
+
+#include "cpu/edge/sequences.h"
+#include "gated.h"
+#include "solvers.h"
 
 namespace fastsparse::edge {
 
@@ -25,7 +29,8 @@ int64_t steps_of(const Sequences& sequences) {
   return sequences.bounds ? sequences.T / std::max<int64_t>(sequences.count, 1) : sequences.T;
 }
 
-void step_by_step(const GatedRecurrenceArgs& args, decltype(GatedKernels::sequential) run) {
+void step_by_step(const GatedRecurrenceArgs& args) {
+  auto run = FASTSPARSE_KERNEL(gated_recurrence);
   int64_t S = args.sequences.count, H = args.H, bytes = args.dtype == DType::f64 ? 8 : 4;
   int64_t work = steps_of(args.sequences) * bytes * 4;  // of a channel
   int64_t threads = int64_t(torch::stable::get_num_threads());
@@ -58,7 +63,10 @@ bool shooting_pays(const GatedRecurrenceArgs& args) {
 }
 
 // By Newton's method or by shooting, and where that doesn't certify an answer, step by step.
-void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver solver, const GatedKernels& kernels) {
+void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver solver) {
+  auto loop = FASTSPARSE_KERNEL(gated_recurrence);
+  auto run = solver == Solver::newton ? FASTSPARSE_KERNEL(gated_recurrence_by_newton)
+                                      : FASTSPARSE_KERNEL(gated_recurrence_by_shooting);
   struct Task { int64_t sequence; Range channels; int64_t rows; };
   std::vector<Task> tasks;
   int64_t lanes = kRowBytes / (args.dtype == DType::f64 ? 8 : 4), S = args.sequences.count, H = args.H;
@@ -70,7 +78,6 @@ void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver so
     int64_t rows = solver == Solver::newton ? newton_rows(states, plan.length) : shooting_rows(states);
     for (int64_t h = 0; h < H; h += plan.channels) tasks.push_back({s, {h, std::min(h + plan.channels, H)}, rows});
   }
-  auto run = solver == Solver::newton ? kernels.newton : kernels.shooting;
   parallel(int64_t(tasks.size()), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t i = begin; i < end; ++i)
@@ -85,7 +92,7 @@ void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver so
         end = first + 1;
         if (!failed(first)) continue;
         while (end < last && failed(end)) ++end;
-        kernels.sequential(args, {s, s + 1}, {first, end});
+        loop(args, {s, s + 1}, {first, end});
       }
     }
   });
@@ -93,39 +100,38 @@ void parallel_in_time(const GatedRecurrenceArgs& args, int64_t states, Solver so
 
 }  // namespace
 
-std::vector<Tensor> gated_recurrence(const char* op, const GatedKernels& kernels, const Tensor& u,
-                                     const std::vector<Tensor>& weights,
-                                     const std::vector<std::optional<Tensor>>& start,
-                                     const std::optional<Tensor>& cu_seqlens, int64_t solver) {
+std::vector<Tensor> gated_recurrence(const GatedCall& call, int64_t solver) {
   InFloatMode mode(Subnormals::as_asked);
-  Solver chosen = option_of<Solver>(op, "solver", solver, kSolvers);
+  Solver chosen = option_of<Solver>(call.op, "solver", solver, kSolvers);
+  const Tensor& u = call.u;
   int64_t B = u.size(0), T = u.size(1), H = u.size(3);
   Tensor bounds, inputs = with_unit_channels(u);
   std::vector<Tensor> starts, out;
   Scratch scratch;
-  GatedRecurrenceArgs args{.sequences = sequences_of(op, cu_seqlens, B, T, bounds),
+  GatedRecurrenceArgs args{.cell = call.cell,
+                           .sequences = sequences_of(call.op, call.cu_seqlens, B, T, bounds),
                            .u = series_of(inputs),
-                           .weights = rows_of(weights, accumulator_of(u.scalar_type()), scratch),
+                           .weights = rows_of(call.weights, accumulator_of(u.scalar_type()), scratch),
                            .start = {},
                            .states = {},
                            .passes = nullptr,
                            .H = H,
                            .dtype = dtype_of(u)};
-  for (size_t i = 0; i < start.size(); ++i) {
+  for (size_t i = 0; i < call.starts.size(); ++i) {
     Tensor states = allocate({B, T, H}, u.scalar_type());
     prefer_huge_pages(states.mutable_data_ptr(), size_t(states.numel()) * states.element_size());
     args.states[i] = series_of(states);
     out.push_back(states);
-    if (!start[i]) continue;
-    starts.push_back(with_unit_channels(*start[i]));
+    if (!call.starts[i]) continue;
+    starts.push_back(with_unit_channels(*call.starts[i]));
     args.start[i] = states_of(starts.back());
   }
   Tensor passes = allocate({args.sequences.count, H}, ScalarType::Int);
   args.passes = passes.mutable_data_ptr<int32_t>();
   std::fill_n(args.passes, passes.numel(), kNoPasses);
   if (chosen == Solver::automatic) chosen = shooting_pays(args) ? Solver::shooting : Solver::sequential;
-  if (u.numel() && chosen == Solver::sequential) step_by_step(args, kernels.sequential);
-  else if (u.numel()) parallel_in_time(args, int64_t(start.size()), chosen, kernels);
+  if (u.numel() && chosen == Solver::sequential) step_by_step(args);
+  else if (u.numel()) parallel_in_time(args, int64_t(call.starts.size()), chosen);
   out.push_back(passes);
   return out;
 }

@@ -26,9 +26,7 @@ Tensor linear_recurrence(const Tensor& a, const Tensor& b, const std::optional<T
   }
   if (h.numel() == 0) return h;
   parallel_channels(args.sequences.count, H, T * int64_t(b.element_size()) * (pairs ? 8 : 3), {kLinearChannels, 1},
-                    [&, run = FASTSPARSE_KERNEL(linear_recurrence)](int64_t sequence, Range channels) {
-                      run(args, sequence, channels);
-                    });
+                    FASTSPARSE_KERNEL(linear_recurrence), args);
   return h;
 }
 

@@ -38,9 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_recurrence_backward(const Tensor& a, c
   if (needs_h0) args.d_h0 = states_of(d_h0);
   if (needs_a || needs_b || needs_h0)
     parallel_channels(S, H, T * element * (pairs ? 14 : 5), {kLinearChannels, 1},
-                      [&, run = FASTSPARSE_KERNEL(linear_recurrence_backward)](int64_t sequence, Range channels) {
-                        run(args, sequence, channels);
-                      });
+                      FASTSPARSE_KERNEL(linear_recurrence_backward), args);
   return {d_a, d_b, d_h0};
 }
 

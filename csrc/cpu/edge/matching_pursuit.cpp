@@ -4,12 +4,9 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/edge/edge.h"
 #include "cpu/edge/dictionary.h"
 #include "cpu/edge/matching_pursuit_step.h"
 #include "cpu/edge/product.h"
-#include "cpu/edge/screening.h"
-#include "cpu/topk_encode.h"
 #include "gram.h"
 
 namespace fastsparse::edge {
@@ -68,8 +65,8 @@ class Pursuit {
 
   // Tokens [begin, begin + count) in the accumulation type, at `to`.
   void widen(int64_t begin, int64_t count, void* to) const {
-    WidenArgs args{row(begin), nullptr, x_.stride(0), D_, dtype_of(x_), to};
-    parallel(count, 16, [&, run = FASTSPARSE_KERNEL(topk_encode_widen)](int64_t b, int64_t e) { run(args, b, e); });
+    Rows rows{row(begin), nullptr, x_.stride(0), D_, dtype_of(x_)};
+    parallel(count, 16, FASTSPARSE_KERNEL(rows_widen), rows, to);
   }
 
   std::tuple<Tensor, Tensor, Tensor> gram(const PreparedDictionary& dictionary) const {
@@ -100,8 +97,7 @@ class Pursuit {
                        .scores = scores.const_data_ptr(), .values = at(values, begin),
                        .indices = reinterpret_cast<int64_t*>(at(indices, begin)), .residual = at(residual, begin),
                        .dtype = dtype_of(x_)};
-      parallel(count, std::clamp<int64_t>(count / 64, 1, 8),
-               [&, run = FASTSPARSE_KERNEL(matching_pursuit)](int64_t b, int64_t e) { run(args, b, e); });
+      parallel(count, std::clamp<int64_t>(count / 64, 1, 8), FASTSPARSE_KERNEL(matching_pursuit), args);
     }
     if (kept_scores.bytes() > kKeptBytes) kept_scores = Scratch();
     if (kept_tokens.bytes() > kKeptBytes) kept_tokens = Scratch();
@@ -145,8 +141,7 @@ class Pursuit {
   void drop_finished(const Tensor& residual, std::vector<int64_t>& active) const {
     std::vector<double> lengths(active.size());
     LengthArgs args{residual.const_data_ptr(), active.data(), D_, lengths.data(), accumulator()};
-    parallel(int64_t(active.size()), 64,
-             [&, run = FASTSPARSE_KERNEL(matching_pursuit_lengths)](int64_t b, int64_t e) { run(args, b, e); });
+    parallel(int64_t(active.size()), 64, FASTSPARSE_KERNEL(matching_pursuit_lengths), args);
     size_t left = 0;
     for (size_t i = 0; i < active.size(); ++i)
       if (!(lengths[i] <= tol_)) active[left++] = active[i];

@@ -68,8 +68,7 @@ std::tuple<Tensor, Tensor> matching_pursuit_backward(const Tensor& values, const
                            atoms.stride(0),
                            normalized,
                            dtype_of(residual)};
-  auto run = FASTSPARSE_KERNEL(matching_pursuit_backward_rows);
-  parallel(N, rows_a_task(k * D * accumulator_bytes), [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  parallel(N, rows_a_task(k * D * accumulator_bytes), FASTSPARSE_KERNEL(matching_pursuit_backward_rows), args);
   if (needs_dictionary) dictionary_backward(args, accumulator_bytes);
   return {needs_x ? as_contiguous(g, dtype) : allocate({0}, dtype), d_dictionary};
 }

@@ -12,7 +12,7 @@ Tensor sddmm(const Tensor& x, const Tensor& weight, const Tensor& indices) {
   Tensor out = allocate({N, k}, x.scalar_type());
   SddmmArgs args{rows.const_data_ptr(), atoms.const_data_ptr(), codes.const_data_ptr<int64_t>(),
                  out.mutable_data_ptr(), k, weight.size(1), rows.stride(0), atoms.stride(0), dtype_of(x)};
-  parallel(N, rows_a_task(k * weight.size(1) * int64_t(weight.element_size())), [&, run = FASTSPARSE_KERNEL(sddmm)](int64_t begin, int64_t end) { run(args, begin, end); });
+  parallel(N, rows_a_task(k * weight.size(1) * int64_t(weight.element_size())), FASTSPARSE_KERNEL(sddmm), args);
   return out;
 }
 

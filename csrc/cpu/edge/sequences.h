@@ -25,14 +25,16 @@ Series states_of(const Tensor& tensor);
 struct Shares { int64_t channels, tasks; };
 int64_t channels_a_task(int64_t sequences, int64_t H, Shares shares);
 
-// Calls task(s, channels) for all sequences and blocks of channels, a channel of one being so many bytes of work.
-template <typename Task>
-void parallel_channels(int64_t sequences, int64_t H, int64_t bytes, Shares shares, const Task& task) {
+// Calls task(arguments..., s, channels) for all sequences and blocks of channels, a channel of one being so many bytes of
+// work.
+template <typename Task, typename... Arguments>
+void parallel_channels(int64_t sequences, int64_t H, int64_t bytes, Shares shares, const Task& task,
+                       const Arguments&... arguments) {
   int64_t width = channels_a_task(sequences, H, shares), blocks = (H + width - 1) / width;
   parallel(sequences * blocks, rows_a_task((width < H ? width : H) * bytes), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       int64_t first = i % blocks * width;
-      task(i / blocks, Range{first, first + width < H ? first + width : H});
+      task(arguments..., i / blocks, Range{first, first + width < H ? first + width : H});
     }
   });
 }

@@ -49,9 +49,7 @@ Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
   int64_t columns = panel_columns(codes, M, D, int64_t(weight.element_size()));
   int64_t grain = rows_a_task(k * columns * int64_t(weight.element_size()));
   for (int64_t d = 0; d < D; d += columns)
-    parallel(N, grain, [&, run = FASTSPARSE_KERNEL(spmm), end = std::min(d + columns, D)](int64_t first, int64_t last) {
-      run(args, {first, last}, {d, end});
-    });
+    parallel(N, grain, FASTSPARSE_KERNEL(spmm), args, Range{d, std::min(d + columns, D)});
   return out;
 }
 

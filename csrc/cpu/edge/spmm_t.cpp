@@ -52,28 +52,22 @@ Tensor spmm_t(const Tensor& values, const Tensor& indices, const Tensor& x, int6
   SpmmTArgs args{sorted.values.const_data_ptr(), sorted.rows.const_data_ptr<int64_t>(), sorted.offsets.data(),
                  rows.const_data_ptr(), out.mutable_data_ptr(), D, rows.stride(0), dtype_of(x),
                  x.numel() * int64_t(x.element_size()) <= kCache};
-  parallel(M, 64, [&, run = FASTSPARSE_KERNEL(spmm_t)](int64_t begin, int64_t end) { run(args, begin, end); });
+  parallel(M, 64, FASTSPARSE_KERNEL(spmm_t), args);
 
   std::vector<Range> segments;
-  std::vector<int64_t> hot, first;  // latents of more than one segment, and where their segments begin
+  std::vector<Hot> hot;
   for (int64_t m = 0; m < M; ++m) {
     int64_t begin = sorted.offsets[m], end = sorted.offsets[m + 1];
     if (end - begin <= kSegment) continue;
-    hot.push_back(m);
-    first.push_back(int64_t(segments.size()));
+    hot.push_back({m, int64_t(segments.size()), 0});
     for (; begin < end; begin += kSegment) segments.push_back({begin, begin + kSegment < end ? begin + kSegment : end});
+    hot.back().end = int64_t(segments.size());
   }
   if (hot.empty()) return out;
-  first.push_back(int64_t(segments.size()));
-  Tensor partials = allocate({int64_t(segments.size()), D}, accumulator);
-  auto partial = [&, base = static_cast<char*>(partials.mutable_data_ptr()),
-                  size = D * int64_t(partials.element_size())](int64_t s) { return base + s * size; };
-  parallel(int64_t(segments.size()), 1, [&, run = FASTSPARSE_KERNEL(spmm_t_segment)](int64_t s, int64_t) {
-    run(args, segments[s], partial(s));
-  });
-  parallel(int64_t(hot.size()), 1, [&, run = FASTSPARSE_KERNEL(spmm_t_join)](int64_t h, int64_t) {
-    run(args, hot[h], partial(first[h]), first[h + 1] - first[h]);
-  });
+  Tensor sums = allocate({int64_t(segments.size()), D}, accumulator);
+  void* partials = sums.mutable_data_ptr();
+  parallel(int64_t(segments.size()), 1, FASTSPARSE_KERNEL(spmm_t_segments), args, segments.data(), partials);
+  parallel(int64_t(hot.size()), 1, FASTSPARSE_KERNEL(spmm_t_join), args, hot.data(), partials);
   return out;
 }
 

@@ -1,8 +1,0 @@
-"""``gru_recurrence``: see :mod:`benchmarks.gated_recurrences`."""
-
-from functools import partial
-
-from benchmarks import gated_recurrences
-from benchmarks.recurrences import GRU
-
-run = partial(gated_recurrences.run, GRU)

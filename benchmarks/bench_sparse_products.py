@@ -1,0 +1,270 @@
+"""``sparse_decode``, forward and backward, and the products that its gradients are made of, alone.
+
+Against ``F.embedding_bag`` with weights and a dense gradient, which is what sparsify's decoder is on a CPU,
+and what people write for the others; on a GPU also against atomics.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastsparse
+from benchmarks import baselines, data, shapes
+from benchmarks.bars import Bar, speed_bar
+from benchmarks.cases import matrix_bytes
+from benchmarks.ceilings import Work
+from benchmarks.checks import BLOCK, close
+from benchmarks.harness import Contender, WrongAnswer
+from benchmarks.lab import DTYPES, Job, Lab, grid, named, share_bar
+from benchmarks.shapes import Shape
+from fastsparse import reference
+
+# Relative to the norm of the answer: fp32 sums in any order; in bf16 the rounding of what is stored.
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
+FORWARD = 0.7  # of the gathers' floor at least, at a GPU's headline shapes in bf16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A code (N, k) and both dense sides: weight (M, D), and x (N, D), which is also what comes back."""
+
+    values: Tensor
+    indices: Tensor
+    weight: Tensor
+    x: Tensor
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def of(shape: Shape, kind: str, dtype: str, device: torch.device) -> "Problem":
+        values, indices = data.code(shape, kind)
+        dense = data.dictionary(shape, "gaussian"), data.normal(shape.N, shape.D, 40)
+        values, weight, x = (tensor.to(device, DTYPES[dtype]) for tensor in (values, *dense))
+        return Problem(values, indices.to(device), weight, x)
+
+    def ones(self) -> "Problem":
+        """With (N, 1) in the place of x: the gradient of a bias."""
+        return Problem(self.values, self.indices, self.weight, self.x.new_ones(len(self.x), 1))
+
+    def work(self, written: float, gathers: int = 1, read: float = 0.0) -> Work:
+        """Every entry gathers a row, so many times; ``written`` and ``read`` numbers cross memory once."""
+        entries, D, size = self.indices.numel(), self.x.shape[1], self.weight.element_size()
+        moved = (written + (read or int(self.indices.unique().numel()) * D) + entries) * size + 8 * entries
+        return Work(moved, 2.0 * gathers * entries * D, gathered=gathers * entries * D * size)
+
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Product:
+    """One thing to measure.
+
+    Attributes:
+        bench: the result file that it belongs to.
+        ours: makes of a problem what is called.
+        others: the same by name.
+        expected: the right answer, in fp32, of each output by name.
+        work: what must be done at least.
+        direction: what cases are called beside their problem.
+        late: how much less important it is than others.
+    """
+
+    bench: str
+    ours: Callable[[Problem], Call]
+    others: dict[str, Callable[[Problem], Call]]
+    expected: Callable[[Problem], dict[str, Tensor]]
+    work: Callable[[Problem], Work]
+    direction: str = ""
+    late: int = 0
+
+
+def decoded(decode: Callable[..., Tensor], p: Problem) -> Call:
+    return partial(decode, p.values, p.indices, p.weight)
+
+
+def differentiated(decode: Callable[..., Tensor], p: Problem) -> Call:
+    """A decoder's backward, again and again over one forward, which runs at the first call."""
+    leaves = p.values.detach().requires_grad_(), p.weight.detach().requires_grad_()
+
+    @cache
+    def out() -> Tensor:
+        with torch.enable_grad():
+            return decode(leaves[0], p.indices, leaves[1])
+
+    return lambda: torch.autograd.grad(out(), leaves, p.x, retain_graph=True)
+
+
+def summed(p: Problem) -> Call:
+    return partial(fastsparse.spmm_t, p.values, p.indices, p.x, len(p.weight))
+
+
+def decoders(way: Callable[[Callable, Problem], Call]) -> dict[str, Callable[[Problem], Call]]:
+    return {
+        "torch": partial(way, baselines.torch_decode),
+        baselines.ATOMICS: partial(way, baselines.atomic_decode),
+    }
+
+
+SUMS = {
+    "torch": lambda p: partial(baselines.index_add, p.values, p.indices, p.x, len(p.weight)),
+    baselines.ATOMICS: lambda p: partial(baselines.atomic_sums, p.values, p.indices, p.x, len(p.weight)),
+}
+SCORES = {
+    "torch": lambda p: partial(baselines.gather_scores, p.x, p.weight, p.indices),
+    baselines.ATOMICS: lambda p: partial(baselines.atomic_scores, p.x, p.weight, p.indices),
+}
+PRODUCTS = (
+    Product(
+        "sparse_decode", lambda p: decoded(fastsparse.sparse_decode, p), decoders(decoded),
+        lambda p: {"out": by_rows(reference.spmm, p, p.weight.float())}, lambda p: p.work(p.x.numel()),
+        "forward",
+    ),
+    Product(
+        "sparse_decode", lambda p: differentiated(fastsparse.sparse_decode, p), decoders(differentiated),
+        lambda p: {"d_values": scores(p), "d_weight": d_weight(p)},
+        lambda p: p.work(p.weight.numel() + p.x.numel() + p.indices.numel(), gathers=2), "backward",
+    ),
+    Product(
+        "sddmm", lambda p: partial(fastsparse.sddmm, p.x, p.weight, p.indices), SCORES,
+        lambda p: {"out": scores(p)}, lambda p: p.work(p.x.numel()), late=1,
+    ),
+    Product(
+        "spmm_t", summed, SUMS, lambda p: {"out": d_weight(p)},
+        lambda p: p.work(p.weight.numel(), read=p.x.numel()), late=1,
+    ),
+    Product(
+        "spmm_t", lambda p: summed(p.ones()),
+        {who: lambda p, of=of: of(p.ones()) for who, of in SUMS.items()},
+        lambda p: {"out": d_weight(p.ones())},
+        lambda p: p.ones().work(len(p.weight), read=len(p.x)), "bias gradient", late=3,
+    ),
+)  # fmt: skip
+
+
+def jobs(lab: Lab) -> Iterator[Job]:
+    for priority, shape, kind, dtype in wanted(lab):
+        for product in PRODUCTS:
+            if _asked(lab, product, shape, kind, dtype):
+                name = named(shape.name, kind, dtype, product.direction)
+                run = partial(case, lab, product, shape, kind, dtype)
+                # The weight, the expected gradient and a contender's, and room; what a gather makes.
+                need = 4 * matrix_bytes((shape.M, shape.D)) + 2 * matrix_bytes((shape.N * shape.k, shape.D))
+                bars = partial(promised, lab, product, name, shape, dtype)
+                facts = {"data": kind, "dtype": dtype}
+                late = priority + product.late
+                yield Job(product.bench, name, shape, run, bars, need, late, facts)
+        if shape.headline and kind == data.KINDS[shape.correlated] and not lab.gpu:
+            yield _reproducible(lab, shape)
+
+
+def wanted(lab: Lab) -> Iterator[tuple[int, Shape, str, str]]:
+    """Priority, shape, kind of data and dtype of every problem."""
+    if lab.choice:
+        yield from grid(lab.shapes(shapes.GRID))
+    elif lab.gpu:
+        headline, training = lab.shapes(shapes.GPU_HEADLINE), lab.shapes(shapes.GPU_TRAINING)
+        yield from ((1, shape, kind, "bf16") for shape in headline for kind in data.KINDS)
+        yield from ((3, shape, "gaussian", "fp32") for shape in headline)
+        yield 4, training[0], "correlated", "fp32"
+        yield 4, training[1], "correlated", "bf16"
+        yield 6, training[3], "correlated", "fp32"
+        yield 6, lab.shapes(shapes.GPU_FEW_TOKENS)[0], "gaussian", "bf16"
+    elif not lab.peers:
+        for shape in lab.shapes(shapes.ALL):
+            yield from ((0, shape, kind, "fp32") for kind in data.KINDS[: 1 + shape.correlated])
+
+
+def _asked(lab: Lab, product: Product, shape: Shape, kind: str, dtype: str) -> bool:
+    if product.direction == "bias gradient":
+        at_headline = shape.name == shapes.GPU_HEADLINE[0].name
+        return lab.gpu and at_headline and (kind, dtype) == ("correlated", "bf16")
+    if lab.choice:
+        return product.direction != "backward"
+    return lab.gpu or product.bench == "sparse_decode" or shape.headline
+
+
+def case(lab: Lab, product: Product, shape: Shape, kind: str, dtype: str) -> dict[str, Any]:
+    p = Problem.of(shape, kind, dtype, lab.device)
+    check = partial(_close, product.expected(p), TOLERANCE[dtype])
+    contenders = lab.ours(product.ours(p), check)
+    if not lab.choice:
+        others = product.others if lab.gpu else {"torch": product.others["torch"]}
+        contenders += [Contender(who, other(p), check) for who, other in others.items()]
+    with torch.no_grad():
+        return lab.measure(shape, contenders, product.work(p))
+
+
+def promised(
+    lab: Lab, product: Product, name: str, shape: Shape, dtype: str, case: dict[str, Any]
+) -> list[Bar]:
+    if product.bench != "sparse_decode" or lab.choice:
+        return []
+    where = f"sparse_decode, {shape.name} ({shape}), {name.removeprefix(shape.name + ', ')}"
+    if not lab.gpu:
+        return [speed_bar(f"{where}: against embedding_bag", case, "torch", 1.0, relation=">")]
+    if product.direction != "forward" or not shape.headline or dtype != "bf16":
+        return []
+    return [share_bar(f"{where}: over the gathers' floor", case, FORWARD)]
+
+
+def _reproducible(lab: Lab, shape: Shape) -> Job:
+    """``spmm_t`` at several numbers of threads: how many elements differ in any bit."""
+    before = torch.get_num_threads()
+    counts = sorted({1, 2, 3, before})
+    name = f"{shape.name}, correlated, spmm_t at {', '.join(map(str, counts))} threads"
+
+    def run() -> dict[str, Any]:
+        p, outs = Problem.of(shape, "correlated", "fp32", lab.device), []
+        try:
+            for threads in counts:
+                torch.set_num_threads(threads)
+                outs.append(fastsparse.spmm_t(p.values, p.indices, p.x, shape.M).view(torch.int32))
+        finally:
+            torch.set_num_threads(before)
+        return lab.measure(shape, []) | {"differing": sum(int((out != outs[0]).sum()) for out in outs)}
+
+    def bars(case: dict[str, Any]) -> list[Bar]:
+        what = f"sparse_decode, {name}: elements that differ"
+        return [Bar(what, "<=", 0, case.get("differing"), unit="elements")]
+
+    facts = {"data": "correlated", "dtype": "fp32"}
+    return Job("sparse_decode", name, shape, run, bars, facts=facts)
+
+
+def _close(expected: dict[str, Tensor], tolerance: float, answer: Any) -> str:
+    got = (answer,) if isinstance(answer, Tensor) else tuple(answer)
+    if len(got) != len(expected):
+        raise WrongAnswer(f"{len(expected)} tensors expected, got {len(got)}")
+    pairs = zip(expected.items(), got, strict=True)
+    return ", ".join(close(name, one, right, tolerance) for (name, right), one in pairs)
+
+
+# The right answers, in blocks of rows whose (rows, k, D) intermediate in the reference stays small.
+
+
+def _rows(p: Problem) -> int:
+    return max(1, BLOCK // (p.indices.shape[1] * p.x.shape[1]))
+
+
+def by_rows(op: Callable[..., Tensor], p: Problem, weight: Tensor) -> Tensor:
+    parts = zip(p.values.float().split(_rows(p)), p.indices.split(_rows(p)), strict=True)
+    return torch.cat([op(*part, weight) for part in parts])
+
+
+def scores(p: Problem) -> Tensor:
+    parts, weight = zip(p.x.float().split(_rows(p)), p.indices.split(_rows(p)), strict=True), p.weight.float()
+    return torch.cat([reference.sddmm(rows, weight, which) for rows, which in parts])
+
+
+def d_weight(p: Problem) -> Tensor:
+    """``reference.spmm_t`` summed over row blocks, touching only the latents that a block holds."""
+    out, size = p.x.new_zeros(len(p.weight), p.x.shape[1], dtype=torch.float32), _rows(p)
+    parts = (part.split(size) for part in (p.values.float(), p.indices, p.x.float()))
+    for values, indices, x in zip(*parts, strict=True):
+        latents, which = indices.unique(return_inverse=True)
+        out.index_add_(0, latents, reference.spmm_t(values, which, x, len(latents)))
+    return out

@@ -1,8 +1,0 @@
-"""``lstm_recurrence``: see :mod:`benchmarks.gpu.recurrences`."""
-
-from functools import partial
-
-from benchmarks.gpu import recurrences
-from benchmarks.recurrences import LSTM
-
-jobs = partial(recurrences.jobs, LSTM)

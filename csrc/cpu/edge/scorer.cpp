@@ -1,0 +1,222 @@
+#include "cpu/edge/scorer.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+
+#include "cpu/edge/knobs.h"
+#include "cpu/edge/product.h"
+
+namespace fastsparse::edge {
+
+namespace {
+
+constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of copied latents: both stay in the shared cache
+constexpr int64_t kListBytes = int64_t{64} << 20;   // of candidates
+constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kPad = 64;                        // kernels read whole vectors
+
+}  // namespace
+
+bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
+  bool possible = dtype != DType::f64 && D > 0 && N > 0;
+  if (knobs.screening >= 0 || !possible) return possible && knobs.screening == 1;
+  // The bf16 product must be the faster one, and enough tokens must share the rounding of the weight; a large k leaves
+  // little to drop.
+  return cpu_features().fast_bf16 && current_isa() == Isa::avx512 && N >= 16 && D >= 64 && latents >= 1024 &&
+         k <= latents / 16;
+}
+
+// It stays with the calling thread: fresh memory for every call would cost the system's clearing of it, a twentieth of a
+// call's time.
+Scorer::Workspace& Scorer::Workspace::of_this_thread() {
+  static thread_local Workspace workspace;
+  return workspace;
+}
+
+Scorer::Scorer(const Tensor& weight, const std::optional<Tensor>& mask, int64_t kept_bytes)
+    : weight_(with_unit_stride(weight)), D_(weight.size(1)), latents_(weight.size(0)), kept_bytes_(kept_bytes),
+      dtype_(dtype_of(weight)), accumulator_(accumulator_of(weight.scalar_type())) {
+  if (!mask) return;
+  Tensor flags = torch::stable::contiguous(*mask);
+  auto* flag = static_cast<const bool*>(flags.const_data_ptr());
+  for (int64_t m = 0; m < latents_; ++m)
+    if (flag[m]) eligible_.push_back(m);
+  latents_ = int64_t(eligible_.size());
+}
+
+Scorer::~Scorer() {
+  size_t total = 0;
+  for (const Scratch* part : {&scratch_.bias, &scratch_.scale, &scratch_.lists, &scratch_.counts, &scratch_.thresholds,
+                              &scratch_.scores, &scratch_.tokens, &scratch_.token_norms, &scratch_.wide,
+                              &scratch_.rounded, &scratch_.norms})
+    total += part->bytes();
+  if (total > kKeptBytes) scratch_ = Workspace();
+}
+
+Rows Scorer::weight(int64_t begin) const {
+  auto* data = static_cast<const char*>(weight_.const_data_ptr());
+  int64_t row_bytes = weight_.stride(0) * int64_t(weight_.element_size());
+  return {data + (eligible() ? 0 : begin * row_bytes), eligible() ? eligible() + begin : nullptr, weight_.stride(0), D_,
+          dtype_};
+}
+
+void* Scorer::zeros(Scratch& scratch) const {
+  int64_t bytes = (latents_ + kPad) * number_bytes(false);
+  char* result = scratch.get<char>(bytes);
+  std::fill(result, result + bytes, 0);
+  return result;
+}
+
+void* Scorer::per_latent(const Tensor& vector, Scratch& scratch) const {
+  void* result = zeros(scratch);
+  Tensor numbers = as_contiguous(vector, accumulator_);
+  auto copy = [&](auto* to) {
+    auto* from = static_cast<decltype(to)>(numbers.mutable_data_ptr());
+    for (int64_t m = 0; m < latents_; ++m) to[m] = from[eligible() ? eligible_[m] : m];
+  };
+  if (fp64()) copy(static_cast<double*>(result));
+  else copy(static_cast<float*>(result));
+  return result;
+}
+
+void Scorer::add_terms(const std::optional<Tensor>& bias, const std::optional<Tensor>& scale) {
+  bias_ = bias ? per_latent(*bias, scratch_.bias) : zeros(scratch_.bias);
+  if (scale) scale_ = per_latent(*scale, scratch_.scale);
+}
+
+Candidates Scorer::candidates(int64_t rows, int64_t k, int64_t capacity, bool absolute, bool screened) {
+  int64_t bytes = number_bytes(screened);
+  int32_t* counts = scratch_.counts.get<int32_t>(rows);
+  std::fill(counts, counts + rows, 0);
+  void* thresholds = scratch_.thresholds.get<char>(rows * bytes);
+  auto open = [&](auto* threshold) {
+    std::fill(threshold, threshold + rows, -std::numeric_limits<std::decay_t<decltype(*threshold)>>::infinity());
+  };
+  if (bytes == 8) open(static_cast<double*>(thresholds));
+  else open(static_cast<float*>(thresholds));
+  return {k, capacity, absolute, bytes == 8 ? DType::f64 : DType::f32,
+          scratch_.lists.get<char>(rows * list_bytes(capacity, bytes)), counts, thresholds};
+}
+
+int64_t Scorer::most_rows(int64_t capacity, bool screened) const {
+  return std::max<int64_t>(16, kListBytes / list_bytes(capacity, number_bytes(screened)));
+}
+
+// How many latents to score at a time, in whole vectors: the scores, and the latents where they are copied, share a
+// cache.
+void Scorer::begin(const Rows& x, int64_t count, bool screened, bool copied) {
+  int64_t bytes = screened ? 2 : number_bytes(false);
+  int64_t fitting = kStripeBytes / (bytes * std::max(count, copied ? D_ : 1));
+  width_ = std::min(latents_, std::max<int64_t>(fitting, 256) / 16 * 16);
+  x_ = x;
+  rows_ = count;
+  next_ = 0;
+  screened_ = screened;
+}
+
+void Scorer::plain(const Rows& x, int64_t count) {
+  begin(x, count, false, eligible() || weight_.scalar_type() != accumulator_);
+  if (!direct()) tokens_ = wide(x, count, scratch_.tokens);
+}
+
+void Scorer::screen(const Rows& x, int64_t count) {
+  begin(x, count, true, true);
+  rounded_ = round(x, count, scratch_.tokens, scratch_.token_norms);
+  tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
+}
+
+bool Scorer::next(Stripe& stripe) {
+  scores_.reset();  // the library may want the memory again
+  if (next_ >= latents_) return false;
+  int64_t count = std::min(width_, latents_ - next_), offset = next_ * number_bytes(false);
+  // The k-th best of twice as many latents is a bound worth the work of finding it.
+  int64_t position = next_ / width_;
+  stripe = {.begin = next_, .count = count, .doubled = (position & (position - 1)) == 0,
+            .bias = static_cast<char*>(bias_) + offset, .D = D_};
+  if (scale_) stripe.scale = static_cast<char*>(scale_) + offset;
+  ScalarType type = screened_ ? ScalarType::BFloat16 : accumulator_;
+  Tensor out = over(scratch_.scores.get<char>(rows_ * width_ * (screened_ ? 2 : number_bytes(false))), rows_, count,
+                    count, type);
+  scores_ = screened_ ? product(*tokens_, rounded_latents(stripe), out) : exact_scores(stripe, out);
+  stripe.scores = scores_->const_data_ptr();
+  next_ += count;
+  return true;
+}
+
+// For few rows widening the weight would cost more than the product.
+bool Scorer::direct() const {
+  return weight_.element_size() == 2 && rows_ <= kFewRows && !x_.order && x_.dtype == dtype_;
+}
+
+Tensor Scorer::exact_scores(const Stripe& stripe, const Tensor& out) {
+  if (D_ == 0) return torch::stable::zero_(const_cast<Tensor&>(out));
+  if (!direct()) return product(*tokens_, wide_latents(stripe.begin, stripe.count), out);
+  parallel(stripe.count, 64, FASTSPARSE_KERNEL(rows_score), x_, rows_, weight(stripe.begin), stripe.count,
+           static_cast<float*>(out.mutable_data_ptr()));
+  return out;
+}
+
+// Rows in the accumulation type: where they lie, if that serves.
+Tensor Scorer::wide(const Rows& rows, int64_t count, Scratch& scratch) const {
+  if (!rows.order && rows.dtype == (fp64() ? DType::f64 : DType::f32))
+    return over(rows.data, count, D_, rows.stride, accumulator_);
+  void* copies = scratch.get<char>(count * D_ * number_bytes(false));
+  parallel(count, 16, FASTSPARSE_KERNEL(rows_widen), rows, copies);
+  return over(copies, count, D_, D_, accumulator_);
+}
+
+Tensor Scorer::wide_latents(int64_t begin, int64_t count) {
+  bool there = !eligible() && weight_.scalar_type() == accumulator_;
+  if (there && count == latents_) return weight_;
+  if (there || latents_ * D_ * number_bytes(false) > kept_bytes_) return wide(weight(begin), count, scratch_.wide);
+  if (!all_wide_) all_wide_ = wide(weight(), latents_, scratch_.wide);
+  return over(static_cast<const char*>(all_wide_->const_data_ptr()) + begin * D_ * number_bytes(false), count, D_, D_,
+              accumulator_);
+}
+
+// With room for a third number a row beside its norms.
+Rounded Scorer::round(const Rows& rows, int64_t count, Scratch& copies, Scratch& norms) const {
+  float* norm = norms.get<float>(3 * (count + kPad));
+  Rounded to{copies.get<bf16>(count * D_), norm, norm + count + kPad};
+  parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, to);
+  return to;
+}
+
+// Rounds some latents; their terms of the error bracket (derived in cpu/screen.cpp), scaled as the keys are.
+Brackets Scorer::brackets(int64_t begin, int64_t count) {
+  Rounded rounded = round(weight(begin), count, scratch_.rounded, scratch_.norms);
+  float *norm = rounded.norm, *residual = rounded.residual, *rest = residual + count + kPad;
+  const float *bias = static_cast<float*>(bias_) + begin, *scale = scale_ ? static_cast<float*>(scale_) + begin : nullptr;
+  Brackets brackets{norm, residual, rest};
+  float flushed = float(std::sqrt(double(D_)) * 0x1p-125);
+  auto raise = [](float& most, float value) {
+    most = value <= FLT_MAX ? std::max(most, value) : std::numeric_limits<float>::infinity();
+  };
+  for (int64_t m = 0; m < count; ++m) {
+    float factor = scale ? std::fabs(scale[m]) : 1.0f;
+    rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * norm[m] + float(D_) * 0x1p-125f) * factor;
+    residual[m] = (residual[m] + flushed) * factor;
+    norm[m] *= factor;
+    raise(brackets.most_norm, norm[m]);
+    raise(brackets.most_residual, residual[m]);
+    raise(brackets.most_rest, rest[m]);
+  }
+  return brackets;
+}
+
+// And sets what a stripe's brackets are made of.
+Tensor Scorer::rounded_latents(Stripe& stripe) {
+  bool kept = latents_ * D_ * 2 <= kept_bytes_;
+  if (kept && !all_brackets_) all_brackets_ = brackets(0, latents_);
+  stripe.brackets = kept ? *all_brackets_ : brackets(stripe.begin, stripe.count);
+  int64_t begin = kept ? stripe.begin : 0;
+  for (const float** terms : {&stripe.brackets.norm, &stripe.brackets.residual, &stripe.brackets.rest}) *terms += begin;
+  stripe.x_norm = rounded_.norm;
+  stripe.x_residual = rounded_.residual;
+  return over(static_cast<const bf16*>(scratch_.rounded.data()) + begin * D_, stripe.count, D_, D_, ScalarType::BFloat16);
+}
+
+}  // namespace fastsparse::edge

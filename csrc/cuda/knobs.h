@@ -1,0 +1,19 @@
+// What tests turn, by name in tests/knobs.py, so that little work shows what otherwise takes much.
+#pragma once
+
+#include <cstdint>
+
+namespace fastsparse::cuda {
+
+struct Knobs {
+  // fp32 products in bf16 on tensor cores, where ops refine the scores: where it pays (-1), never (0) or wherever it is
+  // possible (1).
+  int64_t screening = -1;
+  // Of what an op takes at a time, at most so many rows, and bytes of scores or of gradients; 0: whatever is best.
+  int64_t rows = 0, bytes = 0;
+  // Of a block that pursues a row: its threads, and how much shared memory it may have; 0: likewise.
+  int64_t threads = 0, shared_bytes = 0;
+};
+extern Knobs knobs;
+
+}  // namespace fastsparse::cuda

@@ -1,0 +1,37 @@
+"""What tests turn and read in the compiled libraries: csrc/cpu/edge/knobs.h, csrc/cuda/knobs.h, by name."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def _structure(*names: str) -> type[ctypes.Structure]:
+    return type("Knobs", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_int64) for name in names]})
+
+
+_KNOBS = {
+    "fastsparse_cpu_knobs": _structure("screening", "kept_atoms"),
+    "fastsparse_cuda_knobs": _structure("screening", "rows", "bytes", "threads", "shared_bytes"),
+}
+
+
+def knobs(library: ctypes.CDLL) -> ctypes.Structure:
+    """The knobs themselves, of the CPU's library or of CUDA's."""
+    name = next(name for name in _KNOBS if hasattr(library, name))
+    accessor = getattr(library, name)
+    accessor.restype = ctypes.POINTER(_KNOBS[name])
+    return accessor().contents
+
+
+@contextmanager
+def turned(library: ctypes.CDLL, **values: int) -> Iterator[None]:
+    """Turn some knobs, and back in the end."""
+    those = knobs(library)
+    before = {name: getattr(those, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(those, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(those, name, value)
