@@ -107,7 +107,7 @@ abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
 
 clean:  ## remove what was built; .venv stays
-	rm -rf build dist site *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist site .cache *.egg-info fastsparse/*.so .hypothesis .pytest_cache .ruff_cache .benchmarks
 
 # ---- what the verbs stand on ----
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fastsparse: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"fastsparse: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"fastsparse: {str(error) or 'interrupted; run the same command again'}", file=sys.stderr)
         return 128 + getattr(error, "signal_number", signal.SIGINT)
 
 

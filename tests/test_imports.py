@@ -21,7 +21,7 @@ LAYERS = [
     {"fastsparse"},
     {"fastsparse.nn"},
     {"fastsparse._host", "fastsparse.info"},
-    {"fastsparse._settings"},
+    {"fastsparse._extras", "fastsparse._settings"},
     {"fastsparse.train", "fastsparse.collect", "fastsparse.report"},
     {"fastsparse.__main__"},
 ]

@@ -3,10 +3,13 @@
 import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+
+from fastsparse.__main__ import _parser
 
 ROOT = Path(__file__).parents[1]
 DEFINES = {"FASTSPARSE_ISA", "FASTSPARSE_CUDA_CONTENTS"}  # of the compiler: not the user's
@@ -40,6 +43,14 @@ def test_links_lead_somewhere(page):
                 re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
             )
             assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
+
+
+def test_commands_are_understood():
+    for page in ("README.md", "docs/guide.md"):
+        lines = re.findall(r"^(?:python -m )?fastsparse (.*?)(?: +#.*)?$", PAGES[page], re.MULTILINE)
+        assert len(lines) >= 3
+        for arguments in map(shlex.split, lines):
+            _parser(arguments[0]).parse_args(arguments)  # or exits
 
 
 def test_variables_are_read_somewhere():

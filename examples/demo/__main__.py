@@ -27,6 +27,9 @@ BATCH, RATE, ROUNDS = 2048, 1e-3, 15
 TITLE = "What a small language model notices while it reads the Python manual"
 
 
+say = partial(print, file=sys.stderr, flush=True)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the defaults take two minutes of training on two cores."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
@@ -52,6 +55,7 @@ def run(options: argparse.Namespace) -> str:
     text = "".join(json.dumps({"topic": topic, "text": words}) + "\n" for topic, words in topics.items())
     (output / "language-reference.jsonl").write_text(text, encoding="utf-8")
     model = options.model or minilm()
+    say(f"collect: the model reads {len(topics)} chapters of Python's language reference")
     collected = collect(
         CollectConfig(
             model=model, texts=[str(output / "language-reference.jsonl")], label="topic",
@@ -66,12 +70,14 @@ def run(options: argparse.Namespace) -> str:
         "dead_after": 300_000, "log_every": 5, "checkpoint_every": 200, "device": options.device,
     }  # fmt: skip
     place = output / named("sae", collected.path.name, settings)
+    say(f"train: {options.steps:,} steps, top {options.k} of {options.num_latents:,} latents")
     train(TrainConfig(data=[str(collected.path)], output=str(place), **settings))
 
     def against_dense(sae, rows):
         watch = partial(tqdm, desc="fastsparse against dense", unit="round", disable=None)
         return [panel(compare(sae, rows, batch=BATCH, rounds=ROUNDS, lr=RATE, watch=watch), BATCH)]
 
+    say(f"report: what latents stand for, and {ROUNDS} training steps against dense PyTorch")
     config = ReportConfig(
         run=str(place), output=str(output / "report.html"), title=TITLE, device=options.device
     )

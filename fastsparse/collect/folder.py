@@ -38,12 +38,12 @@ class Folder:
         self._suffix = DTYPES[dtype or self.recipe()["settings"]["dtype"]]
 
     def begun(self) -> bool:
-        """Whether there is a recipe."""
-        return (self.path / RECIPE).exists()
+        """Whether something is there already that was made by a recipe."""
+        return (self.path / "00000.jsonl").exists()
 
     def recipe(self) -> dict[str, Any]:
         """What was asked for, and what came of it where it is finished."""
-        if not self.begun():
+        if not (self.path / RECIPE).exists():
             raise FileNotFoundError(
                 f"{self.path}: must be a folder that `fastsparse collect` made, which holds {RECIPE}"
             )

@@ -1,6 +1,7 @@
 """A Hugging Face model as a reader of windows: it gives a row of activations for every token."""
 
 import difflib
+import os
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -106,17 +107,20 @@ class Reader:
 
 def _load(model: str) -> tuple["PreTrainedTokenizerBase", "PreTrainedModel", set[str]]:
     """Tokenizer, model, and the weights that its files lack, such as those of a head."""
+    from huggingface_hub import snapshot_download
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        # By its folder: of a name, transformers asks a server, even where it may not download anything.
+        folder = model if os.path.isdir(model) else snapshot_download(model, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         loaded, info = AutoModel.from_pretrained(
-            model, local_files_only=True, dtype="auto", output_loading_info=True
+            folder, local_files_only=True, dtype="auto", output_loading_info=True
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(
             f"model: {model}: must be the folder of a model, or its name in the cache: {error}"
         ) from error

@@ -4,25 +4,15 @@
 packages of the ``train`` extra there is :class:`ReportConfig` alone.
 """
 
-from importlib.util import find_spec
-
+from fastsparse._extras import explaining, missing
 from fastsparse.report.config import ReportConfig
 
-_missing = next((name for name in ("numpy", "safetensors", "tqdm") if find_spec(name) is None), None)
+__all__ = ["Panel", "Report", "ReportConfig", "Result", "report"]
+
+_missing = missing("numpy", "safetensors", "tqdm")
 
 if _missing is None:
     from fastsparse.report.page import Panel, Result
     from fastsparse.report.run import Report, report
 else:
-
-    def __getattr__(name: str) -> None:
-        if name in __all__:
-            raise ModuleNotFoundError(
-                f"fastsparse.report needs {_missing}, which is not installed: "
-                "pip install 'fastsparse-torch[train]'",
-                name=_missing,
-            )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["Panel", "Report", "ReportConfig", "Result", "report"]
+    __getattr__ = explaining(__name__, _missing, "train", __all__)

@@ -200,7 +200,7 @@ def _environment(run: Path, told: dict, recipe: dict, device: torch.device) -> l
     sizes, config = told["sae"], told["config"]
     return [
         ("run", f"{run.resolve().name}, after {told['step']:,} steps"),
-        ("model", f"{recipe['settings']['model']}, {_place(recipe['settings'])}"),
+        ("model", f"{'/'.join(Path(recipe['settings']['model']).parts[-2:])}, {_place(recipe['settings'])}"),
         ("text", ", ".join(name for name, _ in recipe["from"]["texts"])),
         (
             "autoencoder",

@@ -4,25 +4,15 @@
 extra's packages there is :class:`TrainConfig` alone, which the command line's help is made from.
 """
 
-from importlib.util import find_spec
-
+from fastsparse._extras import explaining, missing
 from fastsparse.train.config import TrainConfig
 
-_missing = next((name for name in ("numpy", "safetensors", "tqdm") if find_spec(name) is None), None)
+__all__ = ["Metrics", "TrainConfig", "TrainResult", "TrainingInterrupted", "load_sae", "train"]
+
+_missing = missing("numpy", "safetensors", "tqdm")
 
 if _missing is None:
     from fastsparse.train.checkpoint import load_sae
     from fastsparse.train.loop import Metrics, TrainingInterrupted, TrainResult, train
 else:
-
-    def __getattr__(name: str) -> None:
-        if name in __all__:
-            raise ModuleNotFoundError(
-                f"fastsparse.train needs {_missing}, which is not installed: "
-                "pip install 'fastsparse-torch[train]'",
-                name=_missing,
-            )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["Metrics", "TrainConfig", "TrainResult", "TrainingInterrupted", "load_sae", "train"]
+    __getattr__ = explaining(__name__, _missing, "train", __all__)

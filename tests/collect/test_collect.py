@@ -119,6 +119,22 @@ def test_narrower_shards(config, tmp_path, dtype, suffix):
     assert torch.equal(folder.rows(0), Folder(Path(config.output)).rows(0).to(getattr(torch, dtype)))
 
 
+def test_a_name_in_the_cache_needs_no_network(config, tmp_path, monkeypatch):
+    """Nobody is asked, be the model there or not; an empty folder is no model."""
+    cache, asked = tmp_path / "cache" / "models--me--tiny", []
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    save(cache / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *place, **_: asked.append(place))
+    named = collect(replace(config, model="me/tiny"))
+    assert named.tokens == collect(replace(config, output=str(tmp_path / "by folder"))).tokens
+    for model in ("me/other", "no name/at/all", str(tmp_path)):
+        with pytest.raises(OSError, match=f"model: {model}: must be the folder of a model, or its name"):
+            collect(replace(config, model=model))
+    assert asked == []
+
+
 def test_nothing_is_done_twice_and_nothing_held_out_where_not_asked(config, monkeypatch):
     config = replace(config, held_out_every=0)
     first = collect(config)
@@ -256,6 +272,7 @@ def test_what_is_not_finite_is_not_kept(config, tmp_path):
     ):
         collect(wild)
     assert list(contents(config.output)) == ["collection.json"]
+    collect(config)  # nothing came of it: the folder is free
 
 
 def test_one_process_a_folder(config, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 
 import fastsparse
 from benchmarks import plots, results
+from examples.demo import comparison, text
 from examples.experiments import __main__ as command
 from examples.experiments import (
     certificates,
@@ -303,7 +304,8 @@ def test_the_page_shows_what_was_committed(path):
         assert f"experiments/{stem}.svg" in page
 
 
-def test_examples_in_the_docs_run():
-    outcome = doctest.testmod(training)
+@pytest.mark.parametrize("module", [training, comparison, text], ids=lambda module: module.__name__)
+def test_examples_in_the_docs_run(module):
+    outcome = doctest.testmod(module)
     assert outcome.attempted > 0
     assert outcome.failed == 0

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from fastsparse._settings import resolved_device
 from fastsparse.nn import MatchingPursuitSAE, TopKSAE
-from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
+from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, TrainResult, load_sae, train
 from fastsparse.train import checkpoint as checkpoint_module
 
 D, M, K = 16, 48, 3
@@ -58,11 +58,9 @@ def config(data: str, tmp_path: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 40 steps, to be copied."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(configured(data, folder))
-    return folder
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run of 40 steps that nothing interrupted."""
+    return train(configured(data, tmp_path_factory.mktemp("finished") / "run"))
 
 
 @pytest.fixture
@@ -114,19 +112,14 @@ def test_it_learns_and_leaves_a_log_and_checkpoints(
     torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
 
 
-def test_the_same_seed_gives_the_same_bits(config: TrainConfig, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    first = train(config)
+def test_the_same_seed_gives_the_same_bits(config: TrainConfig, finished: TrainResult) -> None:
     torch.manual_seed(2)  # the global generator has no part in it
     state = torch.get_rng_state()
-    second = train(replace(config, output=str(tmp_path / "again")))
+    again = train(config)
     assert torch.equal(torch.get_rng_state(), state)
-    other = train(replace(config, output=str(tmp_path / "other"), seed=1))
-    assert all(
-        torch.equal(a, b) for a, b in zip(first.sae.parameters(), second.sae.parameters(), strict=True)
-    )
-    assert records(first.log) == records(second.log)
-    assert not torch.equal(first.sae.W_dec, other.sae.W_dec)
+    assert_same_run(again, finished)
+    other = train(replace(config, output=config.output + "-other", seed=1))
+    assert not torch.equal(again.sae.W_dec, other.sae.W_dec)
 
 
 def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +134,8 @@ def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         load_sae(Path(config.output).parent)
 
 
-def test_checkpoints_hold_tensors_and_json_only(finished: Path, data: str) -> None:
-    with safe_open(finished / "checkpoint-000000040.safetensors", framework="pt") as file:
+def test_checkpoints_hold_tensors_and_json_only(finished: TrainResult, data: str) -> None:
+    with safe_open(finished.checkpoint, framework="pt") as file:
         metadata, stored = json.loads(file.metadata()["fastsparse"]), set(file.keys())
     assert (metadata["step"], metadata["config"]["lr"], metadata["data"]) == (40, 5e-3, [data])
     parameters = {"W_enc", "b_enc", "W_dec", "b_dec"}
@@ -152,18 +145,17 @@ def test_checkpoints_hold_tensors_and_json_only(finished: Path, data: str) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_goes_on_to_the_same_end(config: TrainConfig, tmp_path: Path, number: int) -> None:
-    whole = train(config)
-    stopped = replace(config, output=str(tmp_path / "stopped"))
+def test_interrupted_run_goes_on_to_the_same_end(
+    config: TrainConfig, finished: TrainResult, number: int
+) -> None:
     before = signal.getsignal(number)
     with pytest.raises(
         TrainingInterrupted, match=r"interrupted after step 2[01]; .*checkpoint-00000002"
     ) as caught:
-        train(stopped, on_metrics=interrupt_at(20, number))
+        train(config, on_metrics=interrupt_at(20, number))
     assert caught.value.signal_number == number
     assert signal.getsignal(number) == before
-    result = train(stopped)
-    assert_same_run(result, whole)
+    assert_same_run(train(config), finished)
 
 
 def test_matching_pursuit_goes_on_to_the_same_end(pursuit: TrainConfig, tmp_path: Path) -> None:
@@ -272,14 +264,14 @@ def assert_same_run(result, whole) -> None:
     assert records(result.log) == records(whole.log)
 
 
-def test_a_run_can_be_made_longer_where_the_schedule_allows(config: TrainConfig, tmp_path: Path) -> None:
-    whole = train(config)
-    longer = replace(config, output=str(tmp_path / "longer"))
-    train(replace(longer, steps=23))
-    assert_same_run(train(longer), whole)
+def test_a_run_can_be_made_longer_where_the_schedule_allows(
+    config: TrainConfig, finished: TrainResult
+) -> None:
+    train(replace(config, steps=23))
+    assert_same_run(train(config), finished)
     with pytest.raises(ValueError, match=r"steps: must be at least the 40 that .* has done, got 39"):
-        train(replace(longer, steps=39))
-    decaying = replace(config, output=str(tmp_path / "decaying"), decay_steps=5)
+        train(replace(config, steps=39))
+    decaying = replace(config, output=config.output + "-decaying", decay_steps=5)
     train(replace(decaying, steps=20))
     with pytest.raises(ValueError, match=r"steps: must be 20 to resume from .*, got 21"):
         train(replace(decaying, steps=21))
@@ -373,8 +365,8 @@ def broken_checkpoints() -> dict[str, tuple[Callable[[Path], None], str]]:
 
 
 @pytest.mark.parametrize("kind", broken_checkpoints())
-def test_broken_checkpoints(config: TrainConfig, finished: Path, kind: str) -> None:
-    shutil.copytree(finished, config.output)
+def test_broken_checkpoints(config: TrainConfig, finished: TrainResult, kind: str) -> None:
+    shutil.copytree(finished.log.parent, config.output)
     path = Path(config.output) / "checkpoint-000000040.safetensors"
     damage, message = broken_checkpoints()[kind]
     damage(path)
@@ -409,7 +401,7 @@ def test_a_folder_where_a_checkpoint_is_to_be(config: TrainConfig) -> None:
         (8192, r"checkpoint-000000030.*could not be written.*newest whole.*-000000015"),
     ],
 )
-def test_full_disk(config: TrainConfig, room: int | None, message: str) -> None:
+def test_full_disk(config: TrainConfig, finished: TrainResult, room: int | None, message: str) -> None:
     """A file size limit makes the real writer fail in the midst of a write, as a full disk would."""
     first = train(replace(config, steps=15))
     kept, limits = first.checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -421,7 +413,7 @@ def test_full_disk(config: TrainConfig, room: int | None, message: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(config.output) == [first.checkpoint.name, "log.jsonl"]
     assert first.checkpoint.read_bytes() == kept
-    assert_same_run(train(config), train(replace(config, output=config.output + "-whole")))
+    assert_same_run(train(config), finished)
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
