@@ -1,7 +1,7 @@
 // The ops of gated recurrences: which cell they are of, and in which order it has their tensors.
 //
-// Included inside of a backend's namespace, whose ops they become by what it says that FASTSPARSE_GATED_OP(op) is: hence
-// no guard, and no includes.
+// Included inside of a backend's namespace, whose ops they become by what FASTSPARSE_GATED_OP(op) is there: hence no
+// guard, and no includes.
 
 // Every state (B, T, H), in the cell's order, then passes (S, H).
 std::vector<Tensor> gated_recurrence(const GatedCall& call, int64_t solver);

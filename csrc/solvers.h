@@ -1,5 +1,6 @@
 // What the solvers of the gated recurrences have in common on every backend (fastsparse/reference/_solvers.py says what
-// they do): when a channel of a sequence is solved, and what is said of it.
+// they do): when a channel of a sequence is solved, and what is said of it. Python's numbers stand in
+// fastsparse/_options.py; a test holds the two against one another.
 #pragma once
 
 #include "options.h"
