@@ -23,15 +23,18 @@ def knobs(library: ctypes.CDLL) -> ctypes.Structure:
     return accessor().contents
 
 
+def turn(library: ctypes.CDLL, **values: int) -> None:
+    """Turn some knobs for good."""
+    for name, value in values.items():
+        setattr(knobs(library), name, value)
+
+
 @contextmanager
 def turned(library: ctypes.CDLL, **values: int) -> Iterator[None]:
     """Turn some knobs, and back in the end."""
-    those = knobs(library)
-    before = {name: getattr(those, name) for name in values}
+    before = {name: getattr(knobs(library), name) for name in values}
     try:
-        for name, value in values.items():
-            setattr(those, name, value)
+        turn(library, **values)
         yield
     finally:
-        for name, value in before.items():
-            setattr(those, name, value)
+        turn(library, **before)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from backends import GPU_BACKENDS, missing, running
-from knobs import knobs, turned
+from knobs import turn, turned
 from oracle import assert_pursuit, integers, random
 
 import fastsparse
@@ -18,12 +18,8 @@ def plan(request):
     with running(request.param):
         library = GPU_BACKENDS[request.param.removesuffix("-screened")].library()
         with turned(library, threads=0, rows=0, shared_bytes=0):
-
-            def turn(threads: int, rows: int, shared_bytes: int) -> None:
-                those = knobs(library)
-                those.threads, those.rows, those.shared_bytes = threads, rows, shared_bytes
-
-            yield turn
+            names = ("threads", "rows", "shared_bytes")
+            yield lambda *sizes: turn(library, **dict(zip(names, sizes, strict=True)))
 
 
 def problem(*, dtype=torch.float32, rows=N):

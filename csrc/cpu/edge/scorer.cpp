@@ -30,7 +30,7 @@ bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
 }
 
 // It stays with the calling thread: fresh memory for every call would cost the system's clearing of it, a twentieth of a
-// call's time.
+// call's time. Where copies are kept it doesn't: calls are longer, and a second set of memory would crowd the cache.
 Scorer::Workspace& Scorer::Workspace::of_this_thread() {
   static thread_local Workspace workspace;
   return workspace;
@@ -117,9 +117,10 @@ void Scorer::begin(const Rows& x, int64_t count, bool screened, bool copied) {
   screened_ = screened;
 }
 
-void Scorer::plain(const Rows& x, int64_t count) {
+void Scorer::plain(const Rows& x, int64_t count, const Tensor* whole) {
   begin(x, count, false, eligible() || weight_.scalar_type() != accumulator_);
-  if (!direct()) tokens_ = wide(x, count, scratch_.tokens);
+  if (whole && whole->scalar_type() == accumulator_) tokens_ = *whole;
+  else if (!direct()) tokens_ = wide(x, count, scratch_.tokens);
 }
 
 void Scorer::screen(const Rows& x, int64_t count) {

@@ -19,7 +19,7 @@ bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k);
 //   Candidates found = scorer.candidates(count, k, capacity, absolute, screened);
 //   scorer.plain(x, count);
 //   for (Stripe stripe; scorer.next(stripe);) parallel(count, 8, FASTSPARSE_KERNEL(topk_encode_filter), found, stripe);
-// A thread may have one scorer at a time.
+// A thread may have one scorer at a time that keeps no copies.
 class Scorer {
  public:
   // The latents are rows of weight (M, D): those that `mask` (M) has, or all. Copies of them that products need are kept
@@ -43,8 +43,9 @@ class Scorer {
   // How many rows' lists are no burden: a larger capacity takes fewer rows at a time.
   int64_t most_rows(int64_t capacity, bool screened) const;
 
-  // Both begin with the first stripe of the scores of `count` rows: exact ones, or bf16 ones in brackets.
-  void plain(const Rows& x, int64_t count);
+  // Both begin with the first stripe of the scores of `count` rows: exact ones, or bf16 ones in brackets. `whole` is a
+  // tensor of just these rows, if there is one: another costs a twentieth of a tiny call.
+  void plain(const Rows& x, int64_t count, const Tensor* whole = nullptr);
   void screen(const Rows& x, int64_t count);
   bool next(Stripe& stripe);
 
@@ -81,7 +82,8 @@ class Scorer {
   // Of all latents, where copies are kept:
   std::optional<Tensor> all_wide_;
   std::optional<Brackets> all_brackets_;
-  Workspace& scratch_ = Workspace::of_this_thread();
+  Workspace own_;  // of a scorer that keeps copies
+  Workspace& scratch_ = kept_bytes_ ? own_ : Workspace::of_this_thread();
 };
 
 }  // namespace fastsparse::edge

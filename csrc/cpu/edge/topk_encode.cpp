@@ -18,21 +18,15 @@ class Encoder {
   Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
           Activation activation, const std::optional<Tensor>& latent_scale,
           const std::optional<Tensor>& latent_mask)
-      : x_(with_unit_stride(x)), N_(x.size(0)), k_(k), activation_(activation), scorer_(weight, latent_mask, 0),
-        latents_(scorer_.latents()) {
-    if (k < 1 || k > latents_)
-      throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
-                                  std::to_string(latents_) + "), got k=" + std::to_string(k));
-    if (latents_ >= std::numeric_limits<int32_t>::max())
-      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
-                                  std::to_string(latents_));
+      : x_(with_unit_stride(x)), activation_(activation), scorer_(weight, latent_mask, 0), latents_(scorer_.latents()),
+        N_(x.size(0)), k_(checked(k)), row_bytes_(x_.stride(0) * int64_t(x_.element_size())),
+        rows_{x_.const_data_ptr(), nullptr, x_.stride(0), x_.size(1), dtype_of(x_)},
+        values_(allocate({N_, k}, x.scalar_type())), indices_(allocate({N_, k}, ScalarType::Long)) {
     scorer_.add_terms(bias, latent_scale);
-    values_ = allocate({N_, k}, x.scalar_type());
-    indices_ = allocate({N_, k}, ScalarType::Long);
   }
 
   std::tuple<Tensor, Tensor> run() {
-    bool screened = screens(dtype_of(x_), N_, x_.size(1), latents_, k_);
+    bool screened = screens(rows_.dtype, N_, rows_.D, latents_, k_);
     int64_t rows = std::min(N_, kMaxRows);
     for (int64_t n = 0; n < N_; n += rows) {
       int64_t count = std::min(rows, N_ - n);
@@ -47,11 +41,22 @@ class Encoder {
   }
 
  private:
+  int64_t checked(int64_t k) const {
+    if (k < 1 || k > latents_)
+      throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
+                                  std::to_string(latents_) + "), got k=" + std::to_string(k));
+    if (latents_ >= std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
+                                  std::to_string(latents_));
+    return k;
+  }
+
   // Tokens from one on, or those listed in `order`.
   Rows tokens(int64_t begin, const int64_t* order) const {
-    int64_t row_bytes = x_.stride(0) * int64_t(x_.element_size());
-    return {static_cast<const char*>(x_.const_data_ptr()) + begin * row_bytes, order, x_.stride(0), x_.size(1),
-            dtype_of(x_)};
+    Rows rows = rows_;
+    rows.data = static_cast<const char*>(rows.data) + begin * row_bytes_;
+    rows.order = order;
+    return rows;
   }
 
   // Tokens [begin, begin + total), or those listed in `order`, from exact scores.
@@ -62,7 +67,7 @@ class Encoder {
       int64_t rows = std::min(most, total - done), first = order ? 0 : begin + done;
       const int64_t* listed = order ? order + done : nullptr;
       Candidates found = scorer_.candidates(rows, k_, capacity, activation_ == Activation::abs, false);
-      scorer_.plain(tokens(first, listed), rows);
+      scorer_.plain(tokens(first, listed), rows, rows == N_ && !listed ? &x_ : nullptr);
       for (Stripe stripe; scorer_.next(stripe);) parallel(rows, 8, FASTSPARSE_KERNEL(topk_encode_filter), found, stripe);
       select(found, first, rows, listed);
     }
@@ -97,15 +102,16 @@ class Encoder {
   void select(const Candidates& found, int64_t begin, int64_t rows, const int64_t* order) {
     SelectArgs args{scorer_.eligible(), order, activation_,
                     static_cast<char*>(values_.mutable_data_ptr()) + begin * k_ * int64_t(values_.element_size()),
-                    indices_.mutable_data_ptr<int64_t>() + begin * k_, dtype_of(values_)};
+                    indices_.mutable_data_ptr<int64_t>() + begin * k_, rows_.dtype};
     parallel(rows, 16, FASTSPARSE_KERNEL(topk_encode_select), found, args);
   }
 
-  Tensor x_, values_, indices_;
-  int64_t N_, k_;
+  Tensor x_;
   Activation activation_;
   Scorer scorer_;
-  int64_t latents_;
+  int64_t latents_, N_, k_, row_bytes_;
+  Rows rows_;
+  Tensor values_, indices_;
 };
 
 }  // namespace
