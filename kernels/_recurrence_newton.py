@@ -65,7 +65,8 @@ def newton(
     first = tl.zeros_like(longest)
     while first < longest:
         inside = ahead < (length - first)[None, :]
-        inputs = load_inputs(source, u_gate, inside)
+        # Carried along, a pointer wouldn't compile for AMD's GPUs.
+        inputs = load_inputs(source + first.to(tl.int64) * u_time, u_gate, inside)
         start = spread(carry)
         state = step(w, inputs, start)
         trying = (length > first) & (most >= 0)
@@ -89,7 +90,6 @@ def newton(
         errors = later
         longest = tl.max(tl.where(most < 0, 0, length), axis=0)
         first += STEPS
-        source += STEPS * u_time
         target += STEPS * H
     tl.store(passes + place, most, mask=real)
 

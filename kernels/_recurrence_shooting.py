@@ -72,6 +72,7 @@ def shooting(
     first = tl.zeros_like(longest)
     while first < longest:
         left = tl.maximum(tl.minimum((length - first)[None, :] - chunk * steps, steps), 0).to(tl.int32)
+        here = source + first.to(tl.int64) * u_time  # carried along, it wouldn't compile for AMD's GPUs
         start = spread(carry)
         starts = _everywhere(start, left)
         trying = (length > first) & (most >= 0)
@@ -80,7 +81,7 @@ def shooting(
         attempt = 0
         while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
             attempt += 1
-            ends, P, made, largest, widest = _run(w, source, u_time, u_gate, starts, left, steps)
+            ends, P, made, largest, widest = _run(w, here, u_time, u_gate, starts, left, steps)
             missed = difference(shifted(ends, start, chunk), starts)
             D, before = corrections(shifted(P, P, chunk), missed, shifted(made, spread(errors), chunk))
             # Read again: a register that held it all the while would be one too many.
@@ -94,10 +95,9 @@ def shooting(
             trying = trying & (certain == 0)
         most = tl.where(trying | (most < 0), -1, tl.maximum(most, taken))
         errors = later
-        carry = last(_write(w, source, u_time, u_gate, starts, left, steps, h, c, target, H), chunk)
+        carry = last(_write(w, here, u_time, u_gate, starts, left, steps, h, c, target, H), chunk)
         longest = tl.max(tl.where(most < 0, 0, length), axis=0)
         first += CHUNKS * steps
-        source += CHUNKS * steps * u_time
         target += CHUNKS * steps * H
     tl.store(passes + place, most, mask=real)
 
