@@ -136,7 +136,8 @@ def newton(
     first = tl.zeros_like(longest)
     while first < longest:
         inside = ahead < (length - first)[None, :]
-        inputs = load_inputs(source, u_gate, inside)
+        # Carried along, a pointer wouldn't compile for AMD's GPUs.
+        inputs = load_inputs(source + first.to(tl.int64) * u_time, u_gate, inside)
         start = spread(carry)
         state = step(CELL, w, inputs, start)
         trying = (length > first) & (most >= 0)
@@ -160,7 +161,6 @@ def newton(
         errors = later
         longest = tl.max(tl.where(most < 0, 0, length), axis=0)
         first += STEPS
-        source += STEPS * u_time
         target += STEPS * H
     tl.store(passes + place, most, mask=real)
 
@@ -215,6 +215,7 @@ def shooting(
     first = tl.zeros_like(longest)
     while first < longest:
         left = tl.maximum(tl.minimum((length - first)[None, :] - chunk * steps, steps), 0).to(tl.int32)
+        here = source + first.to(tl.int64) * u_time  # carried along, it wouldn't compile for AMD's GPUs
         start = spread(carry)
         starts = _everywhere(start, left)
         trying = (length > first) & (most >= 0)
@@ -223,7 +224,7 @@ def shooting(
         attempt = 0
         while (attempt < PASSES) & (tl.max(trying.to(tl.int32), axis=0) > 0):
             attempt += 1
-            ends, P, made, largest, widest = _run(CELL, w, source, u_time, u_gate, starts, left, steps)
+            ends, P, made, largest, widest = _run(CELL, w, here, u_time, u_gate, starts, left, steps)
             missed = minus(shifted(ends, start, chunk), starts)
             D, before = corrections(shifted(P, P, chunk), missed, shifted(made, spread(errors), chunk))
             # Read again: a register that held it all the while would be one too many.
@@ -237,10 +238,9 @@ def shooting(
             trying = trying & (certain == 0)
         most = tl.where(trying | (most < 0), -1, tl.maximum(most, taken))
         errors = later
-        carry = last(_write(CELL, w, source, u_time, u_gate, starts, left, steps, h, c, target, H), chunk)
+        carry = last(_write(CELL, w, here, u_time, u_gate, starts, left, steps, h, c, target, H), chunk)
         longest = tl.max(tl.where(most < 0, 0, length), axis=0)
         first += CHUNKS * steps
-        source += CHUNKS * steps * u_time
         target += CHUNKS * steps * H
     tl.store(passes + place, most, mask=real)
 
