@@ -4,6 +4,8 @@ Searches (topk_encode, matching_pursuit) are to give one answer in all modes; su
 recurrences) flush if their caller does, in all threads alike, and are rounded to nearest.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from backends import host_backend_names, running
@@ -105,6 +107,9 @@ def sums(dtype):
     x, weight = random(9, 37, seed=6, dtype=dtype), random(30, 37, seed=7, dtype=dtype)
     a, b = random(3, 70, 11, seed=8, dtype=dtype, scale=0.5), random(3, 70, 11, seed=9, dtype=dtype)
 
+    def listed(function, made):
+        return [function(*made)]
+
     def differentiated(function, *inputs):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         out = function(*leaves)
@@ -112,10 +117,7 @@ def sums(dtype):
         return [out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out))]
 
     calls = {
-        **{
-            product.name: lambda product=product: [product(*product.make(9, 5, 30, 37, dtype))]
-            for product in PRODUCTS
-        },
+        **{product.name: partial(listed, product, product.make(9, 5, 30, 37, dtype)) for product in PRODUCTS},
         "linear_recurrence": lambda: differentiated(fastsparse.linear_recurrence, a, b),
         "pursuit": lambda: differentiated(lambda *t: fastsparse.matching_pursuit(*t, k=3), x, weight),
     }

@@ -25,7 +25,7 @@ from benchmarks.lab import Lab
 from benchmarks.recurrences import GRU, LSTM, Layer
 from benchmarks.shapes import Sequences, Shape
 from benchmarks.worker import jobs_of
-from fastsparse.ops._gpu import ORDER
+from fastsparse.ops._library import OPS
 
 SMALL = Shape("small", 8, 16, 64, 4, correlated=True)
 KNOWN = {"copy": 1e9, "gather_l2": 1e9}
@@ -112,8 +112,8 @@ def test_a_choice_has_every_op_with_several_kernels(small):
     jobs = jobs_of(trial, results.BENCHES)
     assert len({(job.bench, job.name) for job in jobs}) == len(jobs)
     chosen = {{"sparse_decode": "spmm"}.get(job.bench, job.bench) for job in jobs}
-    parts = {op for op in ORDER if op.endswith(("_backward", "_step"))}
-    assert chosen == set(ORDER) - parts
+    parts = {op for op in OPS if op.endswith(("_backward", "_step"))}
+    assert chosen == set(OPS) - parts
     for bench in ("sddmm", "gru_recurrence"):
         job = jobs_of(trial, [bench])[0]
         assert {name.partition(",")[0] for name in job.case(trial)["contenders"]} == {"fastsparse"}
