@@ -11,9 +11,9 @@ DATA = ROOT / "docs" / "compilation.json"
 PAGE = ROOT / "docs" / "compilation.md"
 
 FIELDS = ("registers", "shared", "spilled", "key")  # of a kernel on a GPU; CUDA C++ has no keys
-# Bytes a thread that may be spilled: two registers, which ptxas puts away once, before the loops, where that
-# lets one more block run at a time.
-LITTLE = 8
+# Bytes a thread that may be spilled: up to four registers, which ptxas may put away where that lets one more
+# block run at a time.
+LITTLE = 16
 SAMPLE = 32  # of so many of the newest Triton's kernels one is compiled whether or not anything has changed
 
 HEAD = f"""# What the GPU kernels need of a GPU
