@@ -11,9 +11,15 @@ DATA = ROOT / "docs" / "compilation.json"
 PAGE = ROOT / "docs" / "compilation.md"
 
 FIELDS = ("registers", "shared", "spilled", "key")  # of a kernel on a GPU; CUDA C++ has no keys
-# Bytes a thread that may be spilled: up to four registers, which ptxas may put away where that lets one more
-# block run at a time.
-LITTLE = 16
+# What is known to be spilled, in bytes a thread, by one of the Tritons: two to four registers, not mended.
+# Nothing else may spill, nor these more.
+KNOWN_TO_SPILL = {
+    ("topk_encode: refine, fp32", "sm_100"): 8,
+    ("topk_encode: collect, fp32, options, num_warps = 8", "sm_100"): 8,
+    ("topk_encode: collect, fp32, options, num_warps = 8", "sm_120"): 8,
+    ("topk_encode: select, fp32, options, num_warps = 4", "sm_90"): 8,
+    ("matching_pursuit: product, gram, D = 768", "sm_120"): 16,
+}
 SAMPLE = 32  # of so many of the newest Triton's kernels one is compiled whether or not anything has changed
 
 HEAD = f"""# What the GPU kernels need of a GPU
@@ -21,8 +27,9 @@ HEAD = f"""# What the GPU kernels need of a GPU
 Made by `python -m tests.compilation --write`, without a GPU. A cell holds the registers of a thread (VGPRs
 on AMD's GPUs) and the shared memory of a block in KB; of CUDA C++ kernels that is what they declare, a
 launch may add to it. Triton's kernels are those that calls of the ops launch (`tests/compilation/calls.py`),
-specialised as these launches are (`:16`: a multiple of 16). `make test` fails where a kernel spills more
-than {LITTLE} bytes, where one doesn't compile, and where one wants more shared memory than the GPU has. It
+specialised as these launches are (`:16`: a multiple of 16). `make test` fails where a kernel spills, but for
+{len(KNOWN_TO_SPILL)} that are known to spill 8 or 16 bytes a thread and are shown so, where one doesn't
+compile, and where one wants more shared memory than the GPU has. It
 compiles those of Triton's kernels of which something has changed since, as a hash of all that goes into a
 compilation tells, and one in {SAMPLE} of the others.
 """
@@ -40,7 +47,8 @@ def complaints(records: list[dict]) -> Iterator[str]:
             yield f"{where}: {record['error']}"
         else:
             usage = usage_of(record)
-            usage = replace(usage, spilled=0) if usage.spilled <= LITTLE else usage
+            if usage.spilled <= KNOWN_TO_SPILL.get((record["name"], record["target"]), 0):
+                usage = replace(usage, spilled=0)
             yield from (f"{where}: {complaint}" for complaint in usage.complaints(record["target"]))
 
 

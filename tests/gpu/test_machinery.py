@@ -80,12 +80,14 @@ def test_gradcheck_in_double(device, name):
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_fp32_is_exact_whatever_torch_is_allowed(device, backend, precision):
     """Scores of fp32 inputs are never TF32's, whatever PyTorch's own products may use."""
-    if device.type == "cpu" and precision == "medium":
-        pytest.skip("on a CPU that multiplies bf16 fast, PyTorch's own products are taken as they are")
     x, weight = (make(name, LARGE, seed=seed) for name, seed in (("x", 3), ("weight", 4)))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
+        if device.type == "cpu" and (x @ weight.T - x.double() @ weight.double().T).abs().max() > 1e-3:
+            pytest.skip(
+                "this CPU multiplies in bf16 if it may, which topk_encode takes where it has no screen"
+            )
         code = fastsparse.topk_encode(x.to(device), weight.to(device), k=k)
     finally:
         torch.set_float32_matmul_precision(before)
