@@ -4,9 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -155,36 +155,36 @@ PRELOADED = [
 ]
 
 
-def slowly(config: CollectConfig) -> None:
-    """Collect with a pause before every rename, for the killer."""
-    rename = os.replace
-    os.replace = lambda *places: (time.sleep(0.02), rename(*places))
+def killed(config: CollectConfig, rename: int) -> None:
+    """Collect until this rename, then die by kill -9 with the file that it was for half written."""
+    replace_file, renames = os.replace, count()
+
+    def die(written, place):
+        if next(renames) == rename:
+            os.truncate(written, os.path.getsize(written) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace_file(written, place)
+
+    os.replace = die
     collect(config)
 
 
 def test_kills_leave_no_trace(config, tmp_path):
-    """kill -9 all over a collection, half-written files included: at last there are the same bytes."""
+    """kill -9 all over a collection, files half written: at last there are the same bytes."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
     whole = replace(config, output=str(tmp_path / "whole"))
     collect(whole)
-    expected, partials = contents(whole.output), 0
-    for kill in range(4):
-        process = processes.Process(target=slowly, args=(config,))
+    expected = contents(whole.output)
+    for rename in (0, 1, 2, 4):
+        process = processes.Process(target=killed, args=(config, rename))
         process.start()
-        deadline = time.monotonic() + 60
-        while process.is_alive() and len(contents(config.output)) < 3 * kill + 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(0.01)
-        process.kill()
-        process.join()
-        assert process.exitcode in (-signal.SIGKILL, 0)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
         found = contents(config.output)
-        partials += sum(name.endswith(".partial") for name in found)
+        assert sum(name.endswith(".partial") for name in found) == 1
         written = [name for name in found if not name.endswith(".partial") and name != "collection.json"]
         assert all(found[name] == expected[name] for name in written)
-    assert partials > 0
     collect(config)
     assert contents(config.output) == expected
 
