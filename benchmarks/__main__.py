@@ -5,6 +5,7 @@ is up, hangs, or brings the process down is named as left out, with the reason.
 """
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -45,7 +46,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results)")
     parser.add_argument(
-        "--seconds", type=float, help=f"time for one case's rounds; headlines get twice that ({SECONDS})"
+        "--seconds",
+        type=float,
+        help="for a case's rounds, of which there is a least number; a headline case gets twice that "
+        f"(default: {SECONDS['cpu']} on a CPU, {SECONDS['cuda']} on a GPU; nothing where --quick)",
     )
     parser.add_argument("--threads", type=int, help="of every contender (default: torch's own choice)")
     parser.add_argument(
@@ -138,9 +142,9 @@ def _on_a_gpu(chosen: argparse.Namespace, folder: Path | None) -> Iterator[dict[
 def run(log: Path, benches: Sequence[str], chosen: argparse.Namespace, until: float, noise: Any) -> str:
     """Keep a worker going until all is measured or the time is up; returns why the last one ended."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    command = [sys.executable, "-m", "benchmarks.worker", str(log), *benches]
-    command += ["--seconds", str(chosen.seconds), "--until", str(until - RESERVE)]
-    command += [f"--{option}" for option in ("quick", "choice") if vars(chosen)[option]]
+    options = {"benches": benches, "until": until - RESERVE}
+    options |= {name: vars(chosen)[name] for name in ("seconds", "quick", "choice")}
+    command = [sys.executable, "-m", "benchmarks.worker", str(log), json.dumps(options)]
     begun = 0
     while True:
         process = subprocess.Popen(
@@ -157,9 +161,7 @@ def watch(process: subprocess.Popen, log: Path, until: float) -> str:
     """Wait for a worker, or end it; returns how it ended."""
     started = time.monotonic()
     while process.poll() is None:
-        last = started
-        for line in worker.lines(log):
-            last = max(last, line.get("begun", 0.0))
+        last = max(started, *(line.get("begun", 0.0) for line in worker.lines(log)), 0.0)
         late = time.time() > until
         if late or time.monotonic() - last > PATIENCE:
             process.kill()

@@ -42,7 +42,7 @@ def _scatter(values, indices, x, out, k, D, BLOCK: tl.constexpr):
     tl.atomic_add(out + tl.load(indices + entry) * D + columns, term, mask=inside, sem="relaxed")
 
 
-def decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+def _decoded(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """values, indices (N, k); weight (M, D); returns (N, D)."""
     (N, k), D = indices.shape, weight.shape[1]
     out = weight.new_empty(N, D)
@@ -66,13 +66,11 @@ def scatter(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Ten
     return out.to(x.dtype)
 
 
-class Decode(torch.autograd.Function):
-    """:func:`decode` with its gradients."""
-
+class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(values, indices, weight)
-        return decode(values, indices, weight)
+        return _decoded(values, indices, weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -80,7 +78,7 @@ class Decode(torch.autograd.Function):
         return score(grad, weight, indices), None, scatter(values, indices, grad, len(weight))
 
 
-class Encode(torch.autograd.Function):
+class _Encode(torch.autograd.Function):
     """Dense scores, the k largest of each row, and sparse gradients."""
 
     @staticmethod
@@ -95,4 +93,11 @@ class Encode(torch.autograd.Function):
         x, weight, indices, values = ctx.saved_tensors
         grad = (grad * (values > 0)).to(x.dtype)
         d_bias = torch.zeros_like(weight[:, 0]).index_add_(0, indices.flatten(), grad.flatten())
-        return decode(grad, indices, weight), scatter(grad, indices, x, len(weight)), d_bias, None
+        return _decoded(grad, indices, weight), scatter(grad, indices, x, len(weight)), d_bias, None
+
+
+def decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+    return _Decode.apply(values.type_as(weight), indices, weight)
+
+
+encode = _Encode.apply

@@ -1,9 +1,11 @@
 """What must be reached, and whether it stands."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from benchmarks.cases import OURS
 
 COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
@@ -42,25 +44,36 @@ class Bar:
         return {**asdict(self), "passed": self.passed}
 
 
-def speed_bar(
-    name: str,
+def missing(case: dict[str, Any], *who: str) -> str:
+    """Why these contenders of a case have no figure; "" where all have one."""
+    records = {one: case["contenders"].get(one, {"failure": "not run"}) for one in who}
+    reasons = (f"{one}: {record['failure']}" for one, record in records.items() if "median" not in record)
+    return case.get("skipped") or "; ".join(reasons)
+
+
+def speed_bars(
+    where: str,
+    required: Mapping[str, float],
     case: dict[str, Any],
-    against: str,
-    required: float,
     *,
-    ours: str = "fastsparse",
+    ours: str = OURS,
     relation: str = ">=",
-) -> Bar:
-    """A bar on the ratio of medians in a finished case."""
-    ratio = case["ratios"].get(ours, {}).get(against)
-    if ratio is not None:
-        return Bar(name, relation, required, ratio["of_medians"])
-    reasons = [
-        f"{who}: {case['contenders'].get(who, {'failure': 'not run'}).get('failure')}"
-        for who in (ours, against)
-        if "median" not in case["contenders"].get(who, {})
-    ]
-    return Bar(name, relation, required, None, note=case.get("skipped") or "; ".join(reasons))
+) -> list[Bar]:
+    """Bars on the ratios of medians in a finished case: how many times as fast as these we must be."""
+    ratios = case["ratios"].get(ours, {})
+    return [
+        Bar(
+            f"{where}: against {who}", relation, least,
+            ratios.get(who, {}).get("of_medians"), note=missing(case, ours, who),
+        )
+        for who, least in required.items()
+    ]  # fmt: skip
+
+
+def share_bar(name: str, case: dict[str, Any], required: float) -> Bar:
+    """A bar on the share of the floor that we reach."""
+    share = case["contenders"].get(OURS, {}).get("roofline", {}).get("share")
+    return Bar(name, ">=", required, share, unit="of the floor", note=missing(case, OURS))
 
 
 def table(bars: Iterable[Bar]) -> str:

@@ -5,6 +5,7 @@ Each says what it restates; the peers' own code is measured on CPUs by ``benchma
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,11 @@ FLASHRNN_HEAD = 64  # the widest that its Triton kernel takes
 
 def linear_scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.relu(F.linear(x, weight, bias))
+
+
+def torch_encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What people write today."""
+    return torch.topk(linear_scores(x, weight, bias), k)
 
 
 def flashinfer_encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -46,22 +52,9 @@ def torch_decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     return F.embedding_bag(indices, weight, mode="sum", per_sample_weights=values.type_as(weight))
 
 
-def atomic_decode(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    from benchmarks import atomics
-
-    return atomics.Decode.apply(values.type_as(weight), indices, weight)
-
-
-def atomic_scores(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    from benchmarks import atomics
-
-    return atomics.score(x, weight, indices)
-
-
-def atomic_sums(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
-    from benchmarks import atomics
-
-    return atomics.scatter(values, indices, x, num_latents)
+def atomic(name: str) -> Callable[..., Tensor]:
+    """A function of :mod:`benchmarks.atomics`, which imports Triton."""
+    return lambda *arguments: getattr(import_module("benchmarks.atomics"), name)(*arguments)
 
 
 class _SparsifyEncode(torch.autograd.Function):
@@ -96,11 +89,9 @@ class AtomicStep(Step):
     """Dense scores, then the sparse products of :mod:`benchmarks.atomics`."""
 
     def loss(self, x: Tensor) -> Tensor:
-        from benchmarks import atomics
-
         p = self.leaves
-        values, indices = atomics.Encode.apply(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
-        return F.mse_loss(atomic_decode(values, indices, p["W_dec"]) + p["b_dec"], x)
+        values, indices = atomic("encode")(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
+        return F.mse_loss(atomic("decode")(values, indices, p["W_dec"]) + p["b_dec"], x)
 
 
 def flashrnn(layer: Layer) -> Callable[[], list[Tensor]]:

@@ -13,11 +13,11 @@ import torch
 import fastsparse
 from benchmarks import data
 from benchmarks.bars import Bar
-from benchmarks.cases import OURS
-from benchmarks.checks import TopKOracle, close
+from benchmarks.cases import OURS, median
+from benchmarks.checks import TopKOracle, close_all
 from benchmarks.harness import Contender
-from benchmarks.lab import Job, Lab, median
-from benchmarks.shapes import Shape
+from benchmarks.lab import Job, Lab
+from benchmarks.shapes import Given, Shape
 from fastsparse import reference
 from fastsparse._options import ACTIVATIONS
 
@@ -29,24 +29,15 @@ BARE = "bare op"
 def jobs(lab: Lab) -> Iterator[Job]:
     if lab.gpu or lab.peers:
         return
-    ops = torch.ops.fastsparse
+    ops, k = torch.ops.fastsparse, TINY.k
     x, weight, bias = data.tokens(TINY, "gaussian"), data.dictionary(TINY, "gaussian"), data.bias(TINY)
-    yield _job(
-        lab,
-        "topk_encode",
-        partial(fastsparse.topk_encode, x, weight, bias, k=TINY.k),
-        partial(ops.topk_encode.default, x, weight, bias, TINY.k, ACTIVATIONS.index("relu"), None, None),
-        TopKOracle.of(x, weight, bias, TINY.k).check,
-    )
-    values, indices = data.code(TINY, "gaussian")
-    expected = reference.spmm(values, indices, weight)
-    yield _job(
-        lab,
-        "sparse_decode",
-        partial(fastsparse.sparse_decode, values, indices, weight),
-        partial(ops.spmm.default, values, indices, weight),
-        lambda out: close("out", out, expected, 1e-6),
-    )
+    public = partial(fastsparse.topk_encode, x, weight, bias, k=k)
+    bare = partial(ops.topk_encode.default, x, weight, bias, k, ACTIVATIONS.index("relu"), None, None)
+    yield _job(lab, "topk_encode", public, bare, TopKOracle.of(x, weight, bias, k).check)
+    code = *data.code(TINY, "gaussian"), weight
+    check = partial(close_all, {"out": reference.spmm(*code)}, 1e-6)
+    public, bare = partial(fastsparse.sparse_decode, *code), partial(ops.spmm.default, *code)
+    yield _job(lab, "sparse_decode", public, bare, check)
 
 
 def _job(
@@ -62,4 +53,4 @@ def _job(
         what = f"dispatch, {name}: beyond the bare op"
         return [Bar(what, "<=", ALLOWED, case.get("overhead_us"), unit="us")]
 
-    return Job("dispatch", name, TINY, run, bars, facts={"dtype": "fp32"})
+    return Job("dispatch", name, Given(TINY), run, bars)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import baselines, shapes
-from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import ANOTHER_MODEL, COPY, OURS
+from benchmarks.bars import Bar, speed_bars
+from benchmarks.cases import ANOTHER_MODEL, OURS
 from benchmarks.cases import wrong as wrong_answers
-from benchmarks.checks import state_errors
+from benchmarks.checks import close_all, state_errors
 from benchmarks.harness import Contender, WrongAnswer
-from benchmarks.lab import DTYPES, Job, Lab, grid, named, no_bars, share_bar
+from benchmarks.lab import DTYPES, Job, Lab
 from benchmarks.peers import pararnn_torch
 from benchmarks.recurrences import (
     COMPILED,
@@ -29,7 +29,6 @@ from benchmarks.recurrences import (
     LOOP,
     LOOPED,
     LSTM,
-    OF_COPY,
     OTHERS_MAY,
     OURS_MAY,
     SOLVERS,
@@ -39,8 +38,9 @@ from benchmarks.recurrences import (
     States,
     checked,
     copy,
+    copy_bars,
 )
-from benchmarks.shapes import Sequences
+from benchmarks.shapes import Given, Sequences, each, grid
 from fastsparse import reference
 
 # How many times as fast as pararnn-torch: on a CPU its two ways, and a layer; on a GPU its kernels.
@@ -54,62 +54,55 @@ DRAWS = 4
 
 def jobs(lab: Lab) -> Iterator[Job]:
     for cell in (GRU, LSTM):
-        for priority, shape, dtype in wanted(lab):
-            name = named(shape.name, "forward", dtype)
-            run = partial(forward, lab, cell, shape, dtype)
-            promised = shape.headline and dtype == "fp32"
-            bars = partial(_bars, lab, cell, name, shape) if promised else no_bars
-            facts = {"dtype": dtype}
-            yield Job(cell.name, name, shape, run, bars, priority=priority, facts=facts)
+        for given in wanted(lab):
+            name = given.name("forward")
+            run, bars = partial(forward, lab, cell, given), partial(_bars, lab, cell, name, given)
+            yield Job(cell.name, name, given, run, bars)
         if lab.choice:
             continue
         (shape,) = lab.shapes([shapes.GPU_RECURRENCES[0] if lab.gpu else shapes.RECURRENCE])
-        name = f"{shape.name}, with its input product, forward + backward"
-        bars = partial(_bars_of_layer, cell, name, shape) if lab.peers else no_bars
-        run, facts = partial(layer, lab, cell, shape), {"dtype": "fp32"}
-        yield Job(cell.name, name, shape, run, bars, priority=3 * lab.gpu, facts=facts)
+        given = Given(shape, priority=3 * lab.gpu)
+        name = given.name("with its input product, forward + backward")
+        required = {pararnn_torch.NEWTON: OF_LAYER} if lab.peers else {}
+        bars = partial(speed_bars, f"{cell.name}, {name} ({shape})", required)
+        yield Job(cell.name, name, given, partial(layer, lab, cell, shape), bars)
         if not lab.gpu and not lab.peers:
             for T in [min(steps, 64 * (i + 1)) for i, steps in enumerate(STEPS)] if lab.quick else STEPS:
                 for s in SCALES:
                     yield _error_job(cell, s, T)
 
 
-def wanted(lab: Lab) -> Iterator[tuple[int, Sequences, str]]:
-    """Priority, shape and dtype of every case given pre-activations."""
+def wanted(lab: Lab) -> Iterator[Given]:
+    """Every case given pre-activations."""
     if lab.choice:
-        yield from ((p, shape, dtype) for p, shape, _, dtype in grid(lab.shapes(shapes.GRID_RECURRENCES)))
+        yield from grid(lab.shapes(shapes.GRID_RECURRENCES), kinds=[""])
     elif lab.gpu:
         headline, *others = lab.shapes(shapes.GPU_RECURRENCES)
-        yield from ((1, headline, "fp32"), (3, headline, "bf16"), *((4, shape, "fp32") for shape in others))
+        yield from (Given(headline, priority=1), Given(headline, "bf16", priority=3))
+        yield from each(4, others, "fp32", kinds=[""])
     else:
         longer = () if lab.peers else shapes.LONG_RECURRENCES
-        yield from ((0, shape, "fp32") for shape in lab.shapes([shapes.RECURRENCE, *longer]))
+        yield from each(0, lab.shapes([shapes.RECURRENCE, *longer]), "fp32", kinds=[""])
 
 
-def _bars(lab: Lab, cell: Cell, name: str, shape: Sequences, case: dict[str, Any]) -> list[Bar]:
-    where, newton = f"{cell.name}, {name} ({shape})", pararnn_torch.NEWTON
+def _bars(lab: Lab, cell: Cell, name: str, given: Given, case: dict[str, Any]) -> list[Bar]:
+    promised, where = given.shape.headline and given.dtype == "fp32", f"{cell.name}, {name} ({given.shape})"
+    required = {}
     if lab.gpu:
-        return [
-            share_bar(f"{where}: bytes at the rate of a copy", case, OF_COPY[True]),
-            speed_bar(f"{where}: against {newton}", case, newton, OF_KERNELS),
-        ]
-    required = {COPY: OF_COPY[False]}
-    if lab.peers:
-        required |= {pararnn_torch.SEQUENTIAL: OF_SEQUENTIAL, newton: OF_NEWTON}
-    return [speed_bar(f"{where}: against {who}", case, who, least) for who, least in required.items()]
+        required = {pararnn_torch.NEWTON: OF_KERNELS}
+    elif lab.peers:
+        required = {pararnn_torch.SEQUENTIAL: OF_SEQUENTIAL, pararnn_torch.NEWTON: OF_NEWTON}
+    return copy_bars(lab.gpu, where, promised, case) + speed_bars(where, required if promised else {}, case)
 
 
-def _bars_of_layer(cell: Cell, name: str, shape: Sequences, case: dict[str, Any]) -> list[Bar]:
-    who = pararnn_torch.NEWTON
-    return [speed_bar(f"{cell.name}, {name} ({shape}): against {who}", case, who, OF_LAYER)]
-
-
-def forward(lab: Lab, cell: Cell, shape: Sequences, dtype: str) -> dict[str, Any]:
+def forward(lab: Lab, cell: Cell, given: Given) -> dict[str, Any]:
     """Given the pre-activations: what the op itself does."""
+    shape, dtype = given.shape, given.dtype
     u, weights, exact = problem(cell, shape, dtype, lab.device)
     solvers = {} if lab.peers else {"solver": SOLVERS}
     contenders = lab.ours(partial(cell.run, u, weights), checked(exact, OURS_MAY[dtype]), **solvers)
     what, few, loose = cell.work(shape, u.element_size()), min(shape.T, LOOPED), OTHERS_MAY[dtype]
+    right = checked(exact, loose)
     if not lab.gpu:
         contenders.append(copy(what.bytes))
     if lab.torchs:
@@ -117,13 +110,11 @@ def forward(lab: Lab, cell: Cell, shape: Sequences, dtype: str) -> dict[str, Any
         loop = partial(cell.loop, u[:, :few], weights)
         contenders.append(Contender(LOOP, loop, of_few, samples=3, share=few / shape.T))
         if shape.headline and dtype == "fp32" and not lab.quick:  # compiling takes many seconds
-            contenders.append(
-                Contender(COMPILED, cell.compiled(u, weights), checked(exact, loose), samples=5)
-            )
+            contenders.append(Contender(COMPILED, cell.compiled(u, weights), right, samples=5))
     if lab.libraries:
         for name, call in pararnn_torch.recurrence(cell, u, weights).items():
             if name == pararnn_torch.NEWTON or not lab.gpu:
-                contenders.append(Contender(name, call, checked(exact, loose), samples=3))
+                contenders.append(Contender(name, call, right, samples=3))
     with torch.no_grad():
         return lab.measure(shape, contenders, what)
 
@@ -142,17 +133,18 @@ def layer(lab: Lab, cell: Cell, shape: Sequences) -> dict[str, Any]:
     """Input product, recurrence, and the gradients of the inputs and of all weights."""
     own = Layer(cell, shape, lab.device)
     expected = own.expected()
-    check = partial(own.check, expected, GRADIENT)
+    check = partial(close_all, expected, GRADIENT)
     contenders = lab.ours(own.ours, check)
     if lab.torchs:
         contenders.append(Contender(LOOP, own.loop, check, samples=3))
     if lab.libraries:
-        peer, loose = pararnn_torch.PararnnLayer(own), partial(own.check, expected, pararnn_torch.STATES)
-        arranged = Contender(
-            pararnn_torch.NEWTON, peer.run, lambda found: loose(peer.arranged(found)), samples=3
-        )
-        mixed = f"torch.nn.{cell.dense.__name__}"
-        contenders += [arranged, Contender(mixed, dense(own), finite, samples=3)]
+        peer = pararnn_torch.PararnnLayer(own)
+
+        def check_peer(found: list[Tensor]) -> str:
+            return close_all(expected, pararnn_torch.STATES, peer.arranged(found))
+
+        contenders.append(Contender(pararnn_torch.NEWTON, peer.run, check_peer, samples=3))
+        contenders.append(Contender(f"torch.nn.{cell.dense.__name__}", dense(own), finite, samples=3))
         if lab.gpu and cell.states > 1:  # FlashRNN has no GRU in Triton
             contenders.append(Contender(baselines.FLASHRNN, baselines.flashrnn(own), finite))
     return lab.measure(shape, contenders)
@@ -185,11 +177,8 @@ def _error_job(cell: Cell, s: float, T: int) -> Job:
     stands beside ours.
     """
     name = f"error, weights of scale {s:g}, T={T}"
-    facts = {"dtype": "fp32"}
-    shape = Sequences("errors", 1, T, CHANNELS)
-    return Job(
-        cell.name, name, shape, partial(_error, cell, s, T), partial(_error_bars, cell, name), facts=facts
-    )
+    given = Given(Sequences("errors", 1, T, CHANNELS))
+    return Job(cell.name, name, given, partial(_error, cell, s, T), partial(_error_bars, cell, name))
 
 
 @lru_cache(maxsize=1)

@@ -14,24 +14,22 @@ from torch import Tensor
 
 import fastsparse
 from benchmarks import data, shapes
-from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import COPY
 from benchmarks.ceilings import Work
-from benchmarks.checks import close
+from benchmarks.checks import close_all
 from benchmarks.harness import Contender
-from benchmarks.lab import DTYPES, Job, Lab, grid, named, no_bars, share_bar
+from benchmarks.lab import DTYPES, Job, Lab
 from benchmarks.recurrences import (
     GRADIENT,
     LOOP,
     LOOPED,
-    OF_COPY,
     OTHERS_MAY,
     OURS_MAY,
     checked,
     copy,
+    copy_bars,
     differentiated,
 )
-from benchmarks.shapes import Sequences
+from benchmarks.shapes import Given, Sequences, grid
 from fastsparse import reference
 from fastsparse.reference.linear_recurrence import multiply, scan
 
@@ -42,34 +40,35 @@ LOG_ROUNDING = 1e-2  # relative
 def jobs(lab: Lab) -> Iterator[Job]:
     if lab.peers:
         return
-    for priority, shape, dtype, pairs in wanted(lab):
-        name = named(shape.name, "pairs" if pairs else "single channels", dtype, "forward")
-        run = partial(forward, lab, shape, dtype, pairs)
-        promised = shape.headline and dtype == "fp32"
-        bars = partial(_bars, lab, name, shape) if promised else no_bars
-        facts = {"dtype": dtype}
-        yield Job("linear_recurrence", name, shape, run, bars, priority=priority, facts=facts)
+    for given, pairs in wanted(lab):
+        name = given.name(f"{'pairs' if pairs else 'single channels'}, forward")
+        promised = given.shape.headline and given.dtype == "fp32"
+        yield _job(lab, name, given, partial(forward, lab, given, pairs), promised)
     if not lab.gpu:
-        (shape,) = lab.shapes([shapes.RECURRENCE])
-        name = f"{shape.name}, single channels, forward + backward"
-        run, bars = partial(_backward, lab, shape), partial(_bars, lab, name, shape)
-        yield Job("linear_recurrence", name, shape, run, bars, facts={"dtype": "fp32"})
+        given = Given(*lab.shapes([shapes.RECURRENCE]))
+        name = given.name("single channels, forward + backward")
+        yield _job(lab, name, given, partial(_backward, lab, given.shape), True)
 
 
-def wanted(lab: Lab) -> Iterator[tuple[int, Sequences, str, bool]]:
-    """Priority, shape, dtype, and whether of pairs."""
+def _job(lab: Lab, name: str, given: Given, run: Callable[[], dict[str, Any]], promised: bool) -> Job:
+    where = f"linear_recurrence, {name} ({given.shape})"
+    return Job("linear_recurrence", name, given, run, partial(copy_bars, lab.gpu, where, promised))
+
+
+def wanted(lab: Lab) -> Iterator[tuple[Given, bool]]:
+    """Every case, and whether of pairs."""
     if lab.choice:
-        yield from (
-            (p, shape, dtype, False) for p, shape, _, dtype in grid(lab.shapes(shapes.GRID_RECURRENCES))
-        )
+        yield from ((given, False) for given in grid(lab.shapes(shapes.GRID_RECURRENCES), kinds=[""]))
     elif lab.gpu:
         headline, *others = lab.shapes(shapes.GPU_RECURRENCES)
-        yield from ((2, headline, "fp32", False), (3, headline, "bf16", False), (4, headline, "fp32", True))
-        yield from ((5, shape, "fp32", False) for shape in others)
+        yield Given(headline, priority=2), False
+        yield Given(headline, "bf16", priority=3), False
+        yield Given(headline, priority=4), True
+        yield from ((Given(shape, priority=5), False) for shape in others)
     else:
-        (headline,) = lab.shapes([shapes.RECURRENCE])
-        yield from ((0, headline, "fp32", pairs) for pairs in (False, True))
-        yield from ((0, shape, "fp32", False) for shape in lab.shapes(shapes.LONG_RECURRENCES))
+        headline, *others = lab.shapes([shapes.RECURRENCE, *shapes.LONG_RECURRENCES])
+        yield from ((Given(headline), pairs) for pairs in (False, True))
+        yield from ((Given(shape), False) for shape in others)
 
 
 def inputs(shape: Sequences, pairs: bool = False) -> tuple[Tensor, Tensor]:
@@ -111,7 +110,8 @@ def logarithms(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(log_a + torch.logcumsumexp(b.log() - log_a, dim=1))
 
 
-def forward(lab: Lab, shape: Sequences, dtype: str, pairs: bool) -> dict[str, Any]:
+def forward(lab: Lab, given: Given, pairs: bool) -> dict[str, Any]:
+    shape, dtype = given.shape, given.dtype
     a, b, exact = problem(shape, dtype, pairs, lab.device)
     contenders = lab.ours(partial(fastsparse.linear_recurrence, a, b), _judge(exact, OURS_MAY[dtype]))
     what, few, loose = work(shape, pairs, a.element_size()), min(shape.T, LOOPED), OTHERS_MAY[dtype]
@@ -134,14 +134,11 @@ def _backward(lab: Lab, shape: Sequences) -> dict[str, Any]:
     a, b = (part.requires_grad_() for part in inputs(shape))
     upstream = data.normal(shape.B * shape.T, shape.H, 72).view_as(b)
     double = [part.detach().double().requires_grad_() for part in (a, b)]
-    exact = differentiated(lambda a: loop(a, double[1]), double[0], double[1:], upstream.double())
-    check = checked(tuple(exact[:1]), GRADIENT)
+    h, *gradients = differentiated(lambda a: loop(a, double[1]), double[0], double[1:], upstream.double())
+    expected = dict(zip(("d_a", "d_b"), gradients, strict=True))
 
-    def check_all(found: list[Tensor]) -> str:
-        verdicts = [check(tuple(found[:1]))]
-        for name, got, right in zip(("d_a", "d_b"), found[1:], exact[1:], strict=True):
-            verdicts.append(close(name, got, right.float(), GRADIENT))
-        return ", ".join(verdicts)
+    def check(found: list[Tensor]) -> str:
+        return f"{_judge(h, GRADIENT)(found[0])}, {close_all(expected, GRADIENT, found[1:])}"
 
     def call(op: Any) -> list[Tensor]:
         return differentiated(lambda a: op(a, b), a, (b,), upstream)
@@ -149,26 +146,15 @@ def _backward(lab: Lab, shape: Sequences) -> dict[str, Any]:
     # Beyond the forward's 3 numbers an element: read a, h and what comes back; write both gradients.
     what = Work(work(shape).bytes * 8 / 3, work(shape).flops * 3)
     contenders = [
-        *lab.ours(partial(call, fastsparse.linear_recurrence), check_all),
+        *lab.ours(partial(call, fastsparse.linear_recurrence), check),
         copy(what.bytes),
-        Contender(LOOP, partial(call, loop), check_all, samples=3),
-        Contender(SCAN, partial(call, scan), check_all, samples=3),
+        Contender(LOOP, partial(call, loop), check, samples=3),
+        Contender(SCAN, partial(call, scan), check, samples=3),
     ]
     return lab.measure(shape, contenders, what)
 
 
 def _judge(exact: Tensor, tolerance: float) -> Callable[[Tensor], str]:
-    check = checked(as_states(exact), tolerance)
-    return lambda h: check(as_states(h))
-
-
-def as_states(h: Tensor) -> tuple[Tensor, ...]:
-    """Single channels as they are; of pairs each state by itself."""
-    return (h,) if h.dim() == 3 else h.unbind(2)
-
-
-def _bars(lab: Lab, name: str, shape: Sequences, case: dict[str, Any]) -> list[Bar]:
-    where = f"linear_recurrence, {name} ({shape})"
-    if lab.gpu:
-        return [share_bar(f"{where}: bytes at the rate of a copy", case, OF_COPY[True])]
-    return [speed_bar(f"{where}: against {COPY}", case, COPY, OF_COPY[False])]
+    """Of single channels as they are; of pairs each state by itself."""
+    check = checked((exact,) if exact.dim() == 3 else exact.unbind(2), tolerance)
+    return lambda h: check((h,) if h.dim() == 3 else h.unbind(2))

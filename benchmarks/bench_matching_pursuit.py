@@ -5,8 +5,9 @@ pursuit, which refits all its coefficients in every step, as an encoder of equal
 make what they need of the dictionary within the timing, as training has to.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache, lru_cache, partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any
 
@@ -14,15 +15,15 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from benchmarks import data, pursuits, shapes
-from benchmarks.bars import Bar, speed_bar
+from benchmarks import data, pursuits, shapes, steps
+from benchmarks.bars import Bar, speed_bars
 from benchmarks.cases import OURS, matrix_bytes
 from benchmarks.ceilings import Work
-from benchmarks.checks import PursuitOracle, close, energy_error
+from benchmarks.checks import PursuitOracle, energy_error
 from benchmarks.harness import Contender
-from benchmarks.lab import Job, Lab
-from benchmarks.pursuits import PursuitStep, Steps
-from benchmarks.shapes import Shape
+from benchmarks.lab import Job, Lab, compiled
+from benchmarks.pursuits import PursuitStep, ResidualStep, Steps, encode
+from benchmarks.shapes import KINDS, Given, Shape, each
 
 GRAM = "torch, Gram matrix"
 KEPT, NEW = "kept dictionary", "new dictionary"
@@ -37,56 +38,41 @@ CHECKED = 1 << 26  # scores that the oracle makes in fp64, which takes seconds
 OMP_ROWS = 16  # scikit-learn copies the Gram matrix for every row
 ENERGY = 4  # relative, in eps of fp32, after hundreds of steps
 GRADIENT = 1e-4  # relative to the norm of a gradient
-FP32 = {"data": "gaussian", "dtype": "fp32"}
 
 
 def jobs(lab: Lab) -> Iterator[Job]:
-    def job(name: str, shape: Shape, run: Callable[..., dict[str, Any]], *rest: Any, **options: Any) -> Job:
-        required = options.pop("required", {})
-        bars = options.pop("bars", partial(_bars, name, shape, required))
-        facts = options.pop("facts", FP32)
-        return Job(
-            "matching_pursuit", name, shape, partial(run, lab, shape, *rest), bars, facts=facts, **options
-        )
+    def job(
+        name: str, given: Given, run: Callable[..., dict[str, Any]], *rest: Any, need: float = 0.0,
+        required: Mapping[str, float] | None = None, bars: Callable[..., list[Bar]] | None = None,
+    ) -> Job:  # fmt: skip
+        shape = given.shape
+        bars = bars or partial(speed_bars, f"matching_pursuit, {name} ({shape})", required or {})
+        return Job("matching_pursuit", name, given, partial(run, lab, shape, *rest), bars, need)
 
     small, wide, step = lab.shapes([shapes.PURSUIT, shapes.WIDE_PURSUIT, shapes.PURSUIT_STEP])
     if lab.gpu:
         for shape, priority in ((wide, 2), (step, 4), (small, 6)):
-            yield job(f"{shape.name}, gaussian, {NEW}", shape, case, "gaussian", NEW, priority=priority)
+            given = Given(shape, kind="gaussian", priority=priority)
+            yield job(given.name(NEW), given, case, "gaussian", NEW)
         return
-    for kind, what in product(data.KINDS, (KEPT, NEW)):
-        required = REQUIRED[what] if kind == "gaussian" else {}
-        name, facts = f"{small.name}, {kind}, {what}", FP32 | {"data": kind}
-        yield job(name, small, case, kind, what, required=_measured(lab, required), facts=facts)
+    for given, what in product(each(0, [small], "fp32", kinds=KINDS), (KEPT, NEW)):
+        required = REQUIRED[what] if given.kind == "gaussian" else {}
+        here = {who: least for who, least in required.items() if (who == GRAM) is not lab.peers}
+        yield job(given.name(what), given, case, given.kind, what, required=here)
+    small, wide, step = (Given(shape, kind="gaussian") for shape in (small, wide, step))
     if lab.peers:
-        yield job(f"{small.name}, gaussian, {KEPT}, signed", small, orthogonal)
+        yield job(small.name(f"{KEPT}, signed"), small, orthogonal)
     else:
+        N, D, M = wide.shape.N, wide.shape.D, wide.shape.M
         # Our Gram matrix and the loop's, the scores and rows of theirs, the dictionary and its copies.
-        need = 2 * matrix_bytes((wide.M, wide.M), (wide.N, wide.M)) + 4 * matrix_bytes((wide.M, wide.D))
-        name = f"{wide.name}, gaussian, {NEW}"
-        yield job(name, wide, case, "gaussian", NEW, required=REQUIRED_WIDE, need=need)
-        (long,) = lab.shapes([shapes.LONG_PURSUIT])
-        yield job(f"{long.name}, gaussian", long, _long, bars=partial(_bars_of_long, long))
+        need = 2 * matrix_bytes((M, M), (N, M)) + 4 * matrix_bytes((M, D))
+        yield job(wide.name(NEW), wide, case, "gaussian", NEW, required=REQUIRED_WIDE, need=need)
+        (long,) = each(0, lab.shapes([shapes.LONG_PURSUIT]), "fp32")
+        yield job(long.name(), long, _long, bars=partial(_bars_of_long, long.shape))
     # Autograd's memory for the dense codes of overcomplete: two N x M in every step, and three more at once.
-    need = (2 * step.k + 4) * matrix_bytes((step.N, step.M)) if lab.peers else 0.0
+    need = (2 * step.shape.k + 4) * matrix_bytes((step.shape.N, step.shape.M)) if lab.peers else 0.0
     required = REQUIRED_STEP if lab.peers else {}
-    yield job(step.name, step, _step, required=required, need=need)
-
-
-def _measured(lab: Lab, required: dict[str, float]) -> dict[str, float]:
-    """Of what is required what this run can tell."""
-    return {who: least for who, least in required.items() if (who == GRAM) is not lab.peers}
-
-
-def _bars(name: str, shape: Shape, required: dict[str, float], case: dict[str, Any]) -> list[Bar]:
-    return [
-        speed_bar(f"matching_pursuit, {name} ({shape}): against {who}", case, who, least)
-        for who, least in required.items()
-    ]
-
-
-def encode(x: Tensor, dictionary: Tensor, k: int, method: str = "auto") -> Steps:
-    return fastsparse.matching_pursuit(x, dictionary, k=k, nonnegative=True, normalized=True, method=method)
+    yield job(step.shape.name, step, _step, required=required, need=need)
 
 
 def _renewed(encode: Callable[..., Any], x: Tensor, dictionary: Tensor, *rest: Any, **options: Any) -> Any:
@@ -100,26 +86,37 @@ def _settle(x: Tensor, dictionary: Tensor, k: int) -> None:
         encode(x, dictionary, k, method="gram")
 
 
-@lru_cache(maxsize=1)
-def problem(
-    shape: Shape, kind: str, device: torch.device, nonnegative: bool = True
-) -> tuple[Tensor, Tensor, Tensor, PursuitOracle]:
+@dataclass(frozen=True)
+class Problem:
     """Tokens and dictionary on the device; which rows are checked, and the pursuit of those, on the CPU."""
-    x, dictionary = data.tokens(shape, kind), data.dictionary(shape, kind)
-    count = min(shape.N, max(64, CHECKED // (shape.k * shape.M)))
-    rows = torch.linspace(0, shape.N - 1, count).long()
-    oracle = PursuitOracle.of(x[rows], dictionary, shape.k, nonnegative=nonnegative)
-    return x.to(device), dictionary.to(device, copy=True), rows.to(device), oracle
 
+    x: Tensor
+    dictionary: Tensor
+    rows: Tensor
+    oracle: PursuitOracle
 
-def judge(rows: Tensor, oracle: PursuitOracle, steps: Steps) -> str:
-    return oracle.check(tuple(part[rows].cpu() for part in steps))
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def of(shape: Shape, kind: str, device: torch.device, nonnegative: bool = True) -> "Problem":
+        x, dictionary = data.tokens(shape, kind), data.dictionary(shape, kind)
+        count = min(shape.N, max(64, CHECKED // (shape.k * shape.M)))
+        rows = torch.linspace(0, shape.N - 1, count).long()
+        oracle = PursuitOracle.of(x[rows], dictionary, shape.k, nonnegative=nonnegative)
+        return Problem(x.to(device), dictionary.to(device, copy=True), rows.to(device), oracle)
+
+    def judge(self, seen: int, steps: Steps) -> str:
+        """Of the checked rows those among the first ``seen``, where a contender was given no more."""
+        inside = self.rows < seen
+        oracle = self.oracle.some(inside.cpu())
+        return oracle.check(tuple(part[self.rows[inside]].cpu() for part in steps))
+
+    def judge_codes(self, codes: Tensor) -> str:
+        return self.oracle.check_codes(codes[self.rows])
 
 
 def case(lab: Lab, shape: Shape, kind: str, what: str) -> dict[str, Any]:
-    x, dictionary, rows, oracle = problem(shape, kind, lab.device)
-    kept = what == KEPT
-    check = partial(judge, rows, oracle)
+    problem, kept = Problem.of(shape, kind, lab.device), what == KEPT
+    x, dictionary, check = problem.x, problem.dictionary, partial(problem.judge, shape.N)
 
     def of(encoder: Callable[..., Any], tokens: Tensor = x) -> Callable[..., Any]:
         return partial(encoder if kept else partial(_renewed, encoder), tokens, dictionary, shape.k)
@@ -129,56 +126,43 @@ def case(lab: Lab, shape: Shape, kind: str, what: str) -> dict[str, Any]:
     contenders = lab.ours(of(encode), check, **variants)
     if not lab.choice:
         part = x if whole else x[: max(1, shape.N // 4)]  # a loop over all of them takes too long
-        loop = partial(_judge_part, rows, oracle, len(part))
+        of_part = partial(problem.judge, len(part))
         few = {} if whole else {"samples": 3, "share": len(part) / shape.N}
-        contenders.append(Contender("torch", of(pursuits.torch_loop, part), loop, **few))
+        contenders.append(Contender("torch", of(pursuits.torch_loop, part), of_part, **few))
     if lab.torchs:
         gram = pursuits.gram_matrix(dictionary) if kept else None
         of_gram = of(partial(pursuits.torch_gram_loop, gram=gram))
         contenders.append(Contender(GRAM, of_gram, check, samples=None if whole else 1))
         if not lab.quick and (kept or (lab.gpu and shape.headline)):
-            torch._dynamo.reset()
-            step = torch.compile(pursuits.torch_step, fullgraph=True, dynamic=False)
-            compiled = of(partial(pursuits.torch_loop, step=step))
-            contenders.append(Contender("torch.compile", compiled, check))
+            loop = partial(pursuits.torch_loop, step=compiled(pursuits.torch_step))
+            contenders.append(Contender("torch.compile", of(loop), check))
     if lab.libraries and not lab.gpu:
         from benchmarks.peers import overcomplete, sae_lens
 
         peers = {"SAELens": sae_lens.pursue}
         if kept:
             peers["overcomplete"] = overcomplete.encoder(dictionary, shape.k)
-        of_codes = partial(_judge_codes, rows, oracle)
-        contenders += [Contender(who, of(encoder), of_codes) for who, encoder in peers.items()]
+        contenders += [Contender(who, of(encoder), problem.judge_codes) for who, encoder in peers.items()]
     if kept:
         _settle(x, dictionary, shape.k)
     with torch.no_grad():
         return lab.measure(shape, contenders, _work(lab, shape, kept))
 
 
-def _judge_part(rows: Tensor, oracle: PursuitOracle, count: int, steps: Steps) -> str:
-    """Of those that see the first tokens alone."""
-    inside = rows < count
-    return judge(rows[inside], oracle.some(inside.cpu()), steps)
-
-
-def _judge_codes(rows: Tensor, oracle: PursuitOracle, codes: Tensor) -> str:
-    return oracle.check_codes(codes[rows])
-
-
 def orthogonal(lab: Lab, shape: Shape) -> dict[str, Any]:
     """Signed, as OMP is. Only scikit-learn's takes a Gram matrix that was made before."""
     from benchmarks.peers import scikit_learn, spams
 
-    x, dictionary, rows, oracle = problem(shape, "gaussian", lab.device, nonnegative=False)
-    few = min(OMP_ROWS, shape.N)
+    problem = Problem.of(shape, "gaussian", lab.device, nonnegative=False)
+    x, dictionary, few = problem.x, problem.dictionary, min(OMP_ROWS, shape.N)
     ours = partial(fastsparse.matching_pursuit, x, dictionary, k=shape.k, normalized=True)
     theirs = partial(scikit_learn.omp, x[:few], dictionary, shape.k, pursuits.gram_matrix(dictionary))
     of_few = PursuitOracle.of(x[:few], dictionary, shape.k, nonnegative=False).check_orthogonal
     contenders = [
-        Contender(OURS, ours, partial(judge, rows, oracle)),
+        Contender(OURS, ours, partial(problem.judge, shape.N)),
         Contender(
             "SPAMS OMP", partial(spams.omp, x, dictionary, shape.k),
-            lambda codes: oracle.check_orthogonal(codes[rows]),
+            lambda codes: problem.oracle.check_orthogonal(codes[problem.rows]),
         ),
         Contender("scikit-learn OMP", theirs, of_few, samples=3, share=few / shape.N),
     ]  # fmt: skip
@@ -189,16 +173,15 @@ def orthogonal(lab: Lab, shape: Shape) -> dict[str, Any]:
 
 def _long(lab: Lab, shape: Shape) -> dict[str, Any]:
     """Hundreds of steps: is the energy still accounted for, and every choice fp64's?"""
-    x, dictionary, rows, oracle = problem(shape, "gaussian", lab.device)
-    found: list[Steps] = []
+    problem, found = Problem.of(shape, "gaussian", lab.device), []
 
     def keep() -> Steps:
-        found.append(encode(x, dictionary, shape.k))
-        return found[-1]
+        found[:] = encode(problem.x, problem.dictionary, shape.k)
+        return tuple(found)
 
     with torch.no_grad():
-        case = lab.measure(shape, [Contender(OURS, keep, partial(judge, rows, oracle))])
-    return case | {"energy_error": energy_error(x, found[-1][0], found[-1][2]) if found else None}
+        case = lab.measure(shape, [Contender(OURS, keep, partial(problem.judge, shape.N))])
+    return case | {"energy_error": energy_error(problem.x, found[0], found[2]) if found else None}
 
 
 def _bars_of_long(shape: Shape, case: dict[str, Any]) -> list[Bar]:
@@ -214,35 +197,21 @@ def _bars_of_long(shape: Shape, case: dict[str, Any]) -> list[Bar]:
 
 
 def _step(lab: Lab, shape: Shape) -> dict[str, Any]:
-    x, dictionary, b_dec, oracle = pursuits.problem(shape)
-    check = partial(check_step, *pursuits.expected_gradients(oracle))
-    kinds = {OURS: pursuits.FastsparsePursuitStep, "torch": pursuits.TorchPursuitStep}
+    parameters, x, oracle = pursuits.problem(shape)
+    check = partial(steps.check, pursuits.expected_gradients(oracle), GRADIENT)
+    kinds = {"torch": partial(ResidualStep, pursuits.torch_loop)}
     if lab.peers:
         from benchmarks.peers import overcomplete, sae_lens
 
         kinds["SAELens"] = sae_lens.SAELensPursuitStep
         kinds["overcomplete"] = overcomplete.OvercompletePursuitStep
-    contenders = [
-        # Built at the first call, within the harness: a peer that can't be imported is reported.
-        Contender(
-            name, partial(_run_step, cache(partial(build, dictionary, b_dec, shape.k)), x), check,
-            samples=None if name == OURS else 3,
-        )
-        for name, build in kinds.items()
-    ]  # fmt: skip
-    return lab.measure(shape, contenders)
 
+    def contender(name: str, kind: Callable[..., PursuitStep], samples: int | None = 3) -> Contender:
+        build = partial(kind, parameters, shape.k)
+        return steps.contender(name, build, lambda step: step.run(x), check, samples=samples)
 
-def _run_step(build: Callable[[], PursuitStep], x: Tensor) -> PursuitStep:
-    return build().run(x)
-
-
-def check_step(loss: Tensor, gradients: dict[str, Tensor], step: PursuitStep) -> str:
-    verdicts = [close("loss", step.last_loss / step.scale, loss, GRADIENT)]
-    got = step.gradients()
-    for name, gradient in gradients.items():
-        verdicts.append(close(f"d_{name}", got[name] / step.scale, gradient, GRADIENT))
-    return ", ".join(verdicts)
+    ours = contender(OURS, partial(ResidualStep, encode), None)
+    return lab.measure(shape, [ours, *(contender(*one) for one in kinds.items())])
 
 
 def _work(lab: Lab, shape: Shape, kept: bool) -> Work:

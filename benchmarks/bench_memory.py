@@ -5,7 +5,6 @@ alone in a fresh process, by the kernel's own account.
 bytes.
 """
 
-import argparse
 import ctypes
 import resource
 import subprocess
@@ -21,13 +20,13 @@ from torch import Tensor
 
 import fastsparse
 from benchmarks import bench_matching_pursuit, data, pursuits, shapes
-from benchmarks.bars import Bar
-from benchmarks.bench_topk_encode import torch_encode
-from benchmarks.cases import OURS, matrix_bytes, short_of_memory
-from benchmarks.checks import PursuitOracle, TopKOracle, close
+from benchmarks.bars import Bar, missing
+from benchmarks.baselines import torch_encode
+from benchmarks.cases import OURS, matrix_bytes, median, short_of_memory
+from benchmarks.checks import PursuitOracle, TopKOracle, close_all
 from benchmarks.harness import WrongAnswer
-from benchmarks.lab import Job, Lab, no_bars
-from benchmarks.shapes import Shape
+from benchmarks.lab import Job, Lab
+from benchmarks.shapes import Given, Shape
 from fastsparse import reference
 
 ALLOWED = 5.0  # percent of the N x M matrix in fp32
@@ -46,34 +45,28 @@ def jobs(lab: Lab) -> Iterator[Job]:
     name = f"memory, encode ({encoded}): peak growth over N x M in fp32"
     needs = {OURS: 0.5 * full, "torch": 3 * full}  # torch: the product, its relu, and room
     run = partial(case, "encode", encoded, needs)
-    yield _job("encode", encoded, run, lambda case: [_bar(name, case, lambda: _growth(case) / full)])
+    yield _job("encode", encoded, run, lambda case: [_bar(name, case, lambda: median(case, OURS) / full)])
     yield from pursuits_at_more_steps(step)
 
 
 def pursuits_at_more_steps(shape: Shape) -> Iterator[Job]:
     """Forward and backward at k and at several times k: what is more is what came out."""
     N, M, k = shape.N, shape.M, shape.k
+    work = "matching_pursuit, forward and backward"
     first = cache(partial(case, "matching_pursuit", shape, _needs(shape)))
-    yield _job("matching_pursuit, forward and backward", shape, first, no_bars)
+    yield _job(f"{work}, k={k}", shape, first)
     more = replace(shape, k=MORE_STEPS * k)
-    outputs = 12 * N * (MORE_STEPS - 1) * k  # values in fp32, indices in int64
+    full, outputs = matrix_bytes((N, M)), 12 * N * (more.k - k)  # values in fp32, indices in int64
     name = (
         f"memory, matching_pursuit forward + backward ({shape}): growth from k to {MORE_STEPS} k, beyond the "
         "outputs, over N x M in fp32"
     )
 
     def bars(last: dict[str, Any]) -> list[Bar]:
-        cases = [last] if "skipped" in last else [first(), last]
-        failed = next((one for one in cases if "median" not in one["contenders"].get(OURS, {})), last)
-        full = matrix_bytes((N, M))
-        return [_bar(name, failed, lambda: (_growth(last) - _growth(first()) - outputs) / full)]
+        failed = last if missing(last, OURS) else first()
+        return [_bar(name, failed, lambda: (median(last, OURS) - median(first(), OURS) - outputs) / full)]
 
-    yield _job(
-        "matching_pursuit, forward and backward",
-        more,
-        partial(case, "matching_pursuit", more, _needs(more)),
-        bars,
-    )
+    yield _job(f"{work}, k={more.k}", more, partial(case, "matching_pursuit", more, _needs(more)), bars)
 
 
 def _needs(shape: Shape) -> dict[str, float]:
@@ -83,22 +76,14 @@ def _needs(shape: Shape) -> dict[str, float]:
     return {OURS: ours, "torch": ours + matrix_bytes((4 * k * N, D), (k * M, D))}
 
 
-def _job(work: str, shape: Shape, run: Callable[[], dict], bars: Callable[[dict], list[Bar]]) -> Job:
-    name = work if work == "encode" else f"{work}, k={shape.k}"
-    full = matrix_bytes((shape.N, shape.M))
-    return Job(
-        "memory", name, shape, run, bars, facts={"data": "gaussian", "dtype": "fp32", "full_matrix": full}
-    )
+def _job(name: str, shape: Shape, run: Callable[[], dict], *bars: Callable[[dict], list[Bar]]) -> Job:
+    facts = {"full_matrix": matrix_bytes((shape.N, shape.M))}
+    return Job("memory", name, Given(shape, kind="gaussian"), run, *bars, facts=facts)
 
 
 def _bar(name: str, case: dict[str, Any], share: Callable[[], float]) -> Bar:
-    record = case["contenders"].get(OURS, {"failure": case.get("skipped", "")})
-    note = record.get("failure", "")
-    return Bar(name, "<", ALLOWED, 100 * share() if "median" in record else None, unit="%", note=note)
-
-
-def _growth(case: dict[str, Any]) -> float:
-    return case["contenders"][OURS]["median"]
+    note = missing(case, OURS)
+    return Bar(name, "<", ALLOWED, None if note else 100 * share(), unit="%", note=note)
 
 
 def case(work: str, shape: Shape, need: dict[str, float]) -> dict[str, Any]:
@@ -111,16 +96,8 @@ def case(work: str, shape: Shape, need: dict[str, float]) -> dict[str, Any]:
 def _measure(work: str, who: str, shape: Shape, need: float) -> dict[str, Any]:
     if (shortage := short_of_memory(need)) is not None:
         return {"failure": shortage}
-    sizes = [str(size) for size in (shape.N, shape.D, shape.M, shape.k)]
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.bench_memory",
-        work,
-        who,
-        *sizes,
-        str(torch.get_num_threads()),
-    ]
+    numbers = map(str, (*shape.sizes.values(), torch.get_num_threads()))
+    command = [sys.executable, "-m", "benchmarks.bench_memory", work, who, *numbers]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -138,9 +115,8 @@ def probe(work: str, who: str, shape: Shape) -> tuple[int, str]:
     warm_up()
     _give_back_free_memory()
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # sets the peak back to the present (proc_pid_clear_refs(5))
+    # Sets the peak back to the present (proc_pid_clear_refs(5)).
+    Path("/proc/self/clear_refs").write_text("5")
     answer = call()
     growth = max(_resident("VmHWM") - before, PAGE)
     return growth, check(answer)
@@ -163,7 +139,7 @@ def _encode(who: str, shape: Shape) -> Probe:
 
 def _matching_pursuit(who: str, shape: Shape) -> Probe:
     x, dictionary = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian")
-    encode = bench_matching_pursuit.encode if who == OURS else pursuits.torch_loop
+    encode = pursuits.encode if who == OURS else pursuits.torch_loop
 
     def differentiated(x: Tensor, dictionary: Tensor) -> tuple[Tensor, ...]:
         leaves = x.requires_grad_(), dictionary.requires_grad_()
@@ -179,10 +155,9 @@ def _matching_pursuit(who: str, shape: Shape) -> Probe:
         expected = reference.matching_pursuit_backward(
             *steps, dictionary.detach().double(), torch.zeros_like(steps[0]), steps[2], True, True, True
         )
-        verdicts = [oracle.check((values[rows], indices[rows], residual[rows]))]
-        for name, got, gradient in zip(("d_x", "d_dictionary"), gradients, expected, strict=True):
-            verdicts.append(close(name, got, gradient, bench_matching_pursuit.GRADIENT))
-        return ", ".join(verdicts)
+        verdict = oracle.check((values[rows], indices[rows], residual[rows]))
+        right = {"d_x": expected[0], "d_dictionary": expected[1]}
+        return f"{verdict}, {close_all(right, bench_matching_pursuit.GRADIENT, gradients)}"
 
     small = partial(differentiated, x[:64].clone(), dictionary[:1024].clone())
     return small, partial(differentiated, x, dictionary), check
@@ -208,16 +183,10 @@ def _resident(field: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the peak memory growth of one call, in bytes.")
-    parser.add_argument("work", choices=list(WORKS))
-    parser.add_argument("contender", choices=[OURS, "torch"])
-    for size in ("N", "D", "M", "k", "threads"):
-        parser.add_argument(size, type=int)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    shape = Shape("memory", arguments.N, arguments.D, arguments.M, arguments.k)
+    work, who, *sizes, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     try:
-        growth, verdict = probe(arguments.work, arguments.contender, shape)
+        growth, verdict = probe(work, who, Shape("memory", *map(int, sizes)))
     except WrongAnswer as error:
         raise SystemExit(f"wrong answer: {error}") from None
     print(f"{growth}\t{verdict}")

@@ -10,17 +10,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import OURS, figures
-from benchmarks.checks import close, close_states
+from benchmarks.checks import close_all, close_states
 from benchmarks.harness import Contender, Timing, measure
-from benchmarks.lab import Job, Lab
+from benchmarks.lab import Job, Lab, skipped
 from benchmarks.recurrences import GRADIENT, GRU, LOOP, SOLVERS, STATES, differentiated
-from benchmarks.shapes import Sequences
+from benchmarks.shapes import Given, Sequences
 from fastsparse import reference
 
 LENGTHS = tuple(2**i for i in (6, 8, 10, 12, 14, 16, 17))
@@ -38,13 +39,10 @@ def jobs(lab: Lab) -> Iterator[Job]:
     lengths = LENGTHS[:2] if lab.quick else LENGTHS
     for H in CHANNELS:
         series = _Series(lab, H, lengths[-1])
-        for T in lengths:
-            for what in (FORWARD, BACKWARD):
-                shape = Sequences("lengths", 1, T, H)
-                facts = {"dtype": "fp32", "series": f"H={H}, {what}"}
-                yield Job(
-                    "recurrence_length", f"{shape}, {what}", shape, partial(series.case, T, what), facts=facts
-                )
+        for T, what in product(lengths, (FORWARD, BACKWARD)):
+            given, facts = Given(Sequences("lengths", 1, T, H)), {"series": f"H={H}, {what}"}
+            run = partial(series.case, T, what)
+            yield Job("recurrence_length", f"{given.shape}, {what}", given, run, facts=facts)
 
 
 class _Series:
@@ -65,21 +63,28 @@ class _Series:
     def case(self, T: int, what: str) -> dict[str, Any]:
         u, weights, exact = self.problem
         u, exact = u[:, :T], exact[:, :T]
-        solve, check = (_forward, _check_states) if what == FORWARD else (_differentiated, _check_all)
         calls: dict[str, Callable[..., Any]] = {OURS: GRU.run} | {
             f"{OURS}, {solver}": partial(GRU.run, solver=solver) for solver in SOLVERS
         }
         calls |= {LOOP: GRU.loop} if T <= LONGEST_LOOP else {}
         calls = {who: call for who, call in calls.items() if (what, who) not in self.slow}
         if not calls:
-            reason = "all were too slow, or failed, at fewer steps"
-            return {"skipped": reason, "contenders": {}, "ratios": {}}
+            return skipped("all were too slow, or failed, at fewer steps")
         upstream = torch.ones_like(exact, dtype=torch.float32)
-        right = _exact(u, weights, exact, upstream) if what == BACKWARD else [exact]
-        contenders = [
-            Contender(who, partial(solve, call, u, weights, upstream), partial(check, right))
-            for who, call in calls.items()
-        ]
+        gradients = _exact(u, weights, exact, upstream) if what == BACKWARD else {}
+
+        def run(call: Callable[..., Any]) -> list[Tensor]:
+            if what == FORWARD:
+                with torch.no_grad():
+                    return [call(u, weights)[0]]
+            leaves = [part.detach().requires_grad_() for part in (u, *weights)]
+            return differentiated(lambda u: call(u, leaves[1:])[0], leaves[0], leaves[1:], upstream)
+
+        def check(found: list[Tensor]) -> str:
+            verdict = close_states("h", found[0], exact, STATES)
+            return ", ".join(filter(None, (verdict, close_all(gradients, GRADIENT, found[1:]))))
+
+        contenders = [Contender(who, partial(run, call), check) for who, call in calls.items()]
         seconds = 0.0 if self.lab.quick else SHARE * self.lab.seconds
         timings = measure(contenders, seconds=seconds, min_rounds=2, until=self.until)
         self.slow |= {(what, who) for who, timing in timings.items() if _slow(timing)}
@@ -90,33 +95,10 @@ def _slow(timing: Timing) -> bool:
     return timing.failure is not None or min(timing.seconds, default=0.0) > SLOW
 
 
-def _forward(call: Callable[..., Any], u: Tensor, weights: list[Tensor], upstream: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return [call(u, weights)[0]]
-
-
-def _differentiated(
-    call: Callable[..., Any], u: Tensor, weights: list[Tensor], upstream: Tensor
-) -> list[Tensor]:
-    leaves = [part.detach().requires_grad_() for part in (u, *weights)]
-    return differentiated(lambda u: call(u, leaves[1:])[0], leaves[0], leaves[1:], upstream)
-
-
-def _exact(u: Tensor, weights: list[Tensor], h: Tensor, upstream: Tensor) -> list[Tensor]:
-    """h and the gradients of u and the weights in fp64."""
+def _exact(u: Tensor, weights: list[Tensor], h: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    """The gradients of u and the weights in fp64."""
     double = u.double(), *(weight.double() for weight in weights)
     gradients = reference.gru_recurrence_backward(
         *double, None, None, h, upstream.double(), True, True, False
     )
-    return [h, *gradients[:2]]
-
-
-def _check_states(right: list[Tensor], found: list[Tensor]) -> str:
-    return close_states("h", found[0], right[0], STATES)
-
-
-def _check_all(right: list[Tensor], found: list[Tensor]) -> str:
-    verdicts = [_check_states(right, found)]
-    for name, got, gradient in zip(("d_u", "d_weight"), found[1:], right[1:], strict=True):
-        verdicts.append(close(name, got, gradient.float(), GRADIENT))
-    return ", ".join(verdicts)
+    return {"d_u": gradients[0], "d_weight": gradients[1]}

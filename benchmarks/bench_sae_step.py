@@ -4,20 +4,18 @@ Against the training libraries: (peers) their own code, on a GPU their ways rest
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import baselines, data, shapes, steps
-from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import OURS, matrix_bytes
+from benchmarks.bars import speed_bars
+from benchmarks.cases import matrix_bytes
 from benchmarks.ceilings import Work, products
-from benchmarks.checks import close
-from benchmarks.harness import Contender
-from benchmarks.lab import Job, Lab, on_backend
-from benchmarks.shapes import Shape
+from benchmarks.lab import Job, Lab
+from benchmarks.shapes import Given, Shape, each
 from benchmarks.steps import Parameters, Step
 
 # At least so many times as fast: on a CPU at the first shape, on a GPU in bf16.
@@ -32,96 +30,71 @@ def jobs(lab: Lab) -> Iterator[Job]:
     if lab.choice:
         return
     large, small = lab.shapes(shapes.GPU_STEP if lab.gpu else shapes.STEP)
-    wanted = ((0, large, "fp32"), (0, small, "fp32"))
+    wanted = each(0, [large, small], "fp32")
     if lab.gpu:
-        wanted = ((1, large, "bf16"), (1, small, "bf16"), (3, small, "fp32"))
+        wanted = (*each(1, [large, small], "bf16"), *each(3, [small], "fp32"))
     required = REQUIRED_OF_A_GPU if lab.gpu else REQUIRED if lab.peers else {}
-    for priority, shape, dtype in wanted:
-        name = f"{shape.name}, bf16 autocast" if dtype == "bf16" else shape.name
-        promised = dtype == "bf16" or shape is large
-        bars = partial(_bars, name, shape, required if promised else {})
+    for given in wanted:
+        shape, low = given.shape, given.dtype == "bf16"
+        name = f"{shape.name}, bf16 autocast" if low else shape.name
+        promised = required if low or shape is large else {}
         # Weights, gradients and copies of every contender; the dense code, its gradient and temporaries.
         need = 16 * matrix_bytes((shape.M, shape.D)) + 5 * matrix_bytes((shape.N, shape.M))
-        facts = {"data": "gaussian", "dtype": dtype}
-        run = partial(case, lab, shape, dtype)
-        yield Job("sae_step", name, shape, run, bars, need, priority, facts)
+        bars = partial(speed_bars, f"{name} ({shape})", promised)
+        yield Job("sae_step", name, given, partial(case, lab, given), bars, need)
 
 
-def _bars(name: str, shape: Shape, required: dict[str, float], case: dict[str, Any]) -> list[Bar]:
-    return [
-        speed_bar(f"{name} ({shape}): against {who}", case, who, least) for who, least in required.items()
-    ]
+def case(lab: Lab, given: Given) -> dict[str, Any]:
+    shape, low = given.shape, torch.bfloat16 if given.dtype == "bf16" else None
+    parameters, x = _problem(shape, low, lab.device)
+    expected = steps.DenseStep(parameters, shape.k).run(x).found()  # in fp32: plain PyTorch's answer
+    built: list[Step] = []
 
+    def build(kind: Callable[..., Step]) -> Step:
+        built.append(kind(parameters, shape.k))
+        built[-1].low = low
+        return built[-1]
 
-def case(lab: Lab, shape: Shape, dtype: str) -> dict[str, Any]:
-    parameters, x = _problem(shape, dtype, lab.device)
-    right = steps.DenseStep(parameters, shape.k).run(x)  # in fp32: plain PyTorch's answer
-    expected = {"loss": right.last_loss, **{f"d_{name}": grad for name, grad in right.gradients().items()}}
-    del right
-    build, built = partial(_build, parameters, shape.k, dtype), []
-    cleared = built if lab.gpu else []  # on a CPU to give memory back takes time, which is for nobody to pay
-    contenders = [
-        # Built at the first call, within the harness: a peer that can't be imported is reported, not fatal.
-        Contender(who, partial(_run, cache(partial(build, kind, built)), cleared, backend, x), check)
-        for who, kind, backend, check in _entrants(lab, dtype, expected)
-    ]
+    def run(step: Step) -> Step:
+        if lab.gpu:  # everyone's gradients at once would be many times what a step needs
+            for other in built:  # on a CPU to give memory back takes time, which is for nobody to pay
+                other.forget()
+        return step.run(x)
+
+    exact, loose = (partial(steps.check, expected, may[given.dtype]) for may in (OURS_MAY, OTHERS_MAY))
+    own = steps.contender("own", partial(build, steps.FastsparseStep), run, exact)
+    contenders = lab.ours(own.run, exact)
+    contenders += [steps.contender(who, partial(build, kind), run, loose) for who, kind in _others(lab)]
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
     # The encoder's product, and decode, d_values, d_W_dec, d_W_enc on k latents a token; both weights are
     # read and both gradients written once.
     product = 2.0 * N * D * M
     least = 4 * matrix_bytes((M, D)) + 2 * matrix_bytes((N, D))
     if not lab.gpu:
-        contenders += products(x, parameters.W_enc)
+        contenders += products(x, parameters["W_enc"])
     return lab.measure(shape, contenders, Work(least, product + 8 * N * k * D, product))
 
 
-def _entrants(lab: Lab, dtype: str, expected: dict[str, Tensor]) -> Iterator[tuple]:
-    """Name, step, backend and check of everyone."""
-    exact, loose = (partial(check, expected, tolerance[dtype]) for tolerance in (OURS_MAY, OTHERS_MAY))
-    yield OURS, steps.FastsparseStep, None, exact
-    yield "torch", steps.DenseStep, None, loose
-    for backend in lab.backends:
-        yield f"{OURS}, {backend}", steps.FastsparseStep, backend, exact
+def _others(lab: Lab) -> Iterator[tuple[str, Callable[..., Step]]]:
+    yield "torch", steps.DenseStep
     if lab.torchs and not lab.quick:  # half a minute of compiling on a GPU
-        yield "torch.compile", steps.CompiledStep, None, loose
+        yield "torch.compile", steps.CompiledStep
     if lab.gpu:
-        yield baselines.SPARSIFY, baselines.SparsifyStep, None, loose
-        yield baselines.ATOMICS, baselines.AtomicStep, None, loose
+        yield baselines.SPARSIFY, baselines.SparsifyStep
+        yield baselines.ATOMICS, baselines.AtomicStep
     elif lab.peers:
         from benchmarks.peers import dictionary_learning, sae_lens, sparsify
 
-        yield "sparsify", sparsify.SparsifyStep, None, loose
-        yield "SAELens", sae_lens.SAELensStep, None, loose
-        sparse = partial(sae_lens.SAELensStep, sparse=True)
-        yield "SAELens, sparse activations", sparse, None, loose
-        yield "dictionary_learning", dictionary_learning.DictionaryLearningStep, None, loose
+        yield "sparsify", sparsify.SparsifyStep
+        yield "SAELens", sae_lens.SAELensStep
+        yield "SAELens, sparse activations", partial(sae_lens.SAELensStep, sparse=True)
+        yield "dictionary_learning", dictionary_learning.DictionaryLearningStep
 
 
-def _problem(shape: Shape, dtype: str, device: torch.device) -> tuple[Parameters, Tensor]:
+def _problem(shape: Shape, low: torch.dtype | None, device: torch.device) -> tuple[Parameters, Tensor]:
     """In bf16: numbers that bf16 holds exactly, so that fp32 and bf16 steps see the same scores."""
-    if dtype != "bf16":
-        return steps.problem(shape, "gaussian", device)
-    weight = data.dictionary(shape, "gaussian").to(device).bfloat16().float()
-    x = data.tokens(shape, "gaussian").to(device).bfloat16().float()
-    zeros = torch.zeros(shape.M, device=device), torch.zeros(shape.D, device=device)
-    return Parameters(weight, zeros[0], weight.clone(), zeros[1]), x
-
-
-def _build(parameters: Parameters, k: int, dtype: str, kind: Callable[..., Step], built: list[Step]) -> Step:
-    step = kind(parameters, k)
-    step.low = torch.bfloat16 if dtype == "bf16" else None
-    built.append(step)
-    return step
-
-
-def _run(build: Callable[[], Step], cleared: list[Step], backend: str | None, x: Tensor) -> Step:
-    step = build()
-    for other in cleared:  # everyone's gradients at once would be many times what a step needs
-        other.forget()
-    return step.run(x) if backend is None else on_backend(backend, partial(step.run, x))
-
-
-def check(expected: dict[str, Tensor], tolerance: float, step: Step) -> str:
-    got = {"loss": step.last_loss, **{f"d_{name}": grad for name, grad in step.gradients().items()}}
-    pairs = ((name, got[name] / step.scale, right) for name, right in expected.items())
-    return ", ".join(close(*pair, tolerance) for pair in pairs)
+    if low is None:
+        return steps.problem(shape, device)
+    weight, x = (part(shape, "gaussian").to(device, low).float() for part in (data.dictionary, data.tokens))
+    b_enc, b_dec = torch.zeros(shape.M, device=device), torch.zeros(shape.D, device=device)
+    return {"W_enc": weight, "b_enc": b_enc, "W_dec": weight.clone(), "b_dec": b_dec}, x

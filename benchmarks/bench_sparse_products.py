@@ -5,7 +5,7 @@ and what people write for the others; on a GPU also against atomics.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -14,17 +14,18 @@ from torch import Tensor
 
 import fastsparse
 from benchmarks import baselines, data, shapes
-from benchmarks.bars import Bar, speed_bar
+from benchmarks.bars import Bar, share_bar, speed_bars
 from benchmarks.cases import matrix_bytes
 from benchmarks.ceilings import Work
-from benchmarks.checks import BLOCK, close
-from benchmarks.harness import Contender, WrongAnswer
-from benchmarks.lab import DTYPES, Job, Lab, grid, named, share_bar
-from benchmarks.shapes import Shape
+from benchmarks.checks import BLOCK, close_all
+from benchmarks.harness import Contender
+from benchmarks.lab import DTYPES, Job, Lab
+from benchmarks.shapes import KINDS, Given, Shape, each, grid
 from fastsparse import reference
 
 # Relative to the norm of the answer: fp32 sums in any order; in bf16 the rounding of what is stored.
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
+BIAS = "bias gradient"
 FORWARD = 0.7  # of the gathers' floor at least, at a GPU's headline shapes in bf16
 
 
@@ -64,18 +65,18 @@ class Product:
     """One thing to measure.
 
     Attributes:
-        bench: the result file that it belongs to.
-        ours: makes of a problem what is called.
-        others: the same by name.
+        op: what users call, and the result file that it belongs to.
+        others: what others call, by name.
+        call: makes of one of these and a problem what is timed.
         expected: the right answer, in fp32, of each output by name.
         work: what must be done at least.
         direction: what cases are called beside their problem.
         late: how much less important it is than others.
     """
 
-    bench: str
-    ours: Callable[[Problem], Call]
-    others: dict[str, Callable[[Problem], Call]]
+    op: str
+    others: dict[str, Callable[..., Tensor]]
+    call: Callable[[Callable[..., Tensor], Problem], Call]
     expected: Callable[[Problem], dict[str, Tensor]]
     work: Callable[[Problem], Work]
     direction: str = ""
@@ -98,149 +99,127 @@ def differentiated(decode: Callable[..., Tensor], p: Problem) -> Call:
     return lambda: torch.autograd.grad(out(), leaves, p.x, retain_graph=True)
 
 
-def summed(p: Problem) -> Call:
-    return partial(fastsparse.spmm_t, p.values, p.indices, p.x, len(p.weight))
+def sampled(sddmm: Callable[..., Tensor], p: Problem) -> Call:
+    return partial(sddmm, p.x, p.weight, p.indices)
 
 
-def decoders(way: Callable[[Callable, Problem], Call]) -> dict[str, Callable[[Problem], Call]]:
-    return {
-        "torch": partial(way, baselines.torch_decode),
-        baselines.ATOMICS: partial(way, baselines.atomic_decode),
-    }
+def summed(spmm_t: Callable[..., Tensor], p: Problem) -> Call:
+    return partial(spmm_t, p.values, p.indices, p.x, len(p.weight))
 
 
-SUMS = {
-    "torch": lambda p: partial(baselines.index_add, p.values, p.indices, p.x, len(p.weight)),
-    baselines.ATOMICS: lambda p: partial(baselines.atomic_sums, p.values, p.indices, p.x, len(p.weight)),
-}
-SCORES = {
-    "torch": lambda p: partial(baselines.gather_scores, p.x, p.weight, p.indices),
-    baselines.ATOMICS: lambda p: partial(baselines.atomic_scores, p.x, p.weight, p.indices),
-}
+DECODE = {"torch": baselines.torch_decode, baselines.ATOMICS: baselines.atomic("decode")}
+SCORES = {"torch": baselines.gather_scores, baselines.ATOMICS: baselines.atomic("score")}
+SUMS = {"torch": baselines.index_add, baselines.ATOMICS: baselines.atomic("scatter")}
 PRODUCTS = (
     Product(
-        "sparse_decode", lambda p: decoded(fastsparse.sparse_decode, p), decoders(decoded),
+        "sparse_decode", DECODE, decoded,
         lambda p: {"out": by_rows(reference.spmm, p, p.weight.float())}, lambda p: p.work(p.x.numel()),
         "forward",
     ),
     Product(
-        "sparse_decode", lambda p: differentiated(fastsparse.sparse_decode, p), decoders(differentiated),
+        "sparse_decode", DECODE, differentiated,
         lambda p: {"d_values": scores(p), "d_weight": d_weight(p)},
         lambda p: p.work(p.weight.numel() + p.x.numel() + p.indices.numel(), gathers=2), "backward",
     ),
     Product(
-        "sddmm", lambda p: partial(fastsparse.sddmm, p.x, p.weight, p.indices), SCORES,
-        lambda p: {"out": scores(p)}, lambda p: p.work(p.x.numel()), late=1,
+        "sddmm", SCORES, sampled, lambda p: {"out": scores(p)}, lambda p: p.work(p.x.numel()), late=1,
     ),
     Product(
-        "spmm_t", summed, SUMS, lambda p: {"out": d_weight(p)},
+        "spmm_t", SUMS, summed, lambda p: {"out": d_weight(p)},
         lambda p: p.work(p.weight.numel(), read=p.x.numel()), late=1,
     ),
     Product(
-        "spmm_t", lambda p: summed(p.ones()),
-        {who: lambda p, of=of: of(p.ones()) for who, of in SUMS.items()},
-        lambda p: {"out": d_weight(p.ones())},
-        lambda p: p.ones().work(len(p.weight), read=len(p.x)), "bias gradient", late=3,
+        "spmm_t", SUMS, lambda spmm_t, p: summed(spmm_t, p.ones()), lambda p: {"out": d_weight(p.ones())},
+        lambda p: p.ones().work(len(p.weight), read=len(p.x)), BIAS, late=3,
     ),
 )  # fmt: skip
 
 
 def jobs(lab: Lab) -> Iterator[Job]:
-    for priority, shape, kind, dtype in wanted(lab):
+    for given in wanted(lab):
+        shape = given.shape
         for product in PRODUCTS:
-            if _asked(lab, product, shape, kind, dtype):
-                name = named(shape.name, kind, dtype, product.direction)
-                run = partial(case, lab, product, shape, kind, dtype)
+            if _asked(lab, product, given):
                 # The weight, the expected gradient and a contender's, and room; what a gather makes.
                 need = 4 * matrix_bytes((shape.M, shape.D)) + 2 * matrix_bytes((shape.N * shape.k, shape.D))
-                bars = partial(promised, lab, product, name, shape, dtype)
-                facts = {"data": kind, "dtype": dtype}
-                late = priority + product.late
-                yield Job(product.bench, name, shape, run, bars, need, late, facts)
-        if shape.headline and kind == data.KINDS[shape.correlated] and not lab.gpu:
-            yield _reproducible(lab, shape)
+                run, bars = partial(case, lab, product, given), partial(promised, lab, product, given)
+                late = replace(given, priority=given.priority + product.late)
+                yield Job(product.op, given.name(product.direction), late, run, bars, need)
+        if shape.headline and given.kind == shape.kinds[-1] and not lab.gpu:
+            yield _reproducible(shape)
 
 
-def wanted(lab: Lab) -> Iterator[tuple[int, Shape, str, str]]:
-    """Priority, shape, kind of data and dtype of every problem."""
+def wanted(lab: Lab) -> Iterator[Given]:
     if lab.choice:
         yield from grid(lab.shapes(shapes.GRID))
     elif lab.gpu:
         headline, training = lab.shapes(shapes.GPU_HEADLINE), lab.shapes(shapes.GPU_TRAINING)
-        yield from ((1, shape, kind, "bf16") for shape in headline for kind in data.KINDS)
-        yield from ((3, shape, "gaussian", "fp32") for shape in headline)
-        yield 4, training[0], "correlated", "fp32"
-        yield 4, training[1], "correlated", "bf16"
-        yield 6, training[3], "correlated", "fp32"
-        yield 6, lab.shapes(shapes.GPU_FEW_TOKENS)[0], "gaussian", "bf16"
+        yield from each(1, headline, "bf16", kinds=KINDS)
+        yield from each(3, headline, "fp32")
+        yield Given(training[0], "fp32", "correlated", 4)
+        yield Given(training[1], "bf16", "correlated", 4)
+        yield Given(training[3], "fp32", "correlated", 6)
+        yield from each(6, lab.shapes(shapes.GPU_FEW_TOKENS)[:1], "bf16")
     elif not lab.peers:
         for shape in lab.shapes(shapes.ALL):
-            yield from ((0, shape, kind, "fp32") for kind in data.KINDS[: 1 + shape.correlated])
+            yield from each(0, [shape], "fp32", kinds=shape.kinds)
 
 
-def _asked(lab: Lab, product: Product, shape: Shape, kind: str, dtype: str) -> bool:
-    if product.direction == "bias gradient":
-        at_headline = shape.name == shapes.GPU_HEADLINE[0].name
-        return lab.gpu and at_headline and (kind, dtype) == ("correlated", "bf16")
+def _asked(lab: Lab, product: Product, given: Given) -> bool:
+    if product.direction == BIAS:
+        at_headline = given.shape.name == shapes.GPU_HEADLINE[0].name
+        return lab.gpu and at_headline and (given.kind, given.dtype) == ("correlated", "bf16")
     if lab.choice:
         return product.direction != "backward"
-    return lab.gpu or product.bench == "sparse_decode" or shape.headline
+    return lab.gpu or product.op == "sparse_decode" or given.shape.headline
 
 
-def case(lab: Lab, product: Product, shape: Shape, kind: str, dtype: str) -> dict[str, Any]:
-    p = Problem.of(shape, kind, dtype, lab.device)
-    check = partial(_close, product.expected(p), TOLERANCE[dtype])
-    contenders = lab.ours(product.ours(p), check)
+def case(lab: Lab, product: Product, given: Given) -> dict[str, Any]:
+    p = Problem.of(given.shape, given.kind, given.dtype, lab.device)
+    check = partial(close_all, product.expected(p), TOLERANCE[given.dtype])
+    contenders = lab.ours(product.call(getattr(fastsparse, product.op), p), check)
     if not lab.choice:
         others = product.others if lab.gpu else {"torch": product.others["torch"]}
-        contenders += [Contender(who, other(p), check) for who, other in others.items()]
+        contenders += [Contender(who, product.call(other, p), check) for who, other in others.items()]
     with torch.no_grad():
-        return lab.measure(shape, contenders, product.work(p))
+        return lab.measure(given.shape, contenders, product.work(p))
 
 
-def promised(
-    lab: Lab, product: Product, name: str, shape: Shape, dtype: str, case: dict[str, Any]
-) -> list[Bar]:
-    if product.bench != "sparse_decode" or lab.choice:
+def promised(lab: Lab, product: Product, given: Given, case: dict[str, Any]) -> list[Bar]:
+    shape, dtype = given.shape, given.dtype
+    if product.op != "sparse_decode" or lab.choice:
         return []
-    where = f"sparse_decode, {shape.name} ({shape}), {name.removeprefix(shape.name + ', ')}"
+    name = given.name(product.direction).removeprefix(f"{shape.name}, ")
+    where = f"sparse_decode, {shape.name} ({shape}), {name}"
     if not lab.gpu:
-        return [speed_bar(f"{where}: against embedding_bag", case, "torch", 1.0, relation=">")]
+        return speed_bars(where, {"torch": 1.0}, case, relation=">")
     if product.direction != "forward" or not shape.headline or dtype != "bf16":
         return []
     return [share_bar(f"{where}: over the gathers' floor", case, FORWARD)]
 
 
-def _reproducible(lab: Lab, shape: Shape) -> Job:
+def _reproducible(shape: Shape) -> Job:
     """``spmm_t`` at several numbers of threads: how many elements differ in any bit."""
     before = torch.get_num_threads()
     counts = sorted({1, 2, 3, before})
     name = f"{shape.name}, correlated, spmm_t at {', '.join(map(str, counts))} threads"
 
     def run() -> dict[str, Any]:
-        p, outs = Problem.of(shape, "correlated", "fp32", lab.device), []
+        p, outs = Problem.of(shape, "correlated", "fp32", torch.device("cpu")), []
         try:
             for threads in counts:
                 torch.set_num_threads(threads)
                 outs.append(fastsparse.spmm_t(p.values, p.indices, p.x, shape.M).view(torch.int32))
         finally:
             torch.set_num_threads(before)
-        return lab.measure(shape, []) | {"differing": sum(int((out != outs[0]).sum()) for out in outs)}
+        differing = sum(int((out != outs[0]).sum()) for out in outs)
+        return {"contenders": {}, "ratios": {}, "differing": differing}
 
     def bars(case: dict[str, Any]) -> list[Bar]:
         what = f"sparse_decode, {name}: elements that differ"
         return [Bar(what, "<=", 0, case.get("differing"), unit="elements")]
 
-    facts = {"data": "correlated", "dtype": "fp32"}
-    return Job("sparse_decode", name, shape, run, bars, facts=facts)
-
-
-def _close(expected: dict[str, Tensor], tolerance: float, answer: Any) -> str:
-    got = (answer,) if isinstance(answer, Tensor) else tuple(answer)
-    if len(got) != len(expected):
-        raise WrongAnswer(f"{len(expected)} tensors expected, got {len(got)}")
-    pairs = zip(expected.items(), got, strict=True)
-    return ", ".join(close(name, one, right, tolerance) for (name, right), one in pairs)
+    return Job("sparse_decode", name, Given(shape, kind="correlated"), run, bars)
 
 
 # The right answers, in blocks of rows whose (rows, k, D) intermediate in the reference stays small.

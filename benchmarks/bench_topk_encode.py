@@ -8,18 +8,17 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import fastsparse
 from benchmarks import baselines, data, shapes
-from benchmarks.bars import Bar, speed_bar
-from benchmarks.cases import OURS, matrix_bytes
+from benchmarks.bars import Bar, missing, speed_bars
+from benchmarks.cases import OURS, matrix_bytes, median
 from benchmarks.ceilings import PRODUCT, Work, products
 from benchmarks.checks import TopKOracle
 from benchmarks.harness import Contender
-from benchmarks.lab import DTYPES, Job, Lab, grid, median, named, on_backend
-from benchmarks.shapes import Shape
+from benchmarks.lab import DTYPES, Job, Lab, compiled
+from benchmarks.shapes import Given, Shape, each, grid
 from fastsparse.backend import use_cpu_level
 
 AVX2 = f"{OURS}, AVX2 forced"
@@ -31,63 +30,59 @@ MEMORY = 10.0  # percent of the N x M matrix, in the dtype of the input
 
 
 def jobs(lab: Lab) -> Iterator[Job]:
-    for priority, shape, kind, dtype in wanted(lab):
-        name, facts = named(shape.name, kind, dtype), {"data": kind, "dtype": dtype}
-        run = partial(case, lab, shape, kind, dtype)
+    for given in wanted(lab):
+        shape = given.shape
         # The weights in fp32 and, here and in our screen, in bf16; torch's product and its relu.
         need = 2 * matrix_bytes((shape.M, shape.D), (shape.N, shape.M))
-        bars = partial(promised, lab, shape, kind, dtype)
-        yield Job("topk_encode", name, shape, run, bars, need, priority, facts)
+        run, bars = partial(case, lab, given), partial(promised, lab, given)
+        yield Job("topk_encode", given.name(), given, run, bars, need)
 
 
-def wanted(lab: Lab) -> Iterator[tuple[int, Shape, str, str]]:
-    """Priority, shape, kind of data and dtype of every case."""
+def wanted(lab: Lab) -> Iterator[Given]:
     if lab.choice:
         yield from grid(lab.shapes(shapes.GRID))
     elif lab.gpu:
         headline, training = lab.shapes(shapes.GPU_HEADLINE), lab.shapes(shapes.GPU_TRAINING)
-        yield from ((0, shape, "gaussian", dtype) for dtype in ("bf16", "fp32") for shape in headline)
-        yield from ((2, shape, "correlated", "fp32") for shape in headline)
-        yield from ((3, training[0], "gaussian", dtype) for dtype in ("bf16", "fp32"))
-        yield from ((3, shape, "gaussian", "bf16") for shape in (training[1], *lab.shapes([shapes.GPU_AUXK])))
-        yield from ((5, shape, "gaussian", "bf16") for shape in lab.shapes(shapes.GPU_FEW_TOKENS))
-        yield from ((6, shape, "gaussian", "fp32") for shape in training[2:])
+        yield from each(0, headline, "bf16")
+        yield from each(0, headline, "fp32")
+        yield from each(2, headline, "fp32", kinds=["correlated"])
+        yield from each(3, training[:1], "bf16", "fp32")
+        yield from each(3, [training[1], *lab.shapes([shapes.GPU_AUXK])], "bf16")
+        yield from each(5, lab.shapes(shapes.GPU_FEW_TOKENS), "bf16")
+        yield from each(6, training[2:], "fp32")
     else:
         for shape in lab.shapes(shapes.ALL):
-            for kind in data.KINDS if shape.correlated else data.KINDS[:1]:
-                yield 0, shape, kind, "fp32"
-                if shape.headline and kind == "gaussian" and not lab.peers:
-                    yield 0, shape, kind, "bf16"
+            for kind in shape.kinds:
+                both = shape.headline and kind == "gaussian" and not lab.peers
+                yield from each(0, [shape], "fp32", *["bf16"] * both, kinds=[kind])
 
 
-def torch_encode(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What people write today."""
-    return torch.topk(torch.relu(F.linear(x, weight, bias)), k)
-
-
-def case(lab: Lab, shape: Shape, kind: str, dtype: str) -> dict[str, Any]:
-    x, weight = (tensor.to(DTYPES[dtype]) for tensor in problem(shape, kind, lab.device))
+def case(lab: Lab, given: Given) -> dict[str, Any]:
+    shape, dtype = given.shape, given.dtype
+    x, weight = (tensor.to(DTYPES[dtype]) for tensor in problem(shape, given.kind, lab.device))
     # FAISS has no bias: with zeros everyone solves the same problem, and we still pay for adding it.
     bias = (torch.zeros(shape.M) if lab.peers else data.bias(shape)).to(lab.device, DTYPES[dtype])
     oracle, rounding = TopKOracle.of(x, weight, bias, shape.k), ROUNDING[dtype]
     rounded = partial(oracle.check, selected=rounding, stored=rounding)  # who selects on scores in its dtype
+
+    def contender(name: str, encode: Callable[..., Any], *inputs: Any) -> Contender:
+        return Contender(name, partial(encode, *(inputs or (x, weight, bias, shape.k))), rounded)
+
     encode = partial(fastsparse.topk_encode, x, weight, bias, k=shape.k)
     contenders = lab.ours(encode, partial(oracle.check, stored=rounding))
     if not lab.choice:
-        contenders.append(Contender("torch", partial(torch_encode, x, weight, bias, shape.k), rounded))
+        contenders.append(contender("torch", baselines.torch_encode))
     if lab.libraries and not lab.gpu:
         from benchmarks.peers import faiss
 
-        contenders.append(Contender("faiss", partial(faiss.encode, x, weight, shape.k), rounded))
-    if lab.libraries and lab.gpu and shape.headline and kind == "gaussian":
-        flashinfer = partial(baselines.flashinfer_encode, x, weight, bias, shape.k)
-        contenders.append(Contender(baselines.FLASHINFER, flashinfer, rounded))
+        contenders.append(contender("faiss", faiss.encode, x, weight, shape.k))
+    if lab.libraries and lab.gpu and shape.headline and given.kind == "gaussian":
+        contenders.append(contender(baselines.FLASHINFER, baselines.flashinfer_encode))
     if lab.torchs:
         if not lab.gpu and dtype == "fp32":
-            contenders.append(Contender(AVX2, partial(_forced, "avx2", encode), rounded))
+            contenders.append(contender(AVX2, _forced, "avx2", encode))
         if shape.headline and not lab.quick and dtype == ("bf16" if lab.gpu else "fp32"):
-            compiled = partial(_compiled(), x, weight, bias, shape.k)
-            contenders.append(Contender("torch.compile", compiled, rounded))
+            contenders.append(contender("torch.compile", compiled(baselines.torch_encode)))
         contenders += products(x, weight)
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
     product = 2.0 * N * D * M
@@ -95,7 +90,11 @@ def case(lab: Lab, shape: Shape, kind: str, dtype: str) -> dict[str, Any]:
     with torch.no_grad():
         found = lab.measure(shape, contenders, Work(least, product, product))
         if lab.gpu:
-            _say_memory(lab, found, encode, x, M)
+            found["matrix_bytes"] = N * M * x.dtype.itemsize
+        if lab.device.type == "cuda":
+            for ours in lab.ours(encode, str):
+                if median(found, ours.name) is not None:
+                    found["contenders"][ours.name]["peak_bytes"] = _peak(ours.run)
     return found
 
 
@@ -110,52 +109,37 @@ def _forced(level: str, encode: Callable[[], Any]) -> Any:
         return encode()
 
 
-def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
-    torch._dynamo.reset()  # a function compiled for too many shapes falls back to eager without a word
-    return torch.compile(torch_encode, fullgraph=True, dynamic=False)
+def _peak(run: Callable[[], Any]) -> int:
+    """The most bytes of a GPU that a call holds at once beyond its inputs, outputs included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
-def _say_memory(lab: Lab, case: dict[str, Any], encode: Callable[[], Any], x: Tensor, M: int) -> None:
-    """Adds to each of ours the most memory that a call holds at once beyond its inputs, outputs included."""
-    case["matrix_bytes"] = len(x) * M * x.dtype.itemsize
-    if lab.device.type != "cuda":
-        return
-    for name, run in [(OURS, encode)] + [
-        (f"{OURS}, {backend}", partial(on_backend, backend, encode)) for backend in lab.backends
-    ]:
-        if median(case, name) is None:
-            continue
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        case["contenders"][name]["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-
-
-def promised(lab: Lab, shape: Shape, kind: str, dtype: str, case: dict[str, Any]) -> list[Bar]:
-    at = f"topk_encode, {shape.name} ({shape}), {kind if dtype == 'fp32' and not lab.gpu else dtype}"
+def promised(lab: Lab, given: Given, case: dict[str, Any]) -> list[Bar]:
+    shape, dtype = given.shape, given.dtype
+    at = f"topk_encode, {shape.name} ({shape}), {given.kind if dtype == 'fp32' and not lab.gpu else dtype}"
     if lab.gpu:
-        of_headline = shape.headline and kind == "gaussian" and not lab.choice
+        of_headline = shape.headline and given.kind == "gaussian" and not lab.choice
         return _promised_on_a_gpu(at, shape, dtype, case) if of_headline else []
     if dtype != "fp32":
         return []
     if lab.peers:
-        return [speed_bar(f"{at}: against faiss.knn", case, "faiss", shape.faiss)]
-    return [
-        speed_bar(f"{at}: against torch", case, "torch", shape.speedup),
-        speed_bar(f"{at}: AVX2 forced, against torch", case, "torch", 1.0, ours=AVX2),
-    ]
+        return speed_bars(at, {"faiss": shape.faiss}, case)
+    forced = speed_bars(f"{at}, AVX2 forced", {"torch": 1.0}, case, ours=AVX2)
+    return speed_bars(at, {"torch": shape.speedup}, case) + forced
 
 
 def _promised_on_a_gpu(at: str, shape: Shape, dtype: str, case: dict[str, Any]) -> list[Bar]:
-    record = case["contenders"].get(OURS, {})
-    note = case.get("skipped") or record.get("failure", "")
-    bars = [speed_bar(f"{at}: against torch", case, "torch", OVER_TORCH[dtype])]
+    note = missing(case, OURS)
+    bars = speed_bars(at, {"torch": OVER_TORCH[dtype]}, case)
     if dtype == "bf16":
         ours, bare = median(case, OURS), median(case, f"{PRODUCT} {dtype}")
         ratio = ours / bare if ours and bare else None
         bars.append(Bar(f"{at}: over the bare product", "<=", OVER_PRODUCT[shape.name], ratio, note=note))
-    peak = record.get("peak_bytes")
+    peak = case["contenders"].get(OURS, {}).get("peak_bytes")
     share = None if peak is None else 100 * peak / case["matrix_bytes"]
     return [*bars, Bar(f"{at}: peak memory over N x M", "<", MEMORY, share, unit="%", note=note)]

@@ -8,15 +8,10 @@ import torch
 
 from benchmarks.ceilings import PRODUCT, Work, roofline
 from benchmarks.harness import Timing, ratios
-from benchmarks.shapes import AnyShape
 
 OURS = "fastsparse"
 COPY = "copy"  # not a library's, but a copy of as many bytes
 ANOTHER_MODEL = "another model: its answers are not compared"  # a check that is none
-
-
-def describe(name: str, shape: AnyShape, **facts: Any) -> dict[str, Any]:
-    return {"name": name, "shape": shape.sizes, "headline": shape.headline, **facts}
 
 
 def figures(
@@ -63,6 +58,10 @@ def wrong(case: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def median(case: Mapping[str, Any], contender: str) -> float | None:
+    return case["contenders"].get(contender, {}).get("median")
+
+
 def lines(case: dict[str, Any]) -> str:
     """A case as text: one line a contender."""
     if "skipped" in case:
@@ -72,11 +71,7 @@ def lines(case: dict[str, Any]) -> str:
         if "failure" in record:
             out.append(f"  {name:30} {record['failure']}")
             continue
-        spread = (
-            f"[{quantity(record['q1'], record['unit'])}, {quantity(record['q3'], record['unit'])}]"
-            if "q1" in record
-            else ""
-        )
+        ends = [quantity(record[end], record["unit"]) for end in ("q1", "q3") if end in record]
         extras = [
             f"{key.removeprefix('share').removeprefix('_')} floor {value:.0%}"
             for key, value in record.get("roofline", {}).items()
@@ -88,12 +83,10 @@ def lines(case: dict[str, Any]) -> str:
             extras.append(f"{record['of_the_rest']:.2g} in the others")
         if record.get("redone"):
             extras.append(f"{record['redone']} channels redone step by step")
-        extras += [
-            f"{ratio['of_medians']:.2f}x {other}" for other, ratio in case["ratios"].get(name, {}).items()
-        ]
-        out.append(
-            f"  {name:30} {quantity(record['median'], record['unit']):>10} {spread:24} {', '.join(extras)}"
-        )
+        ratios = case["ratios"].get(name, {}).items()
+        extras += [f"{ratio['of_medians']:.2f}x {other}" for other, ratio in ratios]
+        median, spread = quantity(record["median"], record["unit"]), f"[{', '.join(ends)}]" if ends else ""
+        out.append(f"  {name:30} {median:>10} {spread:24} {', '.join(extras)}")
     return "\n".join(out) or f"  {case}"
 
 

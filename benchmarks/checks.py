@@ -5,6 +5,7 @@ sums. So the oracle carries a tolerance for every row, and demands equal index s
 further apart than it. Matching pursuit chooses by scores in every step: the same holds for each.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -285,6 +286,15 @@ def close(name: str, got: Tensor, expected: Tensor, tolerance: float) -> str:
     if not relative <= tolerance:
         raise WrongAnswer(f"{name}: relative error {relative:.3g}, allowed {tolerance:.3g}")
     return f"{name} within {relative:.1e}"
+
+
+def close_all(expected: Mapping[str, Tensor], tolerance: float, got: Tensor | Sequence[Tensor]) -> str:
+    """:func:`close` of each, in the order of what is expected."""
+    got = (got,) if isinstance(got, Tensor) else got
+    if len(got) != len(expected):
+        raise WrongAnswer(f"{len(expected)} tensors expected, got {len(got)}")
+    pairs = zip(expected.items(), got, strict=True)
+    return ", ".join(close(name, one, right, tolerance) for (name, right), one in pairs)
 
 
 def close_states(name: str, got: Tensor, exact: Tensor, tolerance: float) -> str:

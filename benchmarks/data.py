@@ -15,7 +15,6 @@ from torch import Tensor
 
 from benchmarks.shapes import Shape
 
-KINDS = ("gaussian", "correlated")
 FACTORS, OUTLIERS = 64, 4
 BLOCK = 1 << 22  # elements drawn by one generator: the draw does not depend on the number of threads
 
@@ -64,6 +63,11 @@ def dictionary(shape: Shape, kind: str, seed: int = 10) -> Tensor:
 def bias(shape: Shape, seed: int = 20) -> Tensor:
     """(M,) fp32."""
     return 0.1 * normal(1, shape.M, seed)[0]
+
+
+def center(shape: Shape) -> Tensor:
+    """(D,) fp32: a decoder's bias."""
+    return 0.1 * normal(1, shape.D, 21)[0]
 
 
 def code(shape: Shape, kind: str, seed: int = 30) -> tuple[Tensor, Tensor]:

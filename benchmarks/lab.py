@@ -1,7 +1,7 @@
 """What a measurement is made with: a device, its clock, what it could do, and who is measured beside us."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 import fastsparse
 from benchmarks import ceilings
 from benchmarks.bars import Bar
-from benchmarks.cases import OURS, describe, figures, short_of_memory
+from benchmarks.cases import OURS, figures, short_of_memory
 from benchmarks.ceilings import Work
 from benchmarks.harness import MIN_ROUNDS, Clock, Contender, measure, wall_clock
-from benchmarks.shapes import AnyShape
+from benchmarks.shapes import AnyShape, Given
 
 HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 FLUSH_BYTES = 256 << 20  # several times the largest L2
@@ -147,51 +147,38 @@ class Job:
     Attributes:
         bench: the result file that the case belongs to.
         name: unique within it.
-        shape: the problem.
+        given: what it is measured on.
         run: measures; returns what :meth:`Lab.measure` does, and more facts.
         bars: what was promised of the case, which may be :meth:`nothing`.
         need: bytes of memory that it takes on a CPU.
-        priority: of a run whose time is kept, least first.
-        facts: what else describes the problem (dtype, data).
+        facts: what else describes the problem.
     """
 
     bench: str
     name: str
-    shape: AnyShape
+    given: Given
     run: Callable[[], dict[str, Any]]
-    bars: Callable[[dict[str, Any]], list[Bar]] = no_bars
+    bars: Callable[[dict[str, Any]], list[Bar]] = lambda case: []
     need: float = 0.0
-    priority: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def case(self, lab: Lab) -> dict[str, Any]:
         if not lab.gpu and (shortage := short_of_memory(self.need)) is not None:
             return self.nothing(shortage)
-        return describe(self.name, self.shape, **self.facts) | self.run()
+        return self._described() | self.run()
 
     def nothing(self, reason: str) -> dict[str, Any]:
         """What stands in the place of the case where it was not run."""
-        case = describe(self.name, self.shape, **self.facts)
-        return case | {"skipped": reason, "contenders": {}, "ratios": {}}
+        return self._described() | skipped(reason)
+
+    def _described(self) -> dict[str, Any]:
+        shape, data = self.given.shape, {"data": self.given.kind} if self.given.kind else {}
+        case = {"name": self.name, "shape": shape.sizes, "headline": shape.headline}
+        return case | data | {"dtype": self.given.dtype, **self.facts}
 
 
-def named(*parts: str) -> str:
-    """A case's name of its parts, but for what goes without saying.
-
-    Example:
-        >>> named("wide", "gaussian", "fp32"), named("wide", "gaussian", "bf16")
-        ('wide, gaussian', 'wide, gaussian, bf16')
-    """
-    return ", ".join(part for part in parts if part not in ("fp32", ""))
-
-
-def grid(
-    shapes: Sequence[AnyShape], kinds: Sequence[str] = ("gaussian",)
-) -> Iterator[tuple[int, AnyShape, str, str]]:
-    """Priority, shape, kind of data and dtype of a choice's cases."""
-    for priority, shape in enumerate(shapes):
-        for dtype in ("bf16", "fp32"):
-            yield from ((priority, shape, kind, dtype) for kind in kinds)
+def skipped(reason: str) -> dict[str, Any]:
+    return {"skipped": reason, "contenders": {}, "ratios": {}}
 
 
 def on_backend(name: str, run: Callable[..., Any], **options: Any) -> Any:
@@ -199,13 +186,7 @@ def on_backend(name: str, run: Callable[..., Any], **options: Any) -> Any:
         return run(**options)
 
 
-def median(case: dict[str, Any], contender: str) -> float | None:
-    return case["contenders"].get(contender, {}).get("median")
-
-
-def share_bar(name: str, case: dict[str, Any], required: float) -> Bar:
-    """A bar on the share of the floor that we reach."""
-    record = case["contenders"].get(OURS, {})
-    note = case.get("skipped") or record.get("failure", "")
-    share = record.get("roofline", {}).get("share")
-    return Bar(name, ">=", required, share, unit="of the floor", note=note)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By torch.compile, afresh: what was compiled for too many shapes falls back to eager without a word."""
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)

@@ -1,5 +1,6 @@
 """Where figures come from: the machine's kind, versions and commit; never a path, a user or a host name."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -14,18 +15,14 @@ import torch
 import fastsparse
 
 ROOT = Path(__file__).parents[1]
-# What differs from the commit, but for what a run itself writes.
-CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
+# What differs from the commit, or isn't in it, of all that figures come from: a file that is there is built.
+SOURCES = ("benchmarks", "csrc", "examples", "fastsparse", "kernels", "setup.py")
+WRITTEN = (":!benchmarks/results", ":!examples/experiments/results")
+CHANGES = ("status", "--porcelain", "--", *SOURCES, *WRITTEN)
 PEERS = (
-    "faiss-cpu",
-    "eai-sparsify",
-    "sae-lens",
-    "dictionary-learning",
-    "overcomplete",
-    "spams-bin",
-    "scikit-learn",
-    "pararnn-torch",
-)
+    "faiss-cpu", "eai-sparsify", "sae-lens", "dictionary-learning", "overcomplete", "spams-bin",
+    "scikit-learn", "pararnn-torch",
+)  # fmt: skip
 GPU_PEERS = ("triton", "flashinfer-python", "pararnn-torch", "flashrnn")
 
 # AMD's model numbers, first and last of a range, by family ("Revision Guide" of each family).
@@ -58,12 +55,12 @@ def provenance() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "versions": {name: version for name in PEERS if (version := _version(name)) is not None},
+        "versions": _versions(PEERS),
     }
 
 
-def gpu_provenance(commit: str | None = None) -> dict[str, Any]:
-    """The same of a run on the current CUDA device; ``commit`` where the checkout can't tell its own."""
+def gpu_provenance() -> dict[str, Any]:
+    """The same of a run on the current CUDA device."""
     origin = provenance()
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
     backends = fastsparse.backends()
@@ -77,8 +74,7 @@ def gpu_provenance(commit: str | None = None) -> dict[str, Any]:
         "driver": _driver(),
         "cuda": torch.version.cuda or torch.version.hip,
         "backends": {name: str(backends[name]) for name in ("triton", "cuda")},
-        "commit": origin["commit"] or commit,
-        "versions": {name: version for name in GPU_PEERS if (version := _version(name)) is not None},
+        "versions": _versions(GPU_PEERS),
     }
     return {key: value for key, value in origin.items() if key != "backend"} | own
 
@@ -120,27 +116,29 @@ def _cpuinfo() -> dict[str, str]:
 
 def _driver() -> str | None:
     """The NVIDIA driver's version; None where there is no telling."""
-    try:
-        result = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.split("\n")[0].strip() or None if result.returncode == 0 else None
+    said = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+    return said.split("\n")[0].strip() or None
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _git(*arguments: str) -> str | None:
-    """git's answer about this checkout; None where there is no git or no repository."""
+    """git's answer about this checkout; None where there is none, though it stand in another repository."""
+    return _said("git", *arguments, GIT_CEILING_DIRECTORIES=str(ROOT.parent))
+
+
+def _said(*command: str, **environment: str) -> str | None:
+    """What a command prints in this checkout; None where it is not there, or fails."""
+    options = {"cwd": ROOT, "env": os.environ | environment, "capture_output": True, "text": True}
     try:
-        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(command, timeout=30, **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -3,7 +3,7 @@
 The loop in Python is the definition in ``fastsparse.reference``, which is what people write in PyTorch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 import fastsparse
 from benchmarks import data
+from benchmarks.bars import Bar, share_bar, speed_bars
 from benchmarks.cases import COPY
 from benchmarks.ceilings import Work
-from benchmarks.checks import close, close_states
+from benchmarks.checks import close_states
 from benchmarks.harness import Contender
+from benchmarks.lab import compiled
 from benchmarks.shapes import Sequences
 from fastsparse import reference
 from fastsparse.nn import ParaGRU, ParaLSTM
@@ -101,17 +103,14 @@ class Cell:
         before = torch.cat((torch.zeros_like(ordered[:, :1]), ordered[:, :-1]), dim=1)
         return self._definition().jacobian(before, u, *weights)
 
-    def bytes(self, shape: Sequences, itemsize: int = 4) -> float:
-        """What must cross memory: three pre-activations read, the states written."""
-        return float(itemsize * (3 + self.states) * shape.B * shape.T * shape.H)
-
-    def work(self, shape: Sequences, itemsize: int = 4) -> Work:
-        return Work(self.bytes(shape, itemsize), float(self.flops * shape.B * shape.T * shape.H))
+    def work(self, shape: Sequences, itemsize: int) -> Work:
+        """Three pre-activations read, the states written."""
+        steps = float(shape.B * shape.T * shape.H)
+        return Work(itemsize * (3 + self.states) * steps, self.flops * steps)
 
     def compiled(self, u: Tensor, weights: Sequence[Tensor]) -> Callable[[], States]:
         """A loop whose body, some steps, is compiled; the last steps, if they are fewer, too."""
-        torch._dynamo.reset()
-        run = torch.compile(partial(_unrolled, self._definition().step), fullgraph=True, dynamic=False)
+        run = compiled(partial(_unrolled, self._definition().step))
 
         def loop() -> States:
             state, found = self._start(u), []
@@ -157,6 +156,9 @@ class Layer:
     def leaves(self) -> dict[str, Tensor]:
         return dict(self.module.named_parameters())
 
+    def recurrent(self) -> list[Tensor]:
+        return [leaf for name, leaf in self.leaves().items() if not name.startswith(("weight_ih", "bias"))]
+
     def expected(self) -> dict[str, Tensor]:
         """The outputs, the gradients of the inputs and of all parameters, in fp64."""
         double = self.cell.module(self.module.input_size, self.module.hidden_size).to(self.x.device).double()
@@ -164,33 +166,19 @@ class Layer:
         x = self.x.detach().double().requires_grad_()
         with fastsparse.use_backend("reference"):
             found = differentiated(lambda x: double(x)[0], x, double.parameters(), self.upstream.double())
-        return self.named(found)
-
-    def named(self, found: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(("output", "d_x", *(f"d_{name}" for name in self.leaves())), found, strict=True))
-
-    def check(self, expected: dict[str, Tensor], tolerance: float, found: Sequence[Tensor]) -> str:
-        got = self.named(found)
-        return ", ".join(close(name, got[name], right.float(), tolerance) for name, right in expected.items())
 
     def ours(self) -> list[Tensor]:
         return differentiated(lambda x: self.module(x)[0], self.x, self.module.parameters(), self.upstream)
 
     def loop(self) -> list[Tensor]:
         """The product and a loop over time, differentiated by PyTorch."""
-        product, *recurrent = _parts(self.leaves())
 
         def forward(x: Tensor) -> Tensor:
-            u = F.linear(x, product[0].flatten(0, 1), product[1].flatten())
-            return self.cell.loop(u.unflatten(-1, (3, -1)), recurrent)[0]
+            u = F.linear(x, self.leaves()["weight_ih_l0"].flatten(0, 1), self.leaves()["bias_l0"].flatten())
+            return self.cell.loop(u.unflatten(-1, (3, -1)), self.recurrent())[0]
 
         return differentiated(forward, self.x, self.leaves().values(), self.upstream)
-
-
-def _parts(leaves: dict[str, Tensor]) -> Iterator[Any]:
-    """(input weights, bias), then the recurrent weights."""
-    yield leaves["weight_ih_l0"], leaves["bias_l0"]
-    yield from (leaf for name, leaf in leaves.items() if not name.startswith(("weight_ih", "bias")))
 
 
 def differentiated(
@@ -216,6 +204,15 @@ def copy(moved: float) -> Contender:
         target.copy_(source)
 
     return Contender(COPY, run, lambda answer: "a ceiling: as many bytes, copied through memory")
+
+
+def copy_bars(gpu: bool, where: str, promised: bool, case: dict[str, Any]) -> list[Bar]:
+    """How much of a copy's rate we must reach."""
+    if not promised:
+        return []
+    if gpu:
+        return [share_bar(f"{where}: bytes at the rate of a copy", case, OF_COPY[True])]
+    return speed_bars(where, {COPY: OF_COPY[False]}, case)
 
 
 def checked(exact: States, tolerance: float = STATES) -> Callable[[Any], str]:

@@ -14,7 +14,7 @@ from benchmarks.results import BENCHES, RESULTS, read, replace
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PART = "\\*"  # marks a figure that was scaled
 MODEL = "†"  # marks what another model took
-README = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NO_GPU = (
     "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
     "never on a GPU: no figure is claimed for them. `make gpu-bench` measures."
@@ -141,15 +141,14 @@ def fill(text: str, block: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Fill docs/benchmarks.md from the results."
-    )
+    description = "Fill docs/benchmarks.md from the results."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=description)
     parser.add_argument("--check", action="store_true", help="fail if they are stale; write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--readme", type=Path, default=README, help="file to fill")
+    parser.add_argument("--page", type=Path, default=PAGE, help="file to fill")
     chosen = parser.parse_args(arguments)
     try:
-        before = chosen.readme.read_text()
+        before = chosen.page.read_text()
         after = fill(before, render(chosen.results))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -157,9 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
     if after == before:
         return 0
     if chosen.check:
-        print(f"{chosen.readme.name} is stale: run `python -m benchmarks.report`", file=sys.stderr)
+        print(f"{chosen.page.name} is stale: run `python -m benchmarks.report`", file=sys.stderr)
         return 1
-    replace(chosen.readme, after.encode())
+    replace(chosen.page, after.encode())
     return 0
 
 

@@ -1,23 +1,43 @@
 """The shapes that are measured: those that the project promises something at, and those that people train."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import TypeVar
+
+KINDS = ("gaussian", "correlated")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One problem size.
+class Sizes:
+    """One problem size: its sizes are the fields of one letter.
 
     Attributes:
         name: unique; where it comes from.
-        N, D, M, k: tokens, model width, latents, active latents.
-        speedup: how many times as fast as torch eager the encoder must be here.
-        faiss: the same against ``faiss.knn``.
-        headline: shown in the README; also measured in bf16 and under torch.compile.
-        correlated: also measured on correlated, heavy-tailed data.
     """
 
     name: str
+
+    def __str__(self) -> str:
+        return " ".join(f"{letter}={size}" for letter, size in self.sizes.items())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if len(field.name) == 1}
+
+
+@dataclass(frozen=True)
+class Shape(Sizes):
+    """One problem size of a sparse code.
+
+    Attributes:
+        N, D, M, k: tokens, model width, latents, active latents.
+        speedup: how many times as fast as torch eager the encoder must be here.
+        faiss: the same against ``faiss.knn``.
+        headline: shown in the tables; also measured in bf16 and under torch.compile.
+        correlated: also measured on correlated, heavy-tailed data.
+    """
+
     N: int
     D: int
     M: int
@@ -27,12 +47,9 @@ class Shape:
     headline: bool = False
     correlated: bool = False
 
-    def __str__(self) -> str:
-        return f"N={self.N} D={self.D} M={self.M} k={self.k}"
-
     @property
-    def sizes(self) -> dict[str, int]:
-        return {"N": self.N, "D": self.D, "M": self.M, "k": self.k}
+    def kinds(self) -> tuple[str, ...]:
+        return KINDS[: 1 + self.correlated]
 
     def tiny(self) -> "Shape":
         """The same case small enough for a trial of the machinery, on kernels that are interpreted even."""
@@ -40,27 +57,18 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(Sizes):
     """One problem size of a recurrence.
 
     Attributes:
-        name: unique; where it comes from.
         B, T, H: sequences, their steps, channels.
-        headline: shown in the README.
+        headline: shown in the tables.
     """
 
-    name: str
     B: int
     T: int
     H: int
     headline: bool = False
-
-    def __str__(self) -> str:
-        return f"B={self.B} T={self.T} H={self.H}"
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {"B": self.B, "T": self.T, "H": self.H}
 
     def tiny(self) -> "Sequences":
         """As :meth:`Shape.tiny`."""
@@ -68,6 +76,48 @@ class Sequences:
 
 
 AnyShape = TypeVar("AnyShape", Shape, Sequences)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What one case is measured on.
+
+    Attributes:
+        shape: its size.
+        dtype: of its tensors.
+        kind: of its data, "" where there is but one.
+        priority: of a run whose time is kept, least first.
+    """
+
+    shape: Shape | Sequences
+    dtype: str = "fp32"
+    kind: str = ""
+    priority: int = 0
+
+    def name(self, what: str = "") -> str:
+        """A case's name, but for what goes without saying.
+
+        Example:
+            >>> Given(HEADLINE[0], "bf16", "gaussian").name(), Given(RECURRENCE).name("forward")
+            ('wide, gaussian, bf16', 'layer, forward')
+        """
+        parts = self.shape.name, self.kind, self.dtype, what
+        return ", ".join(part for part in parts if part not in ("fp32", ""))
+
+
+def each(
+    priority: int, shapes: Sequence[AnyShape], *dtypes: str, kinds: Sequence[str] = KINDS[:1]
+) -> Iterator[Given]:
+    """Every combination; the kinds of a recurrence's data are ``("",)``."""
+    for shape, kind, dtype in product(shapes, kinds, dtypes):
+        yield Given(shape, dtype, kind, priority)
+
+
+def grid(shapes: Sequence[AnyShape], kinds: Sequence[str] = KINDS[:1]) -> Iterator[Given]:
+    """A choice's cases, the first shape first."""
+    for priority, shape in enumerate(shapes):
+        yield from each(priority, [shape], "bf16", "fp32", kinds=kinds)
+
 
 HEADLINE = (
     Shape("wide", 1024, 768, 16384, 32, speedup=2.5, faiss=1.8, headline=True, correlated=True),

@@ -6,28 +6,24 @@ The step is ``mean((x - decode(encode(x - b_dec)))^2)`` and the gradients of all
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastsparse
 from benchmarks import data
-from benchmarks.checks import TopKOracle
+from benchmarks.checks import TopKOracle, close_all
+from benchmarks.harness import Contender
+from benchmarks.lab import compiled
 from benchmarks.shapes import Shape
 
-NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """W_enc, W_dec (M, D) with unit rows; b_enc (M,); b_dec (D,)."""
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
+# Of an SAE W_enc, W_dec (M, D) with unit rows, b_enc (M,) and b_dec (D,); of a pursuit dictionary and b_dec.
+Parameters = Mapping[str, Tensor]
 
 
 class Step(ABC):
@@ -43,7 +39,7 @@ class Step(ABC):
 
     def __init__(self, parameters: Parameters, k: int) -> None:
         self.k = k
-        self.leaves = {name: getattr(parameters, name).clone().requires_grad_() for name in NAMES}
+        self.leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
 
     @abstractmethod
     def loss(self, x: Tensor) -> Tensor:
@@ -68,9 +64,31 @@ class Step(ABC):
         for leaf in self.leaves.values():
             leaf.grad = None
 
-    def gradients(self) -> dict[str, Tensor]:
-        """By name of :class:`Parameters`, in its layout."""
-        return {name: leaf.grad for name, leaf in self.leaves.items()}
+    def gradient(self, name: str) -> Tensor:
+        """Of one of :class:`Parameters`, in its layout."""
+        return self.leaves[name].grad
+
+    def found(self) -> dict[str, Tensor]:
+        """The last loss and gradients, as of the mean square error."""
+        gradients = {f"d_{name}": self.gradient(name) / self.scale for name in self.leaves}
+        return {"loss": self.last_loss / self.scale} | gradients
+
+
+class PeerStep(Step):
+    """A peer's module, whose parameters take our values; one may be stored transposed."""
+
+    transposed = ""
+
+    def __init__(self, module: nn.Module, leaves: dict[str, nn.Parameter], parameters: Parameters) -> None:
+        self.module, self.leaves = module, leaves
+        for name, leaf in leaves.items():
+            leaf.data = self._turned(name, parameters[name]).contiguous().clone()
+
+    def gradient(self, name: str) -> Tensor:
+        return self._turned(name, self.leaves[name].grad)
+
+    def _turned(self, name: str, value: Tensor) -> Tensor:
+        return value.T if name == self.transposed else value
 
 
 class FastsparseStep(Step):
@@ -92,35 +110,53 @@ class DenseStep(Step):
         return dense_loss(x, **self.leaves, k=self.k)
 
 
-class CompiledStep(DenseStep):
+class CompiledStep(Step):
     def __init__(self, parameters: Parameters, k: int) -> None:
         super().__init__(parameters, k)
-        torch._dynamo.reset()
-        self.compiled = torch.compile(dense_loss, fullgraph=True, dynamic=False)
+        self.compiled = compiled(dense_loss)
 
     def loss(self, x: Tensor) -> Tensor:
         return self.compiled(x, **self.leaves, k=self.k)
 
 
-def problem(shape: Shape, kind: str, device: torch.device | str = "cpu") -> tuple[Parameters, Tensor]:
-    """Parameters and tokens (N, D) such that every token's k latents are clear of rounding.
+def problem(shape: Shape, device: torch.device | str = "cpu") -> tuple[Parameters, Tensor]:
+    """Parameters and tokens (N, D) such that every token's k latents are clear of rounding."""
+    weight = data.dictionary(shape, "gaussian").to(device)
+    b_enc, b_dec = data.bias(shape).to(device), data.center(shape).to(device)
+
+    def clear(x: Tensor) -> Tensor:
+        oracle = TopKOracle.of(x.to(device) - b_dec, weight, b_enc, shape.k)
+        last, next_one = oracle.scores[:, -2:].unbind(1)
+        return torch.minimum(last - next_one, last) > 4 * oracle.tolerance[:, 0]
+
+    parameters = {"W_enc": weight, "b_enc": b_enc, "W_dec": weight.clone(), "b_dec": b_dec}
+    return parameters, clear_tokens(shape, clear).to(device)
+
+
+def clear_tokens(shape: Shape, clear: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tokens (N, D) of which ``clear`` says of each that none of its choices is close.
 
     One near-tie decided differently would move a whole row of a gradient; without any, gradients agree to
     rounding.
     """
-    weight, b_enc = data.dictionary(shape, kind).to(device), data.bias(shape).to(device)
-    b_dec = 0.1 * data.normal(1, shape.D, 21)[0].to(device)
     parts, seed, found = [], 100, 0
     while found < shape.N:
-        x = data.tokens(shape, kind, seed).to(device)
-        oracle = TopKOracle.of(x - b_dec, weight, b_enc, shape.k)
-        gap = oracle.scores[:, -2] - oracle.scores[:, -1]
-        positive = oracle.scores[:, -2] > 4 * oracle.tolerance[:, 0]
-        kept = x[(gap > 4 * oracle.tolerance[:, 0]) & positive]
-        if not len(kept):
-            raise ValueError(
-                f"problem: no token of {shape} ({kind}) has k latents that are clear of rounding"
-            )
-        parts.append(kept)
-        found, seed = found + len(kept), seed + 10
-    return Parameters(weight, b_enc, weight.clone(), b_dec), torch.cat(parts)[: shape.N]
+        x = data.tokens(replace(shape, N=3 * (shape.N - found) // 2 + 8), "gaussian", seed)
+        parts.append(x[clear(x).to(x.device)])
+        if not len(parts[-1]):
+            raise ValueError(f"problem: no token of {shape} has {shape.k} latents that are clear of rounding")
+        found, seed = found + len(parts[-1]), seed + 10
+    return torch.cat(parts)[: shape.N]
+
+
+def check(expected: dict[str, Tensor], tolerance: float, step: Step) -> str:
+    found = step.found()
+    return close_all(expected, tolerance, [found[name] for name in expected])
+
+
+def contender(
+    name: str, build: Callable[[], Step], run: Callable[[Step], Step], *rest: Any, **options: Any
+) -> Contender:
+    """One whose step is built at the first call, in the harness: a peer that is not there is reported."""
+    built = cache(build)
+    return Contender(name, lambda: run(built()), *rest, **options)

@@ -1,17 +1,17 @@
 """Measure jobs, and write a line of JSON on each as soon as it is done.
 
-On a GPU in a process of its own, ``python -m benchmarks.worker``: after a fault on the device nothing more
-can be run in it, and a kernel that hangs can't be stopped from within. ``benchmarks`` starts it, watches it,
-and starts another for what is left.
+On a GPU in a process of its own, ``python -m benchmarks.worker LOG OPTIONS``, these in JSON: after a fault on
+the device nothing more can be run in it, and a kernel that hangs can't be stopped from within. ``benchmarks``
+starts it, watches it, and starts another for what is left.
 """
 
-import argparse
 import importlib
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def jobs_of(lab: Any, benches: Sequence[str]) -> list:
     """Every job, the most important first."""
     modules = dict.fromkeys(BENCHES[bench] for bench in benches)
     every = (job for name in modules for job in importlib.import_module(f"benchmarks.{name}").jobs(lab))
-    return sorted((job for job in every if job.bench in benches), key=lambda job: job.priority)
+    return sorted((job for job in every if job.bench in benches), key=lambda job: job.given.priority)
 
 
 def lines(log: Path) -> Iterator[dict[str, Any]]:
@@ -60,33 +60,31 @@ def work(log: Path, benches: Sequence[str], *, device: str, **options: Any) -> i
             say(ceilings=lab.ceilings, provenance=origin())
         jobs = jobs_of(lab, benches)
         if not past:
-            say(plan=[_planned(job) for job in jobs])
+            unheard = ((job, _records(job, job.nothing("not run"))) for job in jobs)
+            say(plan=[{"bench": job.bench, "job": job.name, "bars": bars} for job, bars in unheard])
         begun = {(line["bench"], line["job"]) for line in past if "job" in line}
         for job in jobs:
             if (job.bench, job.name) in begun:
                 continue
-            if time.monotonic() > lab.until:
-                say(bench=job.bench, job=job.name, left_out="the time was up")
-                continue
+            say_of = partial(say, bench=job.bench, job=job.name)
             start = time.monotonic()
-            say(bench=job.bench, job=job.name, begun=start)
+            if start > lab.until:
+                say_of(left_out="the time was up")
+                continue
+            say_of(begun=start)
             try:
                 case = job.case(lab)
-                bars = [bar.record() for bar in job.bars(case)]
-                took = time.monotonic() - start
-                say(bench=job.bench, job=job.name, case=case, bars=bars, took=took)
+                say_of(case=case, bars=_records(job, case), took=time.monotonic() - start)
                 print(f"\n{job.bench}: {job.name}\n{cases.lines(case)}", flush=True)
             except Exception as error:  # one case must not cost the others
-                say(bench=job.bench, job=job.name, left_out=f"{type(error).__name__}: {error}"[:2000])
+                say_of(left_out=f"{type(error).__name__}: {error}"[:2000])
             if lab.device.type == "cuda" and not _alive(torch):
                 return LOST_DEVICE
     return 0
 
 
-def _planned(job: Any) -> dict[str, Any]:
-    """A job as it is reported where nothing more is heard of it."""
-    bars = [bar.record() for bar in job.bars(job.nothing("not run"))]
-    return {"bench": job.bench, "job": job.name, "bars": bars}
+def _records(job: Any, case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [bar.record() for bar in job.bars(case)]
 
 
 def _alive(torch: Any) -> bool:
@@ -99,18 +97,11 @@ def _alive(torch: Any) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure on a GPU; started by python -m benchmarks.")
-    parser.add_argument("log", type=Path)
-    parser.add_argument("benches", nargs="+", choices=BENCHES)
-    parser.add_argument("--choice", action="store_true")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--until", type=float, required=True, help="by time.time()")
-    options = vars(parser.parse_args())
+    log, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     if options["quick"]:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on CPU tensors
     options["until"] += time.monotonic() - time.time()
-    return work(options.pop("log"), options.pop("benches"), device="cuda", **options)
+    return work(log, options.pop("benches"), device="cuda", **options)
 
 
 if __name__ == "__main__":

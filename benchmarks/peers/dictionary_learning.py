@@ -12,30 +12,26 @@ import types
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.steps import Parameters, Step
+from benchmarks.steps import Parameters, PeerStep
 
 
-class DictionaryLearningStep(Step):
+class DictionaryLearningStep(PeerStep):
+    transposed = "W_dec"
+
     def __init__(self, parameters: Parameters, k: int) -> None:
         _stand_in_for_nnsight()
         from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-        self.k = k
-        M, D = parameters.W_enc.shape
-        self.sae = AutoEncoderTopK(D, M, k)
-        self.leaves = {
-            "W_enc": self.sae.encoder.weight, "b_enc": self.sae.encoder.bias,
-            "W_dec": self.sae.decoder.weight, "b_dec": self.sae.b_dec,
+        M, D = parameters["W_enc"].shape
+        sae = AutoEncoderTopK(D, M, k)
+        leaves = {
+            "W_enc": sae.encoder.weight, "b_enc": sae.encoder.bias,
+            "W_dec": sae.decoder.weight, "b_dec": sae.b_dec,
         }  # fmt: skip
-        for name, leaf in self.leaves.items():
-            value = getattr(parameters, name)
-            leaf.data = (value.T if name == "W_dec" else value).contiguous().clone()
+        super().__init__(sae, leaves, parameters)
 
     def loss(self, x: Tensor) -> Tensor:
-        return F.mse_loss(self.sae(x), x)
-
-    def gradients(self) -> dict[str, Tensor]:
-        return super().gradients() | {"W_dec": self.leaves["W_dec"].grad.T}
+        return F.mse_loss(self.module(x), x)
 
 
 def _stand_in_for_nnsight() -> None:

@@ -9,36 +9,32 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from functools import cache
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.pursuits import PursuitStep
+from benchmarks.steps import Parameters, PeerStep
 
 
 def encoder(dictionary: Tensor, k: int) -> Callable[[Tensor, Tensor, int], Tensor]:
     """What encodes x into codes (N, M) by this dictionary, kept; made at the first call."""
-    made = []
-
-    def encode(x: Tensor, same: Tensor, steps: int) -> Tensor:
-        if not made:
-            made.append(_sae(dictionary, k).eval())
-        return made[0].encode(x)[1]
-
-    return encode
+    made = cache(lambda: _sae(dictionary, k).eval())
+    return lambda x, same, steps: made().encode(x)[1]
 
 
-class OvercompletePursuitStep(PursuitStep):
+class OvercompletePursuitStep(PursuitStep, PeerStep):
     """Its forward pass normalises the dictionary again, and decodes the codes that it found."""
 
-    def __init__(self, dictionary: Tensor, b_dec: Tensor, k: int) -> None:
-        super().__init__(dictionary, b_dec, k)
-        self.sae = _sae(dictionary, k)
-        self.leaves["dictionary"] = self.sae.dictionary._weights
+    def __init__(self, parameters: Parameters, k: int) -> None:
+        sae = _sae(parameters["dictionary"], k)
+        b_dec = nn.Parameter(parameters["b_dec"])
+        super().__init__(sae, {"dictionary": sae.dictionary._weights, "b_dec": b_dec}, parameters)
 
     def loss(self, x: Tensor) -> Tensor:
         centered = x - self.leaves["b_dec"]
-        return F.mse_loss(self.sae(centered)[2], centered)
+        return F.mse_loss(self.module(centered)[2], centered)
 
 
 def _sae(dictionary: Tensor, k: int):

@@ -56,10 +56,8 @@ class PararnnLayer:
 
     @cached_property
     def module(self) -> nn.Module:
-        leaves = {name: leaf.detach() for name, leaf in self.layer.leaves().items()}
-        recurrent = [leaf for name, leaf in leaves.items() if not name.startswith(("weight_ih", "bias"))]
-        H = self.layer.x.shape[-1]
-        module, order = _module(self.cell, H, H, recurrent), ORDER[self.cell.name]
+        leaves, H = self.layer.leaves(), self.layer.x.shape[-1]
+        module, order = _module(self.cell, H, H, self.layer.recurrent()), ORDER[self.cell.name]
         with torch.no_grad():
             module.W_x.weight.copy_(leaves["weight_ih_l0"][order,].flatten(0, 1))
             module.W_x.bias.copy_(leaves["bias_l0"][order,].flatten())

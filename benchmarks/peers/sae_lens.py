@@ -12,16 +12,34 @@ steps, its two ways to stop early turned off.
 from torch import Tensor
 
 from benchmarks.pursuits import PursuitStep
-from benchmarks.steps import NAMES, Parameters, Step
+from benchmarks.steps import Parameters, PeerStep
+
+NEVER_EARLY = {"residual_threshold": 0.0, "stop_on_duplicate_support": False}
 
 
-class SAELensStep(Step):
+class _TrainingStep(PeerStep):
+    """With the loss as its trainer takes it."""
+
+    def __init__(self, sae, leaves: dict[str, Tensor], parameters: Parameters) -> None:
+        super().__init__(sae, leaves, parameters)
+        self.scale = float(len(parameters["b_dec"]))
+
+    def loss(self, x: Tensor) -> Tensor:
+        from sae_lens.saes.sae import TrainStepInput
+
+        step = TrainStepInput(
+            sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+        )
+        return self.module.training_forward_pass(step).loss
+
+
+class SAELensStep(_TrainingStep):
+    transposed = "W_enc"
+
     def __init__(self, parameters: Parameters, k: int, *, sparse: bool = False) -> None:
         from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
-        self.k = k
-        M, D = parameters.W_enc.shape
-        self.scale = float(D)
+        M, D = parameters["W_enc"].shape
         config = TopKTrainingSAEConfig(
             d_in=D,
             d_sae=M,
@@ -30,60 +48,32 @@ class SAELensStep(Step):
             use_sparse_activations=sparse,
             rescale_acts_by_decoder_norm=not sparse,
         )
-        self.sae = TopKTrainingSAE(config)
-        self.leaves = {name: getattr(self.sae, name) for name in NAMES}
-        for name, leaf in self.leaves.items():
-            value = getattr(parameters, name)
-            leaf.data = (value.T if name == "W_enc" else value).contiguous().clone()
-
-    def loss(self, x: Tensor) -> Tensor:
-        return _training_loss(self.sae, x)
-
-    def gradients(self) -> dict[str, Tensor]:
-        return super().gradients() | {"W_enc": self.leaves["W_enc"].grad.T}
+        sae = TopKTrainingSAE(config)
+        super().__init__(sae, {name: getattr(sae, name) for name in parameters}, parameters)
 
 
 def pursue(x: Tensor, dictionary: Tensor, k: int) -> Tensor:
     """Codes (N, M)."""
     from sae_lens.saes.matching_pursuit_sae import _encode_matching_pursuit
 
-    return _encode_matching_pursuit(
-        x, dictionary, residual_threshold=0.0, max_iterations=k, stop_on_duplicate_support=False
-    )
+    return _encode_matching_pursuit(x, dictionary, max_iterations=k, **NEVER_EARLY)
 
 
-class SAELensPursuitStep(PursuitStep):
-    def __init__(self, dictionary: Tensor, b_dec: Tensor, k: int) -> None:
+class SAELensPursuitStep(PursuitStep, _TrainingStep):
+    def __init__(self, parameters: Parameters, k: int) -> None:
         from sae_lens.saes.matching_pursuit_sae import (
             MatchingPursuitTrainingSAE,
             MatchingPursuitTrainingSAEConfig,
         )
 
-        super().__init__(dictionary, b_dec, k)
-        M, D = dictionary.shape
-        self.scale = float(D)
+        M, D = parameters["dictionary"].shape
         config = MatchingPursuitTrainingSAEConfig(
             d_in=D,
             d_sae=M,
             decoder_init_norm=1.0,
             apply_b_dec_to_input=True,
-            residual_threshold=0.0,
             max_iterations=k,
-            stop_on_duplicate_support=False,
+            **NEVER_EARLY,
         )
-        self.sae = MatchingPursuitTrainingSAE(config)
-        self.sae.W_dec.data, self.sae.b_dec.data = dictionary.clone(), b_dec.clone()
-        self.leaves = {"dictionary": self.sae.W_dec, "b_dec": self.sae.b_dec}
-
-    def loss(self, x: Tensor) -> Tensor:
-        return _training_loss(self.sae, x)
-
-
-def _training_loss(sae, x: Tensor) -> Tensor:
-    """As its trainer takes it."""
-    from sae_lens.saes.sae import TrainStepInput
-
-    step = TrainStepInput(
-        sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
-    )
-    return sae.training_forward_pass(step).loss
+        sae = MatchingPursuitTrainingSAE(config)
+        super().__init__(sae, {"dictionary": sae.W_dec, "b_dec": sae.b_dec}, parameters)

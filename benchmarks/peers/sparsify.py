@@ -13,30 +13,24 @@ import os
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.steps import Parameters, Step
+from benchmarks.steps import Parameters, PeerStep
 
 
-class SparsifyStep(Step):
+class SparsifyStep(PeerStep):
     def __init__(self, parameters: Parameters, k: int) -> None:
-        if parameters.W_enc.device.type == "cpu":
+        if parameters["W_enc"].device.type == "cpu":
             os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its documented switch; read at import
         with contextlib.redirect_stdout(io.StringIO()):  # it prints which decoder it chose
             from sparsify import SparseCoder, SparseCoderConfig
 
-        M, D = parameters.W_enc.shape
-        self.coder = SparseCoder(D, SparseCoderConfig(num_latents=M, k=k))
-        super().__init__(parameters, k)
-        self.coder.encoder.weight.data = self.leaves["W_enc"].data
-        self.coder.encoder.bias.data = self.leaves["b_enc"].data
-        self.coder.W_dec.data = self.leaves["W_dec"].data
-        self.coder.b_dec.data = self.leaves["b_dec"].data
-        self.leaves = {
-            "W_enc": self.coder.encoder.weight,
-            "b_enc": self.coder.encoder.bias,
-            "W_dec": self.coder.W_dec,
-            "b_dec": self.coder.b_dec,
-        }
+        M, D = parameters["W_enc"].shape
+        coder = SparseCoder(D, SparseCoderConfig(num_latents=M, k=k))
+        leaves = {
+            "W_enc": coder.encoder.weight, "b_enc": coder.encoder.bias,
+            "W_dec": coder.W_dec, "b_dec": coder.b_dec,
+        }  # fmt: skip
+        super().__init__(coder, leaves, parameters)
 
     def loss(self, x: Tensor) -> Tensor:
-        top_acts, top_indices, _ = self.coder.encode(x)
-        return F.mse_loss(self.coder.decode(top_acts, top_indices), x)
+        top_acts, top_indices, _ = self.module.encode(x)
+        return F.mse_loss(self.module.decode(top_acts, top_indices), x)

@@ -3,6 +3,7 @@ import getpass
 import importlib
 import json
 import platform
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,40 @@ def test_provenance_says_what_a_figure_depends_on_and_nothing_private():
     assert origin["machine"].endswith(f"{origin['cores']}core")
 
 
-@pytest.mark.parametrize("name", ["harness", "results", "provenance", "cases", "lab", "report"])
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one committed file in every place that counts or doesn't."""
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    for name in ("fastsparse/a.py", "docs/benchmarks.md", "benchmarks/results/a.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("committed")
+    author = "-c", "user.name=a", "-c", "user.email=a@b.c"
+    for arguments in (["init"], ["add", "."], [*author, "commit", "--message", "a"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True)
+    assert provenance.provenance()["modified"] is False
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "modified"),
+    [
+        ("fastsparse/a.py", True), ("fastsparse/new.py", True), ("csrc/cpu/new.cpp", True),
+        ("docs/benchmarks.md", False), ("benchmarks/results/a.json", False), ("notes.txt", False),
+    ],
+)  # fmt: skip
+def test_what_is_not_as_committed_is_said_of_what_figures_come_from(checkout, name, modified):
+    (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / name).write_text("changed")
+    assert provenance.provenance()["modified"] is modified
+
+
+def test_a_repository_around_the_sources_is_not_theirs(checkout, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", checkout / "fastsparse")
+    origin = provenance.provenance()
+    assert origin["commit"] is origin["modified"] is None
+
+
+@pytest.mark.parametrize("name", ["harness", "results", "provenance", "cases", "shapes", "report"])
 def test_examples_in_the_docs_run(name):
     outcome = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
     assert outcome.attempted > 0

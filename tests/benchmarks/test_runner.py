@@ -14,10 +14,10 @@ from benchmarks import __main__ as command
 from benchmarks import choice, provenance, report, results, worker
 from benchmarks.harness import Contender, measure
 from benchmarks.lab import EventClock, Job
-from benchmarks.shapes import Sequences
+from benchmarks.shapes import Given, Sequences
 
 CHOSEN = Namespace(peers=False, quick=False, choice=False, device="cuda", commit="abc", seconds=1.0)
-SHAPE = Sequences("shape", 1, 1, 1)
+GIVEN = Given(Sequences("shape", 1, 1, 1))
 
 
 def collected(log, ended: str) -> dict:
@@ -44,7 +44,7 @@ def test_a_trial_of_a_gpu(tmp_path, capsys):
     out = capsys.readouterr().out.strip()
     assert out.startswith("a trial: these figures mean nothing")
     assert out in (tmp_path / "table.txt").read_text()
-    assert report.main(["--results", str(tmp_path), "--readme", str(tmp_path / "none.md")]) == 2
+    assert report.main(["--results", str(tmp_path), "--page", str(tmp_path / "none.md")]) == 2
 
 
 def test_a_fault_of_one_case_is_left_out_and_the_rest_is_run(tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_a_fault_of_one_case_is_left_out_and_the_rest_is_run(tmp_path, monkeypat
         raise RuntimeError("planted")
 
     good = {"contenders": {}, "ratios": {}}
-    jobs = [Job("spmm_t", "bad", SHAPE, fails), Job("spmm_t", "good", SHAPE, lambda: good)]
+    jobs = [Job("spmm_t", "bad", GIVEN, fails), Job("spmm_t", "good", GIVEN, lambda: good)]
     monkeypatch.setattr(worker, "jobs_of", lambda *arguments: jobs)
     log, again = tmp_path / "log", {"device": "cuda", "quick": True}
     assert worker.work(log, ["spmm_t"], **again) == 0
@@ -159,7 +159,7 @@ def test_provenance_of_a_gpu(monkeypatch):
     )
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
-    origin = provenance.gpu_provenance("abc")
+    origin = provenance.gpu_provenance()
     assert origin["machine"] == "gpu-nvidia-h200"
     assert origin["gpu_memory_gib"] == 140
     assert set(origin["backends"]) == {"triton", "cuda"}
