@@ -27,18 +27,16 @@ from benchmarks.recurrences import (
     GRADIENT,
     GRU,
     LOOP,
-    LOOPED,
     LSTM,
     OTHERS_MAY,
-    OURS_MAY,
     SOLVERS,
     STATES,
     Cell,
     Layer,
     States,
     checked,
-    copy,
     copy_bars,
+    forward,
 )
 from benchmarks.shapes import Given, Sequences, each, grid
 from fastsparse import reference
@@ -56,7 +54,7 @@ def jobs(lab: Lab) -> Iterator[Job]:
     for cell in (GRU, LSTM):
         for given in wanted(lab):
             name = given.name("forward")
-            run, bars = partial(forward, lab, cell, given), partial(_bars, lab, cell, name, given)
+            run, bars = partial(case, lab, cell, given), partial(_bars, lab, cell, name, given)
             yield Job(cell.name, name, given, run, bars)
         if lab.choice:
             continue
@@ -95,28 +93,22 @@ def _bars(lab: Lab, cell: Cell, name: str, given: Given, case: dict[str, Any]) -
     return copy_bars(lab.gpu, where, promised, case) + speed_bars(where, required if promised else {}, case)
 
 
-def forward(lab: Lab, cell: Cell, given: Given) -> dict[str, Any]:
+def case(lab: Lab, cell: Cell, given: Given) -> dict[str, Any]:
     """Given the pre-activations: what the op itself does."""
     shape, dtype = given.shape, given.dtype
     u, weights, exact = problem(cell, shape, dtype, lab.device)
-    solvers = {} if lab.peers else {"solver": SOLVERS}
-    contenders = lab.ours(partial(cell.run, u, weights), checked(exact, OURS_MAY[dtype]), **solvers)
-    what, few, loose = cell.work(shape, u.element_size()), min(shape.T, LOOPED), OTHERS_MAY[dtype]
-    right = checked(exact, loose)
-    if not lab.gpu:
-        contenders.append(copy(what.bytes))
-    if lab.torchs:
-        of_few = checked(tuple(states[:, :few] for states in exact), loose)
-        loop = partial(cell.loop, u[:, :few], weights)
-        contenders.append(Contender(LOOP, loop, of_few, samples=3, share=few / shape.T))
-        if shape.headline and dtype == "fp32" and not lab.quick:  # compiling takes many seconds
-            contenders.append(Contender(COMPILED, cell.compiled(u, weights), right, samples=5))
+    right, others = checked(exact, OTHERS_MAY[dtype]), []
+    if lab.torchs and shape.headline and dtype == "fp32" and not lab.quick:  # compiling takes many seconds
+        others.append(Contender(COMPILED, cell.compiled(u, weights), right, samples=5))
     if lab.libraries:
         for name, call in pararnn_torch.recurrence(cell, u, weights).items():
             if name == pararnn_torch.NEWTON or not lab.gpu:
-                contenders.append(Contender(name, call, right, samples=3))
-    with torch.no_grad():
-        return lab.measure(shape, contenders, what)
+                others.append(Contender(name, call, right, samples=3))
+    run, what = partial(cell.run, u, weights), cell.work(shape, u.element_size())
+    solvers = {} if lab.peers else {"solver": SOLVERS}
+    return forward(
+        lab, given, run, lambda few: cell.loop(u[:, :few], weights), exact, what, others, **solvers
+    )
 
 
 @lru_cache(maxsize=1)
@@ -231,8 +223,8 @@ def _error_bars(cell: Cell, name: str, case: dict[str, Any]) -> list[Bar]:
     few, wrong = case.get("channels_that_count"), "; ".join(wrong_answers(case))
     if few == 0:
         return []
-    ours = [record for who, record in case["contenders"].items() if who != LOOP]
-    largest = None if wrong or not ours else max(record["median"] for record in ours)
+    ours = [record["median"] for who, record in case["contenders"].items() if who != LOOP and not wrong]
+    largest = max(ours, default=None)
     what = f"{cell.name}, {name}: largest relative error of any solver, {few} of {CHANNELS} channels"
     return [Bar(what, "<=", STATES, largest, unit="relative", note=wrong or case.get("skipped", ""))]
 

@@ -21,13 +21,12 @@ from benchmarks.lab import DTYPES, Job, Lab
 from benchmarks.recurrences import (
     GRADIENT,
     LOOP,
-    LOOPED,
     OTHERS_MAY,
-    OURS_MAY,
     checked,
     copy,
     copy_bars,
     differentiated,
+    forward,
 )
 from benchmarks.shapes import Given, Sequences, grid
 from fastsparse import reference
@@ -43,7 +42,7 @@ def jobs(lab: Lab) -> Iterator[Job]:
     for given, pairs in wanted(lab):
         name = given.name(f"{'pairs' if pairs else 'single channels'}, forward")
         promised = given.shape.headline and given.dtype == "fp32"
-        yield _job(lab, name, given, partial(forward, lab, given, pairs), promised)
+        yield _job(lab, name, given, partial(case, lab, given, pairs), promised)
     if not lab.gpu:
         given = Given(*lab.shapes([shapes.RECURRENCE]))
         name = given.name("single channels, forward + backward")
@@ -110,23 +109,18 @@ def logarithms(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(log_a + torch.logcumsumexp(b.log() - log_a, dim=1))
 
 
-def forward(lab: Lab, given: Given, pairs: bool) -> dict[str, Any]:
-    shape, dtype = given.shape, given.dtype
-    a, b, exact = problem(shape, dtype, pairs, lab.device)
-    contenders = lab.ours(partial(fastsparse.linear_recurrence, a, b), _judge(exact, OURS_MAY[dtype]))
-    what, few, loose = work(shape, pairs, a.element_size()), min(shape.T, LOOPED), OTHERS_MAY[dtype]
-    if not lab.gpu:
-        contenders.append(copy(what.bytes))
-    if not lab.choice:
-        part, right = partial(loop, a[:, :few], b[:, :few]), _judge(exact[:, :few], loose)
-        contenders.append(Contender(LOOP, part, right, samples=3, share=few / shape.T))
-    if not lab.choice and dtype == "fp32" and (lab.gpu or shape.headline):
-        contenders.append(Contender(SCAN, partial(scan, a, b), _judge(exact, loose), samples=3))
+def case(lab: Lab, given: Given, pairs: bool) -> dict[str, Any]:
+    shape = given.shape
+    a, b, exact = problem(shape, given.dtype, pairs, lab.device)
+    others = []
+    if not lab.choice and given.dtype == "fp32" and (lab.gpu or shape.headline):
+        right = checked((exact,), OTHERS_MAY[given.dtype])
+        others.append(Contender(SCAN, partial(scan, a, b), right, samples=3))
         if not pairs:
-            right = _judge(exact, LOG_ROUNDING)
-            contenders.append(Contender(LOGARITHMS, partial(logarithms, a, b), right, samples=3))
-    with torch.no_grad():
-        return lab.measure(shape, contenders, what)
+            right = checked((exact,), LOG_ROUNDING)
+            others.append(Contender(LOGARITHMS, partial(logarithms, a, b), right, samples=3))
+    run, what = partial(fastsparse.linear_recurrence, a, b), work(shape, pairs, a.element_size())
+    return forward(lab, given, run, lambda few: loop(a[:, :few], b[:, :few]), (exact,), what, others)
 
 
 def _backward(lab: Lab, shape: Sequences) -> dict[str, Any]:
@@ -138,7 +132,7 @@ def _backward(lab: Lab, shape: Sequences) -> dict[str, Any]:
     expected = dict(zip(("d_a", "d_b"), gradients, strict=True))
 
     def check(found: list[Tensor]) -> str:
-        return f"{_judge(h, GRADIENT)(found[0])}, {close_all(expected, GRADIENT, found[1:])}"
+        return f"{checked((h,), GRADIENT)(found[0])}, {close_all(expected, GRADIENT, found[1:])}"
 
     def call(op: Any) -> list[Tensor]:
         return differentiated(lambda a: op(a, b), a, (b,), upstream)
@@ -152,9 +146,3 @@ def _backward(lab: Lab, shape: Sequences) -> dict[str, Any]:
         Contender(SCAN, partial(call, scan), check, samples=3),
     ]
     return lab.measure(shape, contenders, what)
-
-
-def _judge(exact: Tensor, tolerance: float) -> Callable[[Tensor], str]:
-    """Of single channels as they are; of pairs each state by itself."""
-    check = checked((exact,) if exact.dim() == 3 else exact.unbind(2), tolerance)
-    return lambda h: check((h,) if h.dim() == 3 else h.unbind(2))

@@ -102,7 +102,6 @@ def measure(
     *,
     seconds: float,
     min_rounds: int = MIN_ROUNDS,
-    max_rounds: int = MAX_ROUNDS,
     clock: Clock = wall_clock,
     until: float = math.inf,
 ) -> dict[str, Timing]:
@@ -110,9 +109,8 @@ def measure(
 
     Args:
         contenders: their names must differ.
-        seconds: rounds go on until this much time is used, within the two bounds.
+        seconds: rounds go on until this much time is used, ``MAX_ROUNDS`` at most.
         min_rounds: at least this many rounds.
-        max_rounds: at most this many.
         clock: makes of a contender's ``run`` what takes one sample of it, in seconds a call.
         until: when to stop, by ``time.monotonic()``: a contender whose turn comes later is left out.
 
@@ -130,7 +128,7 @@ def measure(
     entrants = [contender for contender in contenders if _admit(contender, timings[contender.name], until)]
     samplers = {contender.name: clock(contender.run) for contender in entrants}
     start, rounds = time.perf_counter(), 0
-    while entrants and rounds < max_rounds and (rounds < min_rounds or time.perf_counter() - start < seconds):
+    while entrants and rounds < MAX_ROUNDS and (rounds < min_rounds or time.perf_counter() - start < seconds):
         if rounds and time.monotonic() > until:
             break
         shift = rounds % len(entrants)

@@ -3,7 +3,7 @@
 The loop in Python is the definition in ``fastsparse.reference``, which is what people write in PyTorch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -22,8 +22,8 @@ from benchmarks.cases import COPY
 from benchmarks.ceilings import Work
 from benchmarks.checks import close_states
 from benchmarks.harness import Contender
-from benchmarks.lab import compiled
-from benchmarks.shapes import Sequences
+from benchmarks.lab import Lab, compiled
+from benchmarks.shapes import Given, Sequences
 from fastsparse import reference
 from fastsparse.nn import ParaGRU, ParaLSTM
 
@@ -74,7 +74,7 @@ class Cell:
 
     def loop(self, u: Tensor, weights: Sequence[Tensor]) -> States:
         """A loop over time in Python."""
-        return self._outputs(_unrolled(self._definition().step, self._start(u), u, *weights))
+        return self.outputs(_unrolled(self._definition().step, self._start(u), u, *weights))
 
     def _definition(self) -> ModuleType:
         return import_module(f"fastsparse.reference.{self.name}")
@@ -82,7 +82,7 @@ class Cell:
     def _start(self, u: Tensor) -> Tensor:
         return u.new_zeros(u.shape[0], *((2,) if self.states > 1 else ()), u.shape[-1])
 
-    def _outputs(self, states: Tensor) -> States:
+    def outputs(self, states: Tensor) -> States:
         """An LSTM's states are pairs (c, h)."""
         return (states,) if self.states == 1 else (states[:, :, 1], states[:, :, 0])
 
@@ -117,7 +117,7 @@ class Cell:
             for part in u.split(UNROLLED, dim=1):
                 found.append(run(state, part, *weights))
                 state = found[-1][:, -1]
-            return self._outputs(torch.cat(found, dim=1))
+            return self.outputs(torch.cat(found, dim=1))
 
         return loop
 
@@ -218,10 +218,28 @@ def copy_bars(gpu: bool, where: str, promised: bool, case: dict[str, Any]) -> li
 def checked(exact: States, tolerance: float = STATES) -> Callable[[Any], str]:
     """What judges states: all of them, h first."""
 
-    def check(found: States) -> str:
+    def check(found: Tensor | States) -> str:
+        found = (found,) if isinstance(found, Tensor) else found
         return ", ".join(
             close_states(name, got, right, tolerance)
             for name, got, right in zip("hc", found, exact, strict=False)
         )
 
     return check
+
+
+def forward(
+    lab: Lab, given: Given, run: Callable[..., Any], loop: Callable[[int], Any], exact: States, what: Work,
+    others: Iterable[Contender], **variants: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a recurrence beside a copy, a loop in Python over its first steps, and others."""
+    shape, dtype = given.shape, given.dtype
+    contenders = lab.ours(run, checked(exact, OURS_MAY[dtype]), **variants)
+    if not lab.gpu:
+        contenders.append(copy(what.bytes))
+    if lab.torchs:
+        few = min(shape.T, LOOPED)
+        of_few = checked(tuple(states[:, :few] for states in exact), OTHERS_MAY[dtype])
+        contenders.append(Contender(LOOP, lambda: loop(few), of_few, samples=3, share=few / shape.T))
+    with torch.no_grad():
+        return lab.measure(shape, [*contenders, *others], what)

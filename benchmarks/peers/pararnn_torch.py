@@ -8,7 +8,7 @@ would change them, as it never does at the widths that people train, it is turne
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,14 @@ def recurrence(cell: Cell, u: Tensor, weights: Sequence[Tensor]) -> dict[str, Ca
         found.W_x = nn.Identity()
         return found
 
-    def sequential() -> States:
+    def solved(way: str) -> States:
         import pararnn
 
-        return _states(cell, pararnn.sequential_apply(module(), rows))
+        if way == SEQUENTIAL:
+            return cell.outputs(pararnn.sequential_apply(module(), rows))
+        return cell.outputs(pararnn.newton_apply(module(), rows, pararnn.NewtonConfig()))
 
-    def newton() -> States:
-        import pararnn
-
-        return _states(cell, pararnn.newton_apply(module(), rows, pararnn.NewtonConfig()))
-
-    return {SEQUENTIAL: sequential, NEWTON: newton}
+    return {way: partial(solved, way) for way in (SEQUENTIAL, NEWTON)}
 
 
 class PararnnLayer:
@@ -67,7 +64,7 @@ class PararnnLayer:
         import pararnn
 
         def forward(x: Tensor) -> Tensor:
-            return _states(self.cell, pararnn.newton_apply(self.module, x, pararnn.NewtonConfig()))[0]
+            return self.cell.outputs(pararnn.newton_apply(self.module, x, pararnn.NewtonConfig()))[0]
 
         return differentiated(forward, self.layer.x, self.module.parameters(), self.layer.upstream)
 
@@ -97,8 +94,3 @@ def _module(cell: Cell, inputs: int, H: int, weights: Sequence[Tensor]) -> nn.Mo
     if max(float(weight.abs().max()) for weight in weights) > module.max_recurrent_norm:
         module.max_recurrent_norm = None
     return module
-
-
-def _states(cell: Cell, states: Tensor) -> States:
-    """It keeps an LSTM's states as (c, h)."""
-    return (states,) if cell.states == 1 else (states[:, :, 1], states[:, :, 0])

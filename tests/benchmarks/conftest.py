@@ -17,7 +17,6 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "ALL", (replace(shapes.HEADLINE[0], name="small", N=8),))
         patch.setattr(shapes, "LONG_RECURRENCES", shapes.LONG_RECURRENCES[1:])
-        patch.setattr(shapes, "STEP", shapes.STEP)
         patch.setattr(bench_gated_recurrence, "STEPS", (8, 33))
         patch.setattr(bench_recurrence_length, "LENGTHS", (5, 9))
         yield

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -6,6 +9,11 @@ from benchmarks.harness import WrongAnswer
 from fastsparse import reference
 
 N, D, M, K = 40, 48, 256, 8
+
+
+def refused(message: str, check: Callable[..., str], *answer: Any) -> None:
+    with pytest.raises(WrongAnswer, match=message):
+        check(*answer)
 
 
 @pytest.fixture
@@ -73,8 +81,7 @@ def test_a_wrong_answer_is_refused(oracle, answer, spoil, message):
 def test_one_wrong_latent_is_refused(oracle, answer):
     values, indices = answer
     absent = next(m for m in range(M) if m not in oracle.indices[5])
-    with pytest.raises(WrongAnswer, match="1 rows miss"):
-        oracle.check((values, changed(indices, (5, 0), absent)))
+    refused("1 rows miss", oracle.check, (values, changed(indices, (5, 0), absent)))
 
 
 def test_a_tie_may_fall_either_way(problem):
@@ -84,8 +91,7 @@ def test_a_tie_may_fall_either_way(problem):
     values, indices = reference.topk_encode(x, *twins, 1)
     oracle.check((values, indices))
     oracle.check((values, indices + M))
-    with pytest.raises(WrongAnswer, match="another latent"):
-        oracle.check((values, changed(indices, (7, 0), (int(indices[7, 0]) + 1) % M)))
+    refused("another latent", oracle.check, (values, changed(indices, (7, 0), (int(indices[7, 0]) + 1) % M)))
 
 
 def test_bf16_scores_need_bf16_tolerance(problem):
@@ -102,12 +108,9 @@ def test_bf16_scores_need_bf16_tolerance(problem):
 def test_close_measures_the_relative_error():
     expected = torch.tensor([3.0, 4.0])
     close("a", expected * (1 + 1e-6), expected, 1e-5)
-    with pytest.raises(WrongAnswer, match="relative error"):
-        close("a", expected * 1.1, expected, 1e-2)
-    with pytest.raises(WrongAnswer, match="relative error nan"):
-        close("a", expected * float("nan"), expected, 1e-2)
-    with pytest.raises(WrongAnswer, match="shape"):
-        close("a", expected[:1], expected, 1e-2)
+    refused("relative error", close, "a", expected * 1.1, expected, 1e-2)
+    refused("relative error nan", close, "a", expected * float("nan"), expected, 1e-2)
+    refused("shape", close, "a", expected[:1], expected, 1e-2)
 
 
 @pytest.fixture
@@ -155,8 +158,11 @@ def test_a_pursuit_may_stop_where_nothing_is_left(pursuit_problem):
     oracle.check(reference.matching_pursuit(x, eye, D + 3, nonnegative=True, normalized=True))
     values, indices, residual = reference.matching_pursuit(x, eye, 3, nonnegative=True, normalized=True)
     empty = torch.zeros(N, D)
-    with pytest.raises(WrongAnswer, match="left out a better atom"):
-        oracle.check((torch.cat([values, empty], 1), torch.cat([indices, empty.long()], 1), residual))
+    refused(
+        "left out a better atom",
+        oracle.check,
+        (torch.cat([values, empty], 1), torch.cat([indices, empty.long()], 1), residual),
+    )
 
 
 def turned(v: torch.Tensor, i: torch.Tensor, r: torch.Tensor, other: int) -> tuple:
@@ -185,12 +191,9 @@ def test_a_wrong_pursuit_is_refused(pursuit_oracle, pursuit, spoil, message):
 def test_wrong_codes_are_refused(pursuit_oracle, pursuit):
     codes = merged(*pursuit[:2])
     row = int(pursuit_oracle.clear.nonzero()[0])
-    with pytest.raises(WrongAnswer, match="codes differ"):
-        pursuit_oracle.check_codes(codes * 1.0001)
-    with pytest.raises(WrongAnswer, match="codes differ"):
-        pursuit_oracle.check_codes(changed(codes, (row, 0), float(codes[row, 0]) + 1e-3))
-    with pytest.raises(WrongAnswer, match="shapes"):
-        pursuit_oracle.check_codes(codes[:, 1:])
+    refused("codes differ", pursuit_oracle.check_codes, codes * 1.0001)
+    refused("codes differ", pursuit_oracle.check_codes, changed(codes, (row, 0), float(codes[row, 0]) + 1e-3))
+    refused("shapes", pursuit_oracle.check_codes, codes[:, 1:])
 
 
 def test_orthogonal_codes_are_told_from_others(pursuit_problem):
@@ -208,13 +211,9 @@ def test_orthogonal_codes_are_told_from_others(pursuit_problem):
     assert "of the energy" in oracle.check_orthogonal(codes)
     row = int(oracle.clear.nonzero()[0])
     first = int(oracle.indices[row, 0])
-    with pytest.raises(WrongAnswer, match="product of"):
-        oracle.check_orthogonal(codes * 1.001)
-    with pytest.raises(WrongAnswer, match="must hold"):
-        oracle.check_orthogonal(changed(codes, (row, first), 0.0))
-    with pytest.raises(WrongAnswer, match="miss their first"):
-        oracle.check_orthogonal(codes.roll(1, 0))
+    refused("product of", oracle.check_orthogonal, codes * 1.001)
+    refused("must hold", oracle.check_orthogonal, changed(codes, (row, first), 0.0))
+    refused("miss their first", oracle.check_orthogonal, codes.roll(1, 0))
     atoms = oracle.indices[:, :1] + torch.arange(K) * (M // K)  # the best one and others that have no merit
     fit = torch.linalg.lstsq(dictionary[atoms % M].mT, x.unsqueeze(2)).solution[:, :, 0]
-    with pytest.raises(WrongAnswer, match="times the energy"):
-        oracle.check_orthogonal(torch.zeros(N, M).scatter_(1, atoms % M, fit))
+    refused("times the energy", oracle.check_orthogonal, torch.zeros(N, M).scatter_(1, atoms % M, fit))

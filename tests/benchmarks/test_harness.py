@@ -90,8 +90,9 @@ def test_some_take_part_in_few_rounds_and_do_part_of_the_work():
     assert "share" not in timings["all"].summary()
 
 
-def test_rounds_are_bounded_and_a_short_call_is_timed_by_the_call():
-    (timing,) = measure([Contender("quick", lambda: None, right)], seconds=1e9, max_rounds=7).values()
+def test_rounds_are_bounded_and_a_short_call_is_timed_by_the_call(monkeypatch):
+    monkeypatch.setattr("benchmarks.harness.MAX_ROUNDS", 7)
+    (timing,) = measure([Contender("quick", lambda: None, right)], seconds=1e9).values()
     assert len(timing.seconds) == 7
     assert 0 < min(timing.seconds) < 1e-4  # not the millisecond that a sample takes
 
