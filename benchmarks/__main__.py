@@ -28,41 +28,30 @@ TRIED = {"measured": None, "passed": False, "note": "a trial measures nothing"}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure fastsparse beside what people use today."
+    description = "Measure fastsparse beside what people use today."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=description)
+    option, benches, folder = parser.add_argument, ", ".join(BENCHES), Path.cwd()
+    option("names", nargs="*", metavar="bench", help=f"which of {benches} (default: all)")
+    option("--device", choices=SECONDS, default="cpu", help="what is measured (default: cpu)")
+    option("--peers", action="store_true", help="on a CPU: other libraries instead of torch.compile")
+    option("--choice", action="store_true", help="on a GPU: our own two backends alone")
+    quick = "tiny shapes on the CPU, to try the machinery, also a GPU's; writes nothing by default"
+    option("--quick", action="store_true", help=quick)
+    option("--output", type=Path, help="folder for the results (default: benchmarks/results)")
+    seconds = (
+        "for a case's rounds, of which there is a least number; a headline case gets twice that "
+        f"(default: {SECONDS['cpu']} on a CPU, {SECONDS['cuda']} on a GPU; nothing where --quick)"
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="bench", help=f"which of {', '.join(BENCHES)} (default: all)"
-    )
-    parser.add_argument("--device", choices=SECONDS, default="cpu", help="what is measured (default: cpu)")
-    parser.add_argument(
-        "--peers", action="store_true", help="on a CPU: other libraries instead of torch.compile"
-    )
-    parser.add_argument("--choice", action="store_true", help="on a GPU: our own two backends alone")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="tiny shapes on the CPU, to try the machinery, also a GPU's; writes nothing by default",
-    )
-    parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results)")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        help="for a case's rounds, of which there is a least number; a headline case gets twice that "
-        f"(default: {SECONDS['cpu']} on a CPU, {SECONDS['cuda']} on a GPU; nothing where --quick)",
-    )
-    parser.add_argument("--threads", type=int, help="of every contender (default: torch's own choice)")
-    parser.add_argument(
-        "--until", type=float, help=f"when a GPU's run must end, since 1970 (default: in {MINUTES} minutes)"
-    )
-    parser.add_argument(
-        "--package", type=Path, default=Path.cwd(), help="folder that a GPU's run imports fastsparse from"
-    )
-    parser.add_argument("--commit", help="for the provenance, where the checkout can't tell")
+    option("--seconds", type=float, help=seconds)
+    option("--threads", type=int, help="of every contender (default: torch's own choice)")
+    until = f"when a GPU's run must end, since 1970 (default: in {MINUTES} minutes)"
+    option("--until", type=float, help=until)
+    option("--package", type=Path, default=folder, help="folder that a GPU's run imports fastsparse from")
+    option("--commit", help="for the provenance, where the checkout can't tell")
     chosen = parser.parse_args(arguments)
     unknown = sorted(set(chosen.names) - set(BENCHES))
     if unknown:
-        parser.error(f"bench must be among {', '.join(BENCHES)}, got {', '.join(unknown)}")
+        parser.error(f"bench must be among {benches}, got {', '.join(unknown)}")
     if chosen.threads is not None and chosen.threads < 1:
         parser.error(f"--threads must be at least 1, got {chosen.threads}")
     if chosen.seconds is not None and not chosen.seconds > 0:
@@ -71,7 +60,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--choice compares backends for GPUs: it needs --device cuda")
     if chosen.peers and chosen.device == "cuda":
         parser.error("--peers are for a CPU: on a GPU all others are measured in one run")
+    chosen.names = chosen.names or list(BENCHES)
     chosen.seconds = chosen.seconds or SECONDS[chosen.device]
+    chosen.output = chosen.output or (None if chosen.quick else RESULTS)
     return chosen
 
 
@@ -80,15 +71,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     if chosen.threads is not None:  # before any library sets up its pool
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(chosen.threads)
-    folder = chosen.output or (None if chosen.quick else RESULTS)
     measured = _on_a_gpu if chosen.device == "cuda" else _on_the_cpu
     files: list[dict[str, Any]] = []
     try:
-        for result in measured(chosen, folder):
+        for result in measured(chosen):
             files.append(result)
-            if folder is not None:
+            if chosen.output is not None:
                 stem = result["bench"] + ("-peers" * result["peers"] or "-choice" * chosen.choice)
-                write(folder / result["provenance"]["machine"] / f"{stem}.json", tidy(result))
+                write(chosen.output / result["provenance"]["machine"] / f"{stem}.json", tidy(result))
     except NothingError as error:
         print(f"benchmarks: nothing could be measured: {error}", file=sys.stderr)
         return 2
@@ -96,9 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     text = "\n".join([summary(files), *([choice.table(files)] if chosen.device == "cuda" else [])])
     print(f"\n{text}")
-    if chosen.output is not None:
+    if chosen.output not in (None, RESULTS):
         of_cases = (f"{r['bench']}: {c['name']}\n{cases.lines(c)}" for r in files for c in r["cases"])
-        (folder / "table.txt").write_text("\n\n".join([*of_cases, text]) + "\n")
+        (chosen.output / "table.txt").write_text("\n\n".join([*of_cases, text]) + "\n")
     faults = [fault for result in files for case in result["cases"] for fault in cases.wrong(case)]
     for fault in faults:
         print(fault, file=sys.stderr)
@@ -109,40 +99,39 @@ class NothingError(Exception):
     """Not even a plan was made; why."""
 
 
-def _on_the_cpu(chosen: argparse.Namespace, folder: Path | None) -> Iterator[dict[str, Any]]:
+def _on_the_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Bench by bench, so that what is done is written if a run is broken off."""
     import torch
 
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
     options = {"peers": chosen.peers, "quick": chosen.quick, "seconds": chosen.seconds}
-    for bench in chosen.names or BENCHES:
+    for bench in chosen.names:
         with tempfile.TemporaryDirectory() as scratch:
             log = Path(scratch) / "cases.jsonl"
             worker.work(log, [bench], device="cpu", until=math.inf, **options)
             yield from collect(list(worker.lines(log)), "", [bench], chosen)
 
 
-def _on_a_gpu(chosen: argparse.Namespace, folder: Path | None) -> Iterator[dict[str, Any]]:
+def _on_a_gpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The most important cases first, whichever bench's they are."""
     until = time.time() + 60 * MINUTES if chosen.until is None else chosen.until
-    benches = tuple(chosen.names or BENCHES)
     with tempfile.TemporaryDirectory() as scratch:
-        log, out = Path(scratch) / "cases.jsonl", folder or Path(scratch)
+        log, out = Path(scratch) / "cases.jsonl", chosen.output or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
         with (out / "gpu-bench.log").open("w") as noise:
-            ended = run(log, benches, chosen, until, noise)
+            ended = run(log, chosen, until, noise)
         found = list(worker.lines(log))
         if not any("plan" in line for line in found):
             said = (out / "gpu-bench.log").read_text().strip().splitlines() or ["no output"]
             raise NothingError(f"{ended}: {said[-1]}")
-    yield from collect(found, ended, benches, chosen)
+    yield from collect(found, ended, chosen.names, chosen)
 
 
-def run(log: Path, benches: Sequence[str], chosen: argparse.Namespace, until: float, noise: Any) -> str:
+def run(log: Path, chosen: argparse.Namespace, until: float, noise: Any) -> str:
     """Keep a worker going until all is measured or the time is up; returns why the last one ended."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    options = {"benches": benches, "until": until - RESERVE}
+    options = {"benches": chosen.names, "until": until - RESERVE}
     options |= {name: vars(chosen)[name] for name in ("seconds", "quick", "choice")}
     command = [sys.executable, "-m", "benchmarks.worker", str(log), json.dumps(options)]
     begun = 0

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.recurrences import Layer
-from benchmarks.steps import Step
+from benchmarks.steps import CodeStep
 
 SPARSIFY = "sparsify's way"
 ATOMICS = "openai's way"
@@ -76,22 +76,16 @@ class _SparsifyEncode(torch.autograd.Function):
         return torch_decode(grad, indices, weight), d_weight, d_bias, None
 
 
-class SparsifyStep(Step):
+class SparsifyStep(CodeStep):
     """Its encoder, and ``embedding_bag`` for the decoder."""
 
-    def loss(self, x: Tensor) -> Tensor:
-        p = self.leaves
-        values, indices = _SparsifyEncode.apply(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
-        return F.mse_loss(torch_decode(values, indices, p["W_dec"]) + p["b_dec"], x)
+    encode, decode = staticmethod(_SparsifyEncode.apply), staticmethod(torch_decode)
 
 
-class AtomicStep(Step):
+class AtomicStep(CodeStep):
     """Dense scores, then the sparse products of :mod:`benchmarks.atomics`."""
 
-    def loss(self, x: Tensor) -> Tensor:
-        p = self.leaves
-        values, indices = atomic("encode")(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
-        return F.mse_loss(atomic("decode")(values, indices, p["W_dec"]) + p["b_dec"], x)
+    encode, decode = staticmethod(atomic("encode")), staticmethod(atomic("decode"))
 
 
 def flashrnn(layer: Layer) -> Callable[[], list[Tensor]]:

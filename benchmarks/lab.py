@@ -33,17 +33,17 @@ class EventClock:
         self.buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def __call__(self, run: Callable[[], Any]) -> Callable[[], float]:
-        return partial(self._sample, run)
+        def sample() -> float:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.buffer.zero_()
+            torch.cuda._sleep(HEAD_START)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3
 
-    def _sample(self, run: Callable[[], Any]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.buffer.zero_()
-        torch.cuda._sleep(HEAD_START)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return sample
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,11 @@ class Lab:
         """A call as it is, on each backend by name, and there with each value of an option."""
         named = {f"{OURS}, {name}": partial(on_backend, name, run) for name in self.backends}
         found = [Contender(who, call, check) for who, call in ({OURS: run} | named).items()]
+        samples = None if self.gpu else 3
         for who, call in (named or {OURS: run}).items():
             for option, values in variants.items():
-                samples = None if self.gpu else 3
-                found += [
-                    Contender(f"{who}, {value}", partial(call, **{option: value}), check, samples=samples)
-                    for value in values
-                ]
+                ways = {f"{who}, {value}": partial(call, **{option: value}) for value in values}
+                found += [Contender(name, way, check, samples=samples) for name, way in ways.items()]
         return found
 
 

@@ -14,6 +14,11 @@ from benchmarks.results import BENCHES, RESULTS, read, replace
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PART = "\\*"  # marks a figure that was scaled
 MODEL = "†"  # marks what another model took
+NOTES = {  # by what a table holds
+    PART: f"{PART} That library was timed on part of the tokens; its time is scaled to all of them.",
+    MODEL: f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.",
+    f"| {COPY} |": f"{COPY} is a copy through memory of as many bytes as the op reads and writes.",
+}
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 NO_GPU = (
     "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
@@ -51,14 +56,7 @@ def machine(folder: Path) -> str:
     )
     runs = [f"{path.stem} ({_measured(result['provenance'])})" for path, result in files.items()]
     parts = [heading, *tables(list(files.values()))]
-    if any(PART in part for part in parts):
-        parts.append(
-            f"{PART} That library was timed on part of the tokens; its time is scaled to all of them."
-        )
-    if any(MODEL in part for part in parts):
-        parts.append(f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.")
-    if any(f"| {COPY} |" in part for part in parts):
-        parts.append(f"{COPY} is a copy through memory of as many bytes as the op reads and writes.")
+    parts += [note for mark, note in NOTES.items() if any(mark in part for part in parts)]
     parts.append(f"All cases, from `benchmarks/results/{folder.name}`: {', '.join(runs)}.")
     parts.append(verdict(list(files.values())))
     return "\n\n".join(parts)
@@ -78,10 +76,9 @@ def _device(origin: dict[str, Any]) -> str:
 
 def tables(files: list[dict[str, Any]]) -> list[str]:
     """The headline cases, a table for each bench; a peers' file adds columns, and rows of its own."""
-    of_bench: dict[str, list[dict[str, Any]]] = {}
-    for result in sorted(files, key=lambda result: (list(BENCHES).index(result["bench"]), result["peers"])):
-        of_bench.setdefault(result["bench"], []).append(result)
-    return [text for bench, results in of_bench.items() if (text := table(bench, results))]
+    files = sorted(files, key=lambda result: result["peers"])
+    every = (table(bench, [one for one in files if one["bench"] == bench]) for bench in BENCHES)
+    return [text for text in every if text is not None]
 
 
 def table(bench: str, files: list[dict[str, Any]]) -> str | None:

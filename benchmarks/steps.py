@@ -91,6 +91,18 @@ class PeerStep(Step):
         return value.T if name == self.transposed else value
 
 
+class CodeStep(Step):
+    """By what encodes ``(x, W_enc, b_enc, k)`` and what decodes ``(values, indices, W_dec)``."""
+
+    encode: Callable[..., tuple[Tensor, Tensor]]
+    decode: Callable[..., Tensor]
+
+    def loss(self, x: Tensor) -> Tensor:
+        p = self.leaves
+        code = self.encode(x - p["b_dec"], p["W_enc"], p["b_enc"], self.k)
+        return F.mse_loss(self.decode(*code, p["W_dec"]) + p["b_dec"], x)
+
+
 class FastsparseStep(Step):
     def loss(self, x: Tensor) -> Tensor:
         p = self.leaves

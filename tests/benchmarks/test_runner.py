@@ -91,10 +91,10 @@ def test_a_worker_that_hangs_is_ended(tmp_path, monkeypatch, until, patience, wh
 
 
 def test_a_worker_that_keeps_dying_ends_the_run(tmp_path, monkeypatch):
-    chosen = Namespace(**vars(CHOSEN), package=tmp_path)
+    chosen = Namespace(**vars(CHOSEN), names=["spmm_t"], package=tmp_path)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (tmp_path / "noise").open("w") as noise:
-        why = command.run(tmp_path / "log", ["spmm_t"], chosen, time.time() + 60, noise)
+        why = command.run(tmp_path / "log", chosen, time.time() + 60, noise)
     assert why == "its process ended with status 1"
 
 
