@@ -42,28 +42,28 @@ def _scatter(values, indices, x, out, k, D, BLOCK: tl.constexpr):
     tl.atomic_add(out + tl.load(indices + entry) * D + columns, term, mask=inside, sem="relaxed")
 
 
+def _launch(kernel, programs: int, inputs: tuple[Tensor, ...], out: Tensor, k: int, D: int) -> Tensor:
+    kernel[(programs,)](*(part.contiguous() for part in inputs), out, k, D, triton.next_power_of_2(D))
+    return out
+
+
 def _decoded(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     """values, indices (N, k); weight (M, D); returns (N, D)."""
     (N, k), D = indices.shape, weight.shape[1]
-    out = weight.new_empty(N, D)
-    _decode[(N,)](values.contiguous(), indices, weight.contiguous(), out, k, D, triton.next_power_of_2(D))
-    return out
+    return _launch(_decode, N, (values, indices, weight), weight.new_empty(N, D), k, D)
 
 
 def score(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     """x (N, D); weight (M, D); indices (N, k); returns (N, k)."""
     (N, k), D = indices.shape, weight.shape[1]
-    out = x.new_empty(N, k)
-    _score[(N,)](x.contiguous(), weight.contiguous(), indices, out, k, D, triton.next_power_of_2(D))
-    return out
+    return _launch(_score, N, (x, weight, indices), x.new_empty(N, k), k, D)
 
 
 def scatter(values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> Tensor:
     """values, indices (N, k); x (N, D); returns (M, D)."""
     (N, k), D = indices.shape, x.shape[1]
     out = x.new_zeros(num_latents, D, dtype=torch.float32)
-    _scatter[(N * k,)](values.contiguous(), indices, x.contiguous(), out, k, D, triton.next_power_of_2(D))
-    return out.to(x.dtype)
+    return _launch(_scatter, N * k, (values, indices, x), out, k, D).to(x.dtype)
 
 
 class _Decode(torch.autograd.Function):

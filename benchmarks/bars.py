@@ -81,12 +81,8 @@ def table(bars: Iterable[Bar]) -> str:
     rows = []
     for bar in sorted(bars, key=lambda bar: not bar.passed):
         measured = "" if bar.measured is None else f"{bar.measured:.3g} {bar.unit}"
-        rows.append(
-            (bar.verdict, bar.name, f"{bar.relation} {bar.required:.3g} {bar.unit}", measured, bar.note)
-        )
+        required = f"{bar.relation} {bar.required:.3g} {bar.unit}"
+        rows.append((bar.verdict, bar.name, required, measured, bar.note))
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    padded = ([*map(str.ljust, row, widths), row[-1]] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

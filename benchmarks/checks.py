@@ -6,7 +6,7 @@ further apart than it. Matching pursuit chooses by scores in every step: the sam
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,10 +68,9 @@ class TopKOracle:
         """
         values, indices = answer[0].float(), answer[1].long()
         k = self.scores.shape[1] - 1
-        if values.shape != (len(self.scores), k) or indices.shape != values.shape:
-            raise WrongAnswer(
-                f"shapes must be {(len(self.scores), k)}, got {tuple(values.shape)}, {tuple(indices.shape)}"
-            )
+        wanted, got = (len(self.scores), k), (tuple(values.shape), tuple(indices.shape))
+        if got != (wanted, wanted):
+            raise WrongAnswer(f"shapes must be {wanted}, got {got[0]}, {got[1]}")
         order = indices.sort(dim=1)
         if order.values.min() < 0 or order.values.max() >= len(self.weight):
             raise WrongAnswer(f"indices must be in [0, {len(self.weight)})")
@@ -94,10 +93,8 @@ class TopKOracle:
         certain = (self.scores[:, :k] - cut > tolerance) & (self.scores[:, :k] > tolerance)
         place = torch.searchsorted(got, self.indices[:, :k].contiguous()).clamp_(max=k - 1)
         missing = certain & (got.gather(1, place) != self.indices[:, :k])
-        if missing.any():
-            raise WrongAnswer(
-                f"{int(missing.any(dim=1).sum())} rows miss a latent that is clearly among their k largest"
-            )
+        if rows := int(missing.any(dim=1).sum()):
+            raise WrongAnswer(f"{rows} rows miss a latent that is clearly among their k largest")
 
     def _check_pairs(self, values: Tensor, indices: Tensor, tolerance: Tensor) -> None:
         """Each value must be its latent's; the few latents that the oracle doesn't hold are scored."""
@@ -138,10 +135,8 @@ class PursuitOracle:
 
     @classmethod
     def of(cls, x: Tensor, dictionary: Tensor, k: int, *, nonnegative: bool) -> "PursuitOracle":
-        values, indices = (
-            x.new_empty(len(x), k, dtype=torch.float64),
-            torch.empty(len(x), k, dtype=torch.int64),
-        )
+        values = x.new_empty(len(x), k, dtype=torch.float64)
+        indices = torch.empty(len(x), k, dtype=torch.int64)
         atoms, residual = dictionary.double(), x.double()
         clear = torch.ones(len(x), dtype=torch.bool)
         off = x.new_zeros(len(x), dtype=torch.float64)  # the norm of what an fp32 residual is off by
@@ -161,10 +156,8 @@ class PursuitOracle:
 
     def some(self, rows: Tensor) -> "PursuitOracle":
         """Of some of the rows."""
-        parts = (
-            getattr(self, name)[rows] for name in ("values", "indices", "residual", "clear", "tolerance")
-        )
-        return PursuitOracle(self.x[rows], self.dictionary, self.nonnegative, *parts)
+        parts = "x", "values", "indices", "residual", "clear", "tolerance"
+        return replace(self, **{name: getattr(self, name)[rows] for name in parts})
 
     def check(self, pursuit: tuple[Tensor, Tensor, Tensor]) -> str:
         """Judge ``(values, indices, residual)``: every step must be a greedy one, and the sums must be right.
@@ -195,17 +188,14 @@ class PursuitOracle:
             own = own - values[:, t : t + 1] * atoms[indices[:, t]]
             off = off + 4 * UNIT * length  # what a subtraction rounds, of a residual no longer than x
         deviation = torch.linalg.vector_norm(residual - own, dim=1)
+        largest = float((deviation / length).max())
         if not (deviation <= off).all():
-            raise WrongAnswer(f"the residual is off by up to {float((deviation / length).max()):.3g} of |x|")
-        same = int((indices == self.indices).all(dim=1)[self.clear].sum())
-        if same < int(self.clear.sum()):
-            raise WrongAnswer(
-                f"{int(self.clear.sum()) - same} rows that are clear of rounding differ from fp64's"
-            )
-        return (
-            f"{choices} of {N * k} choices clear of rounding, all of them fp64's; "
-            f"residual within {float((deviation / length).max()):.1e} of |x|"
-        )
+            raise WrongAnswer(f"the residual is off by up to {largest:.3g} of |x|")
+        others = int((indices != self.indices).any(dim=1)[self.clear].sum())
+        if others:
+            raise WrongAnswer(f"{others} rows that are clear of rounding differ from fp64's")
+        greedy = f"{choices} of {N * k} choices clear of rounding, all of them fp64's"
+        return f"{greedy}; residual within {largest:.1e} of |x|"
 
     def check_codes(self, codes: Tensor) -> str:
         """Judge codes (N, M), in which repeated atoms are one: they must be fp64's on the clear rows."""
@@ -234,17 +224,15 @@ class PursuitOracle:
             raise WrongAnswer(f"{int((~first).sum())} rows miss their first atom")
         atoms = self.dictionary.double()
         left = self.x.double() - codes.double() @ atoms
-        cosine = (left @ atoms.T / self._length().unsqueeze(1)).abs().where(chosen, 0).max()
+        cosine = (left @ atoms.T / self._length().unsqueeze(1)).abs().where(chosen, 0).max().item()
         if not cosine <= ORTHOGONAL:
-            raise WrongAnswer(
-                f"the residual has a product of {float(cosine):.3g} |x| with an atom of its own"
-            )
+            raise WrongAnswer(f"the residual has a product of {cosine:.3g} |x| with an atom of its own")
         energy = float(left.square().sum() / self.residual.square().sum())
         if not energy <= 1:
             raise WrongAnswer(f"{energy:.3g} times the energy that matching pursuit leaves")
         return (
             f"{energy:.2f} of the energy that matching pursuit leaves, "
-            f"orthogonal to its atoms within {float(cosine):.1e} of |x|"
+            f"orthogonal to its atoms within {cosine:.1e} of |x|"
         )
 
     def _check_shapes(self, fine: bool) -> None:

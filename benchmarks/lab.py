@@ -19,7 +19,7 @@ from benchmarks.shapes import AnyShape, Given
 HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 FLUSH_BYTES = 256 << 20  # several times the largest L2
 HEAD_START = 1_000_000  # cycles: half a millisecond and more, in which the host gets ahead of the device
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class EventClock:

@@ -12,18 +12,25 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
-BENCHES = {  # in the order of the tables, by result files, the module of each
-    "topk_encode": "bench_topk_encode",
-    **dict.fromkeys(("sparse_decode", "sddmm", "spmm_t"), "bench_sparse_products"),
-    "matching_pursuit": "bench_matching_pursuit",
-    "sae_step": "bench_sae_step",
-    "linear_recurrence": "bench_linear_recurrence",
-    **dict.fromkeys(("gru_recurrence", "lstm_recurrence"), "bench_gated_recurrence"),
-    "recurrence_length": "bench_recurrence_length",
-    "dispatch": "bench_dispatch",
-    "memory": "bench_memory",
+FAMILIES = {  # the result files of a module that has several
+    "sparse_products": ("sparse_decode", "sddmm", "spmm_t"),
+    "gated_recurrence": ("gru_recurrence", "lstm_recurrence"),
 }
+FIRST = (
+    "topk_encode", "sparse_products", "matching_pursuit", "sae_step", "linear_recurrence", "gated_recurrence",
+)  # fmt: skip
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*")
+
+
+def benches(folder: Path) -> dict[str, str]:
+    """Result files in the order of the tables, and the module of each: every ``bench_<name>.py`` has one."""
+    names = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    last = [name for name in names if name not in FIRST]
+    ordered = [name for name in (*FIRST, *last) if name in names]
+    return {bench: f"bench_{name}" for name in ordered for bench in FAMILIES.get(name, (name,))}
+
+
+BENCHES = benches(Path(__file__).parent)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -47,9 +47,16 @@ def run(place, *extra: str) -> int:
     return report.main(["--page", str(page), "--results", str(folder), *extra])
 
 
-def test_the_block_is_filled_and_the_rest_kept(place):
+def filled(place, **files: dict) -> str:
+    """The page once these results are there too."""
+    for stem, found in files.items():
+        results.write(place[1] / "cpu-kind-2core" / f"{stem.replace('__', '-')}.json", found)
     assert run(place) == 0
-    text = place[0].read_text()
+    return place[0].read_text()
+
+
+def test_the_block_is_filled_and_the_rest_kept(place):
+    text = filled(place)
     assert text.startswith(f"# title\n{report.BEGIN}\n")
     assert text.endswith(f"{report.END}\nrest\n")
     assert "old" not in text
@@ -61,16 +68,13 @@ def test_the_block_is_filled_and_the_rest_kept(place):
 
 
 def test_every_bench_has_a_table_with_its_own_columns(place):
-    folder = place[1] / "cpu-kind-2core"
     pursuit = {"bench": "matching_pursuit"}
-    results.write(folder / "matching_pursuit.json", result([case("kept", 0.1, {"torch": 0.4})], **pursuit))
+    own = result([case("kept", 0.1, {"torch": 0.4})], **pursuit)
     signed = case("signed", 0.1, {"OMP": 3.0})
     signed["contenders"]["OMP"] = {"median": 3.0, "share": 0.25}
     peers = result([case("kept", 0.1, {"SAELens": 0.5}), signed], **pursuit, peers=True)
-    results.write(folder / "matching_pursuit-peers.json", peers)
-    results.write(folder / "dispatch.json", result([case("hidden", 1, {}, headline=False)], bench="dispatch"))
-    assert run(place) == 0
-    text = place[0].read_text()
+    dispatch = result([case("hidden", 1, {}, headline=False)], bench="dispatch")
+    text = filled(place, matching_pursuit=own, matching_pursuit__peers=peers, dispatch=dispatch)
     assert "| topk_encode | shape | fastsparse | torch | faiss |" in text
     assert "| matching_pursuit | shape | fastsparse | torch | SAELens | OMP |" in text
     assert "| kept | N=4 D=8 M=16 k=2 | 100 ms | 4.00x | 5.00x |  |" in text
@@ -81,19 +85,15 @@ def test_every_bench_has_a_table_with_its_own_columns(place):
 
 def test_a_copy_is_explained_where_it_is_a_column(place):
     said = "copy is a copy through memory of as many bytes as the op reads and writes."
-    run(place)
-    assert said not in place[0].read_text()
+    assert said not in filled(place)
     recurrence = result([case("layer", 0.1, {"copy": 0.06, "torch loop": 5.0})], bench="gru_recurrence")
-    results.write(place[1] / "cpu-kind-2core" / "gru_recurrence.json", recurrence)
-    run(place)
-    text = place[0].read_text()
+    text = filled(place, gru_recurrence=recurrence)
     assert said in text
     assert "| layer | N=4 D=8 M=16 k=2 | 100 ms | 0.60x | 50.00x |" in text
 
 
 def test_what_is_missed_is_said(place):
-    run(place)
-    text = place[0].read_text()
+    text = filled(place)
     assert "1 of 3 required figures stand; these don't:" in text
     assert "- missed: not yet: >= 2 x, got 1.5 x" in text
     assert "- missed: unknown: > 1 x, got not measured (why)" in text

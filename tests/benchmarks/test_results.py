@@ -54,6 +54,14 @@ def test_what_is_no_result_is_refused(tmp_path, text, message):
         results.read(path)
 
 
+def test_a_bench_is_found_by_its_file_and_comes_after_those_with_a_place(tmp_path):
+    for name in ("a_new_op", "gated_recurrence", "topk_encode"):
+        (tmp_path / f"bench_{name}.py").touch()
+    expected = ["topk_encode", "gru_recurrence", "lstm_recurrence", "a_new_op"]
+    assert list(results.benches(tmp_path)) == expected
+    assert results.benches(tmp_path)["a_new_op"] == "bench_a_new_op"
+
+
 def test_paths_are_cut_from_messages():
     failure = "OSError: /home/someone/lib/_ops_cpu.so: cannot open '/tmp/a/b' (1/2 of and/or N/A)"
     assert results.tidy(failure) == "OSError: <path>: cannot open '<path>' (1/2 of and/or N/A)"
