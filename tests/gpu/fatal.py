@@ -1,4 +1,4 @@
-"""A pytest plugin of suite.py: what was collected, the end of the time, and of a worker whose device has failed.
+"""A pytest plugin of suite.py: what was collected, when the time ends, and a worker whose device has failed.
 
 After a fault on the device nothing more can be run in a process: pytest-xdist then blames the test, and gives
 the rest to another worker.

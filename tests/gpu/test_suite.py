@@ -44,6 +44,7 @@ def test_gpu_hangs():
 
 
 def test_gpu_is_interrupted():
+    time.sleep(1)  # until it is known to be set up
     os.kill(os.getppid(), signal.SIGINT)  # as when the time is up
     time.sleep(300)
 """
