@@ -38,8 +38,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
-    from benchmarks import plots, results
+    from benchmarks import results
     from benchmarks.provenance import provenance
+    from examples.experiments import plots
 
     folder = chosen.output or (None if chosen.quick else HERE / "results")
     if folder is not None:

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks import plots, report, results
+from benchmarks import report, results
 from benchmarks.bars import Bar, speed_bars, table
 
 
@@ -148,17 +148,3 @@ def test_a_bar_without_a_figure_says_why():
     lines = table([bars[0], Bar("b", ">=", 1.0, 1.5)]).splitlines()
     assert lines[0].startswith("stands        b")  # what failed comes last
     assert "not measured" in lines[1]
-
-
-def test_the_same_result_draws_the_same_picture(tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = result([case("wide", 0.1, {"torch": 0.25, "faiss": 0.05}), case("small", 0.1, {"torch": 0.2})])
-    pictures = []
-    for name in ("a.svg", "b.svg"):
-        assert plots.draw(drawn, tmp_path / name)
-        pictures.append((tmp_path / name).read_bytes())
-    assert pictures[0] == pictures[1]
-    assert pictures[0].startswith(b"<?xml")
-    assert len(pictures[0]) < 200_000
-    assert not plots.draw(result([]), tmp_path / "none.svg")
-    assert not (tmp_path / "none.svg").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastsparse
-from benchmarks import plots, results
+from benchmarks import results
 from examples.demo import comparison, text
 from examples.experiments import __main__ as command
 from examples.experiments import (
@@ -19,6 +19,7 @@ from examples.experiments import (
     inference_k,
     levels,
     patches,
+    plots,
     recurrent,
     state_tracking,
     training,
