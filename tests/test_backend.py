@@ -199,16 +199,6 @@ def requested() -> str | None:
     return sys.modules["fastsparse.backend"]._requested
 
 
-@compiled
-def test_a_choice_holds_in_other_threads():
-    seen = []
-    with fastsparse.use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(requested()))
-        thread.start()
-        thread.join()
-    assert seen == ["reference"]
-
-
 def test_the_reference_is_what_runs(monkeypatch):
     calls = defined(monkeypatch)
     x = random(3, 4, seed=1)
@@ -281,18 +271,6 @@ def test_an_unavailable_backend_named_by_the_environment_is_refused_when_used():
     )
     assert done.returncode == 1
     assert "RuntimeError: backend 'triton' was asked for and can't run here: " in done.stderr
-
-
-@compiled
-def test_levels_agree_on_exact_scores():
-    x, weight = random(50, 40, seed=1).round(), random(3000, 40, seed=2).round()
-    codes = []
-    for name in host_backend_names()[1:]:
-        with use_cpu_level(name.split("-")[1]):
-            codes.append(fastsparse.topk_encode(x, weight, k=20))
-    for code in codes[1:]:
-        assert torch.equal(code.indices, codes[0].indices)
-        assert torch.equal(code.values, codes[0].values)
 
 
 # What is said of GPUs, on machines that have none.

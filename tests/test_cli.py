@@ -210,8 +210,3 @@ def test_a_terminal_without_the_letters_of_a_path(
     monkeypatch.chdir(tmp_path)
     assert main(["train", data, "--output", "größe-\udcff", "--steps", "2", *SIZES]) == 0
     assert rb"checkpoint: gr\xf6\xdfe-\udcff/checkpoint-000000002.safetensors" in terminal.getvalue()
-
-
-def test_info_as_a_process() -> None:
-    done = subprocess.run(command("info", "--json"), capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["torch"] == torch.__version__

@@ -56,13 +56,9 @@ def test_chunks(gradients, shape, tokens, dtype, normalized):
     arguments = problem(*shape, dtype, normalized)
     right = reference.matching_pursuit_backward(*arguments)
     _, D, _, k = shape
-    for mine, theirs in zip(gradients(arguments, 4 * tokens * D * k), right, strict=True):
+    found, again = (gradients(arguments, 4 * tokens * D * k) for _ in range(2))
+    for mine, same, theirs in zip(found, again, right, strict=True):
         assert mine.dtype == dtype
+        assert torch.equal(mine, same)
         error = (mine.double() - theirs.double()).abs().max()
         assert error <= 32 * torch.finfo(dtype).eps * theirs.double().abs().max()
-
-
-def test_the_same_bits_twice(gradients):
-    arguments = problem(90, 5, 2, 9, torch.float32, False)
-    first, second = (gradients(arguments, 4 * 60 * 5 * 9) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -130,27 +130,6 @@ def test_expanded_inputs(backend, product):
 
 
 @every_product
-def test_leading_dimensions(backend, product):
-    made = product.make(24, 7, 53, 5)
-    flat = product(*made)
-    of_tokens = [place for place, name in enumerate(product.takes) if name in ("values", "indices", "x")]
-
-    def of(change: Callable[[Tensor], Tensor]) -> Tensor:
-        return product(*(change(v) if place in of_tokens else v for place, v in enumerate(made)))
-
-    shaped = of(lambda tensor: tensor.unflatten(0, (2, 3, 4)))
-    one, none = of(lambda tensor: tensor[3]), of(lambda tensor: tensor[:0].unflatten(0, (0, 3)))
-    if product is SPMM_T:
-        assert torch.equal(shaped, flat)
-        assert torch.equal(one, of(lambda tensor: tensor[3:4]))
-        assert torch.equal(none, torch.zeros(53, 5))
-    else:
-        assert torch.equal(shaped, flat.unflatten(0, (2, 3, 4)))
-        assert torch.equal(one, flat[3])
-        assert none.shape == (0, 3, flat.shape[1])
-
-
-@every_product
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-42])
 def test_magnitudes(backend, product, scale):
     for place in product.dense:
@@ -208,24 +187,6 @@ def test_index_out_of_range(backend, product, offender, position):
         product(*made)
 
 
-@every_product
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("skewed", [False, True])
-def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, product, dtype, skewed):
-    if product is SPMM_T and backend in ("reference", "registered"):
-        pytest.skip("the kernels alone promise it: the reference is PyTorch's index_add")
-    made = product.make(3000 if product is SPMM_T else 600, 9, 80, 37, dtype)
-    if skewed:
-        indices = made[product.takes.index("indices")]
-        indices[:, 0] = 5
-        indices[:, 1:4] //= 20
-    runs = []
-    for count in (1, 2, 3, 4, 1):
-        threads(count)
-        runs.append(product(*made))
-    assert all(torch.equal(run, runs[0]) for run in runs)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("product", "D"), [(SPMM, 9), (SPMM, 256), (SDDMM, 9), (SDDMM, 1056)])
 def test_a_token_does_not_depend_on_the_others(backend, dtype, product, D):
@@ -244,22 +205,18 @@ def test_a_token_does_not_depend_on_the_others(backend, dtype, product, D):
 
 
 @every_product
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)
-def test_gradients_equal_the_differentiated_reference(backend, product, wanted):
+def test_gradients_equal_the_differentiated_reference(backend, product):
     made = product.make(21, 6, 30, 8, numbers=integers, distinct=False)
 
     def gradients(op):
         given = list(made)
-        for place, flag in zip(product.dense, wanted, strict=True):
-            given[place] = made[place].clone().requires_grad_(flag)
+        for place in product.dense:
+            given[place] = made[place].clone().requires_grad_()
         out = op(*given)
         out.backward(integers(*out.shape, seed=4))
         return [given[place].grad for place in product.dense]
 
-    found = zip(gradients(product), gradients(getattr(reference, product.name)), strict=True)
-    for mine, theirs in found:
-        assert (mine is None) == (theirs is None)
-        assert mine is None or torch.equal(mine, theirs)
+    assert all(map(torch.equal, gradients(product), gradients(getattr(reference, product.name))))
 
 
 @every_product
@@ -350,10 +307,6 @@ def test_decoding_adds_the_bias(backend, dtype, shape):
     out = fastsparse.sparse_decode(values, indices, weight, bias)
     assert_spmm(out, values, indices, weight, bias)
     assert torch.equal(fastsparse.sparse_decode(values, indices, weight), SPMM(values, indices, weight))
-    if len(values) == 24:
-        shaped = (tensor.unflatten(0, (2, 3, 4)) for tensor in (values, indices))
-        assert torch.equal(fastsparse.sparse_decode(*shaped, weight, bias), out.unflatten(0, (2, 3, 4)))
-        assert torch.equal(fastsparse.sparse_decode(values[5], indices[5], weight, bias), out[5])
 
 
 def test_decoding_equals_embedding_bag_forward_and_backward(backend):
