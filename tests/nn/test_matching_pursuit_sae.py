@@ -1,4 +1,4 @@
-"""MatchingPursuitSAE against a textbook loop over atoms, and the life of its atoms."""
+"""What MatchingPursuitSAE alone does, and the life of its atoms."""
 
 import itertools
 from functools import partial
@@ -7,62 +7,15 @@ import autoencoders
 import pytest
 import torch
 import torch.nn.functional as F
-from autoencoders import D, K, M, gradients, tokens
+from autoencoders import D, K, textbook_pursuit, tokens, train
 
 import fastsparse
 from fastsparse._validation import UNIT_NORM_TOLERANCE
-from fastsparse.nn import MatchingPursuitSAE, SAELoss
+from fastsparse.nn import MatchingPursuitSAE
 
 make, scrambled = (
     partial(build, MatchingPursuitSAE) for build in (autoencoders.make, autoencoders.scrambled)
 )
-
-
-def textbook_pursuit(r: torch.Tensor, atoms: torch.Tensor, k: int, nonnegative: bool) -> torch.Tensor:
-    """What is left of rows: dense codes and PyTorch's own gradient; they stop where no score is positive."""
-    for _ in range(k):
-        scores = r @ atoms.T
-        best = (scores if nonnegative else scores.abs()).max(dim=1)
-        chosen = F.one_hot(best.indices, len(atoms)) * (best.values > 0).unsqueeze(1)
-        r = r - (scores * chosen) @ atoms
-    return r
-
-
-def textbook_loss(sae: MatchingPursuitSAE, x: torch.Tensor, dead: torch.Tensor | None = None) -> torch.Tensor:
-    residual = textbook_pursuit(x - sae.b_dec, sae.W_dec, sae.k, sae.nonnegative)
-    loss = residual.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-    if dead is not None:
-        error = residual.detach()
-        steps = min(sae.aux_k, int(dead.sum()))
-        again = textbook_pursuit(error, sae.W_dec[dead], steps, sae.nonnegative)
-        loss = loss + sae.aux_weight * again.pow(2).sum() / (error - error.mean(0)).pow(2).sum()
-    return loss
-
-
-@pytest.mark.parametrize("nonnegative", [True, False])
-@pytest.mark.parametrize("num_dead", [0, 3, 20])
-def test_loss_and_gradients_are_the_textbooks(num_dead: int, nonnegative: bool) -> None:
-    sae = scrambled(aux_k=4, dead_after=100, nonnegative=nonnegative)
-    dead = torch.zeros(M, dtype=torch.bool)
-    dead[torch.randperm(M, generator=torch.Generator().manual_seed(3))[:num_dead]] = True
-    sae.tokens_since_fired[dead] = 100
-    x = tokens(33, D, dtype=torch.float64)
-    out = sae.loss(x)
-    expected = textbook_loss(sae, x, dead if num_dead else None)
-    assert isinstance(out, SAELoss)
-    torch.testing.assert_close(out.loss, expected)
-    assert out.num_dead == num_dead
-    assert (out.aux > 0) == (num_dead > 0)
-    torch.testing.assert_close(out.fvu, textbook_loss(sae, x))
-    torch.testing.assert_close(gradients(sae, out.loss), gradients(sae, expected))
-
-
-def test_gradient_to_the_input_is_the_textbooks() -> None:
-    sae = scrambled()
-    x = tokens(9, D, dtype=torch.float64).requires_grad_()
-    (ours,) = torch.autograd.grad(sae.loss(x).loss, x)
-    (expected,) = torch.autograd.grad(textbook_loss(sae, x), x)
-    torch.testing.assert_close(ours, expected)
 
 
 def test_more_steps_leave_less() -> None:
@@ -108,22 +61,6 @@ def test_counters_count_tokens_since_an_atom_was_taken() -> None:
         signed.W_dec.copy_(torch.eye(3))
     signed.count_firings_(signed.encode(torch.tensor([[3.0, -1.0, -2.0]])))
     assert signed.tokens_since_fired.tolist() == [0, 1, 0]
-
-
-def train(sae: MatchingPursuitSAE, atoms: torch.Tensor, steps: int) -> SAELoss:
-    """On sums of two of the atoms, away from the origin."""
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(6)
-    for _ in range(steps):
-        chosen = torch.rand(64, len(atoms), generator=generator).topk(2, dim=1).indices
-        optimizer.zero_grad()
-        out = sae.loss((atoms[chosen] * (1 + torch.rand(64, 2, 1, generator=generator))).sum(dim=1))
-        out.loss.backward()
-        sae.remove_parallel_gradient_()
-        optimizer.step()
-        sae.normalize_decoder_()
-        sae.count_firings_(out.code)
-    return out
 
 
 def test_it_learns() -> None:

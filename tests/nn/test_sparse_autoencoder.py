@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from autoencoders import D, K, M, gradients, make, scrambled, tokens
+from autoencoders import D, K, M, gradients, make, scrambled, textbook_loss, tokens
 from torch.utils.checkpoint import checkpoint
 
 from fastsparse.nn import MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE, fvu
@@ -30,6 +30,27 @@ def test_encode_decode_forward_agree_with_leading_dimensions(kind: type) -> None
     torch.testing.assert_close(sae.decode(code), sae(x))
     torch.testing.assert_close(sae.decode(code.values, code.indices), sae(x))
     torch.testing.assert_close(sae.loss(x).fvu, fvu(sae(x), x))
+
+
+@pytest.mark.parametrize("num_dead", [0, 3, 20])
+def test_loss_and_gradients_are_the_textbooks(kind: type, num_dead: int) -> None:
+    dead = torch.zeros(M, dtype=torch.bool)
+    dead[torch.randperm(M, generator=torch.Generator().manual_seed(3))[:num_dead]] = True
+    for options in ({}, {"nonnegative": False}) if kind is MatchingPursuitSAE else ({},):
+        sae = scrambled(kind, aux_k=4, dead_after=100, **options)
+        sae.tokens_since_fired[dead] = 100
+        x = tokens(33, D, dtype=torch.float64).requires_grad_()
+        out = sae.loss(x)
+        expected = textbook_loss(sae, x, dead if num_dead else None)
+        assert isinstance(out, SAELoss)
+        torch.testing.assert_close(out.loss, expected)
+        assert out.num_dead == num_dead
+        assert (out.aux > 0) == (num_dead > 0)
+        torch.testing.assert_close(out.fvu, textbook_loss(sae, x))
+        leaves = [x, *sae.parameters()]
+        torch.testing.assert_close(
+            torch.autograd.grad(out.loss, leaves), torch.autograd.grad(expected, leaves)
+        )
 
 
 def test_evaluation_does_not_revive(kind: type) -> None:
