@@ -144,26 +144,15 @@ def test_halves_are_pursued_in_fp32(backend, dtype, method):
 
 
 @methods
-def test_invariants(backend, method):
-    """Of unit atoms: each step is orthogonal to what it leaves, the energy adds up, nothing ever grows."""
+def test_a_long_pursuit(backend, method):
+    """By unit atoms the energy adds up, and ever less is left."""
     x, dictionary = problem(48, 64, 500, normalized=True)
-    k = 256
-    values, indices, residual = fastsparse.matching_pursuit(
-        x, dictionary, k=k, normalized=True, method=method
-    )
+    values, _, residual = pursue(x, dictionary, k=256, normalized=True, method=method)
     energy = x.double().square().sum(1)
     parts = values.double().square().sum(1) + residual.double().square().sum(1)
     # Every step may be off by eps of what was left of the row, and its atom's norm by as much.
     torch.testing.assert_close(parts, energy, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
-    r, lengths = x.double(), [x.double().norm(dim=1)]
-    for t in range(k):
-        w = dictionary.double()[indices[:, t]]
-        r = r - values[:, t : t + 1].double() * w
-        lengths.append(r.norm(dim=1))
-        assert ((w * r).sum(1).abs() <= 1e-5 * lengths[t] + 1e-6 * lengths[0]).all()
-    lengths = torch.stack(lengths)
-    assert (lengths[1:] <= lengths[:-1] * (1 + 1e-6) + 1e-6 * lengths[0]).all()
-    assert (lengths[-1] < 0.01 * lengths[0]).all()
+    assert (residual.norm(dim=1) < 0.01 * x.norm(dim=1)).all()
 
 
 @methods
@@ -174,34 +163,6 @@ def test_more_steps_than_dimensions(backend, normalized, method):
     values, _, residual = pursue(x, dictionary, k=90, normalized=normalized, method=method)
     assert residual.abs().max() < 1e-5
     assert values.isfinite().all()
-
-
-def test_support_recovery():
-    """Levels of mutually orthogonal atoms: MP finds every support, the k largest products few.
-
-    4 levels of 64 atoms, each in 8 of 32 dimensions; one active atom a level, amplitudes U[1, 2]. The
-    siblings of a level are independent, of mean cosine 0 (Costa et al. 2025, arXiv 2506.03093, section 4).
-    """
-    generator = torch.Generator().manual_seed(0)
-    dictionary = torch.zeros(256, 32)
-    for level in range(4):
-        rows, columns = slice(64 * level, 64 * level + 64), slice(8 * level, 8 * level + 8)
-        dictionary[rows, columns] = torch.randn(64, 8, generator=generator)
-    dictionary = unit(dictionary)
-    support = torch.randint(0, 64, (2000, 4), generator=generator) + 64 * torch.arange(4)
-    amplitudes = 1 + torch.rand(2000, 4, generator=generator)
-    x = (dictionary[support] * amplitudes.unsqueeze(-1)).sum(1)
-
-    def recovered(indices: torch.Tensor) -> float:
-        return (indices.sort(dim=1).values == support).all(dim=1).float().mean().item()
-
-    for nonnegative in (False, True):
-        pursuit = fastsparse.matching_pursuit(x, dictionary, k=4, normalized=True, nonnegative=nonnegative)
-        assert recovered(pursuit.indices) == 1
-        assert pursuit.residual.abs().max() < 1e-5
-        found = torch.zeros(2000, 256).scatter(1, pursuit.indices, pursuit.values)
-        torch.testing.assert_close(found.gather(1, support), amplitudes)
-    assert 0.1 < recovered(fastsparse.topk_encode(x, dictionary, k=4).indices) < 0.3
 
 
 # Exact numbers: the answer is one, and every backend must give it.
@@ -476,12 +437,6 @@ def test_a_dictionary_that_changes_in_place(backend, method):
 # Gradients.
 
 
-def through(x, dictionary, *, k, **options):
-    """Values and residual in fp64, mixed so that each entry's gradient is another."""
-    values, _, residual = fastsparse.matching_pursuit(x, dictionary, k=k, **options)
-    return values.sin(), residual.cos()
-
-
 @pytest.mark.parametrize(  # every two of them meet
     ("method", "nonnegative", "normalized", "tol"),
     [*((*way, 0.4 if i else 0.0) for i, way in enumerate(WAYS)), ("gram", True, True, 0.0)],
@@ -499,7 +454,12 @@ def test_gradcheck(backend, method, nonnegative, normalized, tol):
     if tol or nonnegative:
         assert (values == 0).any(), "a row stops early"
     leaves = x.requires_grad_(), dictionary.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *leaves: through(*leaves, k=6, **options), leaves)
+
+    def through(*leaves):
+        values, _, residual = fastsparse.matching_pursuit(*leaves, k=6, **options)
+        return values.sin(), residual.cos()
+
+    assert torch.autograd.gradcheck(through, leaves)
 
 
 @pytest.mark.parametrize(
@@ -616,12 +576,6 @@ def test_coalesce(backend):
         decoded = fastsparse.sparse_decode(merged.values, merged.indices, dictionary)
         torch.testing.assert_close(decoded, x - plain.residual)
     assert ((plain.values != 0) & (merged.values == 0)).any(), "something was merged"
-
-
-def test_coalesce_keeps_the_gradient(backend):
-    x, dictionary = problem(6, 3, 5, dtype=torch.float64)
-    leaves = x.requires_grad_(), dictionary.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *leaves: through(*leaves, k=8, coalesce=True), leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
