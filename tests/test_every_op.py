@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from backends import host_backend_names
+from backends import GPU_BACKENDS, host_backend_names, missing
 from oracle import random
-from samples import CONSTANTS, CORE, SAMPLES, SMALL, Sample, Sizes, calls, tensors
+from samples import CONSTANTS, CORE, SAMPLES, SMALL, Sample, Sizes, calls, recorded, tensors
 from test_composition import ONCE
 from torch import Tensor
 
@@ -143,3 +143,34 @@ def test_leading_dimensions(backend, name):
         else:
             right = flat.unflatten(0, (2, 3, 4)), flat[3], flat[:0].unflatten(0, (0, 3))
         torch.testing.assert_close(found, list(right))
+
+
+def packed_calls(steps: int) -> list[tuple[str, list]]:
+    """Of every op that takes lengths, on three sequences."""
+    sizes = SMALL._replace(N=steps, T=1, H=5)
+    found = [call for name in SAMPLES if "packed" in name for call in recorded(SAMPLES[name], sizes)]
+    a, b = random(1, steps, 2, 2, 5, seed=1, scale=0.5), random(1, steps, 2, 5, seed=2)
+    h0, bounds = random(3, 2, 5, seed=3), torch.tensor([0, 3, 3, steps])
+    for reverse in (False, True):
+        found.append(("linear_recurrence", [a, b, h0, reverse, bounds]))
+        found.append(("linear_recurrence_backward", [a, h0, reverse, bounds, b, b, True, True, True]))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in GPU_BACKENDS if not missing(name)])
+@pytest.mark.parametrize("steps", [40, 1300])  # in one segment, and in several
+def test_bounds_that_nobody_checked_lead_nowhere_outside(name, steps):
+    """A GPU takes them on trust: emulators raise where memory that isn't the kernel's is touched."""
+    if name == "triton-interpreted" and steps > 40:
+        pytest.skip("Triton's interpreter takes seconds for each")
+
+    def run(op: str, arguments: list, *bounds: int) -> tuple[Tensor, ...]:
+        names = [argument.name for argument in getattr(torch.ops.fastsparse, op).default._schema.arguments]
+        given = list(arguments)
+        given[names.index("cu_seqlens")] = torch.tensor(bounds)
+        out = GPU_BACKENDS[name].run(op, *given)
+        return out if isinstance(out, tuple) else (out,)
+
+    for call in packed_calls(steps):
+        assert all(map(torch.equal, run(*call, -(2**40), 3, 3, 2**40), run(*call, 0, 3, 3, steps))), call[0]
+        run(*call, steps - 10, 20, -1, 2 * steps)

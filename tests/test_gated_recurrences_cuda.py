@@ -3,12 +3,10 @@
 import pytest
 import torch
 from backends import GPU_BACKENDS, missing, running
-from oracle import random
 from recurrences import CELLS, GRU, assert_states
 from samples import WORK
 
 import fastsparse
-from fastsparse._options import SOLVERS
 
 BACKENDS = [name for name, gpu in GPU_BACKENDS.items() if gpu.library is not None and not missing(name)]
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
@@ -91,47 +89,6 @@ def test_states_of_any_size(backend, cell, solver):
     state[-1][0] = torch.tensor([1e2, -1e4, 1e8, 1e30])
     outs = cell.run(u, weights, state, solver=solver)
     assert_states(cell, outs, u, weights, state)
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-@solvers
-def test_bounds_that_nobody_has_checked(name, solver):
-    """On a GPU they aren't looked at; they must not lead out of the tensors."""
-    position = SOLVERS.index(solver)
-    u, (weight,), _ = GRU.problem(1, 40, 5)
-    found, right = (
-        GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor(bounds), position)
-        for bounds in ([-(2**40), 3, 3, 2**40], [0, 3, 3, 40])
-    )
-    assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
-    outs = GPU_BACKENDS[name].run("gru_recurrence", u, weight, None, torch.tensor([30, 20, -1]), position)
-    assert (outs[1] == 0).all()
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("steps", [40, 1300])
-@pytest.mark.parametrize("op", ["linear_recurrence", "pairs", *(f"{cell}_backward" for cell in CELLS)])
-def test_bounds_of_scans_that_nobody_has_checked(name, op, steps):
-    """Of steps in one segment, and in several."""
-
-    def run(*bounds):
-        bounds = torch.tensor(bounds)
-        if op == "linear_recurrence":
-            a, b = random(1, steps, 5, seed=1, scale=0.5), random(1, steps, 5, seed=2)
-            return [GPU_BACKENDS[name].run(op, a, b, None, way, bounds) for way in (False, True)]
-        if op == "pairs":
-            a, b = random(1, steps, 2, 2, 5, seed=1, scale=0.5), random(1, steps, 2, 5, seed=2)
-            return [
-                GPU_BACKENDS[name].run("linear_recurrence", a, b, None, way, bounds) for way in (False, True)
-            ]
-        cell = CELLS[op.removesuffix("_backward")]
-        u, weights, _ = cell.problem(1, steps, 5)
-        outs = [random(1, steps, 5, seed=30 + i) for i in range(2 * cell.states)]
-        return GPU_BACKENDS[name].run(op, u, *weights, *[None] * cell.states, bounds, *outs, True, True, True)
-
-    found, right = run(-(2**40), 3, 3, 2**40), run(0, 3, 3, steps)
-    assert all(torch.equal(*pair) for pair in zip(found, right, strict=True))
-    run(30, 20, -1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -146,13 +146,13 @@ def test_halves_are_pursued_in_fp32(backend, dtype, method):
 @methods
 def test_a_long_pursuit(backend, method):
     """By unit atoms the energy adds up, and ever less is left."""
-    x, dictionary = problem(48, 64, 500, normalized=True)
-    values, _, residual = pursue(x, dictionary, k=256, normalized=True, method=method)
+    x, dictionary = problem(150, 64, 500, normalized=True)
+    values, _, residual = pursue(x, dictionary, k=48, normalized=True, method=method)
     energy = x.double().square().sum(1)
     parts = values.double().square().sum(1) + residual.double().square().sum(1)
     # Every step may be off by eps of what was left of the row, and its atom's norm by as much.
     torch.testing.assert_close(parts, energy, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
-    assert (residual.norm(dim=1) < 0.01 * x.norm(dim=1)).all()
+    assert (residual.norm(dim=1) < 0.1 * x.norm(dim=1)).all()
 
 
 @methods

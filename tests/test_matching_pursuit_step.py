@@ -81,6 +81,7 @@ def test_a_loop_of_steps_is_a_pursuit(backend, nonnegative, normalized):
     x = torch.randint(-3, 4, (30, 4), generator=generator).to(dtype)
     dictionary = (2.0 * torch.randint(0, 2, (11, 4), generator=generator) - 1).to(dtype)
     dictionary = dictionary / 2 if normalized else dictionary
+    x[0], dictionary[3] = 0, 0  # nothing to take, and what never is
     options = {"nonnegative": nonnegative, "normalized": normalized}
     upstream, grads = random(30, 4, seed=3, dtype=dtype), []
     for looped in (True, False):
@@ -102,18 +103,6 @@ def test_a_loop_of_steps_is_a_pursuit(backend, nonnegative, normalized):
 
 
 @forms
-def test_ties_and_nothing_to_take(backend, nonnegative, normalized):
-    dictionary = torch.tensor([[0.0, 1, 0], [0, 0, 1], [0, -1, 0], [0, 0, 1]])
-    residual = torch.tensor([[9.0, 2, 2], [0, -3, 1], [4, 0, 0], [0, 0, 0], [0, 0, -1]])
-    options = {"nonnegative": nonnegative, "normalized": normalized}
-    found = fastsparse.matching_pursuit_step(residual, dictionary, **options)
-    right = reference.matching_pursuit_step(residual, dictionary, nonnegative, normalized)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, right, strict=True))
-    assert found[1].tolist() == ([0, 2, 0, 0, 0] if nonnegative else [0, 0, 0, 0, 1])
-    assert found[0].tolist() == ([2, 3, 0, 0, 0] if nonnegative else [2, -3, 0, 0, -1])
-
-
-@forms
 def test_nan(backend, nonnegative, normalized):
     residual, dictionary = problem(9, 6, 20, normalized=normalized)
     residual[4, 1] = torch.nan
@@ -127,20 +116,6 @@ def test_nan(backend, nonnegative, normalized):
     assert (index[torch.arange(9) != 4] == 13).all()
     assert value.isnan().all()
     assert after.isnan().all()
-
-
-@pytest.mark.parametrize(("nonnegative", "normalized"), [(False, False), (True, True)])
-def test_gradcheck(backend, nonnegative, normalized):
-    residual, dictionary = problem(6, 4, 9, dtype=torch.float64, normalized=normalized)
-    leaves = residual.requires_grad_(), dictionary.requires_grad_()
-
-    def through(*leaves):
-        value, _, after = fastsparse.matching_pursuit_step(
-            *leaves, nonnegative=nonnegative, normalized=normalized
-        )
-        return value.sin(), after.cos()
-
-    assert torch.autograd.gradcheck(through, leaves)
 
 
 def test_bad_arguments():
