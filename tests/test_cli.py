@@ -105,14 +105,6 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> No
     assert "usage: fastsparse" in capsys.readouterr().err
 
 
-def test_help_lists_every_option(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    out = capsys.readouterr().out
-    for option in ("--num-latents", "--dead-after", "--bf16", "--keep-checkpoints", "(default: 4096)"):
-        assert option in out
-
-
 def test_ctrl_c_then_kill_9_then_on_to_the_same_end(data: str, tmp_path: Path) -> None:
     def arguments(run: Path) -> list[str]:
         return ["train", data, "--output", str(run), "--steps", "400", "--checkpoint-every", "50", *SIZES]
@@ -185,7 +177,7 @@ def test_without_the_extras_there_is_help_and_an_error_that_names_them(tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 3
-    for option in ("--keep-checkpoints", "--held-out-every", "--max-tokens"):
+    for option in ("--keep-checkpoints", "(default: 4096)", "--held-out-every", "--max-tokens"):
         assert option in done.stdout
     assert done.stderr.splitlines() == [
         f"fastsparse: error: fastsparse.{command} needs numpy, which is not installed: "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import DTYPES, integers, random, random_indices
+from oracle import DTYPES, random
 
 from fastsparse import reference
 
@@ -57,47 +57,6 @@ def test_topk_encode_is_topk_of_relu_of_linear():
     values, indices = reference.topk_encode(x, weight, bias, 9)
     torch.testing.assert_close(values, dense.values)
     assert torch.equal(indices, dense.indices)
-
-
-@pytest.fixture
-def code():
-    """A code, its dense (N, M) form, and matrices that it multiplies; exact in fp32."""
-    values, indices = integers(12, 5, seed=1), random_indices(12, 5, 20, seed=2, distinct=False)
-    dense = torch.zeros(12, 20).scatter_add(1, indices, values)
-    return values, indices, dense, integers(20, 7, seed=3), integers(12, 7, seed=4)
-
-
-def test_products_are_the_dense_ones(code):
-    values, indices, dense, weight, x = code
-    assert torch.equal(reference.spmm(values, indices, weight), dense @ weight)
-    assert torch.equal(reference.sddmm(x, weight, indices), (x @ weight.T).gather(1, indices))
-    assert torch.equal(reference.spmm_t(values, indices, x, 20), dense.T @ x)
-
-
-def test_spmm_is_a_sparse_matrix_product(code):
-    values, indices, _, weight, _ = code
-    rows = torch.arange(12).repeat_interleave(5)
-    sparse = torch.sparse_coo_tensor(
-        torch.stack((rows, indices.flatten())), values.flatten(), (12, 20), check_invariants=True
-    )
-    assert torch.equal(reference.spmm(values, indices, weight), torch.sparse.mm(sparse, weight))
-
-
-def test_spmm_is_a_weighted_embedding_bag(code):
-    values, indices, _, weight, _ = code
-    bag = F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
-    assert torch.equal(reference.spmm(values, indices, weight), bag)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_halves_are_summed_in_fp32(dtype):
-    many = torch.ones(1, 1001, dtype=dtype)
-    zeros = torch.zeros(1, 1001, dtype=torch.int64)
-    exact = torch.tensor([[1001.0]]).to(dtype)
-    assert torch.equal(reference.spmm(many, zeros, torch.ones(1, 1, dtype=dtype)), exact)
-    assert torch.equal(reference.sddmm(many, many, zeros[:, :1]), exact)
-    assert torch.equal(reference.spmm_t(many.T, zeros.T, many.T, 1), exact)
-    assert torch.equal(reference.topk_encode(many, many, None, 1)[0], exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

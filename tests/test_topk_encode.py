@@ -460,19 +460,6 @@ def test_any_numbers(backend, data, shape, activation, dtype):
     encode(x, weight, bias, k=k, activation=activation, latent_scale=scale, latent_mask=mask)
 
 
-@given(data=st.data(), shape=sizes)
-def test_relabelled_latents(backend, data, shape):
-    # Renaming the latents renames the indices, where no two scores are equal: powers of two, one to a latent.
-    N, _, M, k = shape
-    sign = data.draw(tensors((N, 1), st.sampled_from([1.0, -1.0])))
-    order = torch.tensor(data.draw(st.permutations(range(M))))
-    weight = 2.0 ** torch.arange(M).unsqueeze(1)
-    values, indices = fastsparse.topk_encode(sign, weight, k=k, activation="none")
-    relabelled = fastsparse.topk_encode(sign, weight[order], k=k, activation="none")
-    assert torch.equal(relabelled.values, values)
-    assert torch.equal(order[relabelled.indices], indices)
-
-
 @given(shape=sizes, seed=st.integers(0, 2**31))
 def test_tokens_are_independent_and_k_nests(backend, shape, seed):
     N, D, M, k = shape
