@@ -474,55 +474,38 @@ def test_bad_arguments(cell):
     u, weights, state = cell.problem(2, 4, 3)
     first = "h0" if cell is GRU else "state0[0]"
     good = {"u": u, "weights": weights, "state": state}
-    cases = [
-        ({"u": u[:, :, :2]}, ValueError, "u must have shape (B, T, 3, H), got shape (2, 4, 2, 3)"),
-        ({"u": u[0]}, ValueError, "u must have shape (B, T, 3, H), got shape (4, 3, 3)"),
-        ({"u": u.int()}, TypeError, "u must be float32, bfloat16, float16 or float64, got int32"),
-        (
-            {"weights": (weights[0][:2], *weights[1:])},
-            ValueError,
-            "weight must have shape (3, H) = (3, 3), got",
-        ),
-        (
-            {"weights": (weights[0].double(), *weights[1:])},
-            ValueError,
-            "weight must have the dtype of u (float32)",
-        ),
-        (
-            {"state": tuple(part[:1] for part in state)},
-            ValueError,
-            f"{first} must have shape (B, H) = (2, 3), got",
-        ),
-        ({"state": tuple(part.half() for part in state)}, ValueError, f"{first} must have the dtype of u"),
-        ({"state": ([1.0], *state[1:])}, TypeError, f"{first} must be a torch.Tensor, got list"),
-        (
-            {"solver": "jacobi"},
-            ValueError,
-            "solver must be one of auto, sequential, newton, shooting, got 'jacobi'",
-        ),
-        ({"return_info": 1}, TypeError, "return_info must be a bool, got 1"),
+    wrong_types = [
+        ({"u": u.int()}, "u must be float32, bfloat16, float16 or float64, got int32"),
+        ({"state": ([1.0], *state[1:])}, f"{first} must be a torch.Tensor, got list"),
+        ({"return_info": 1}, "return_info must be a bool, got 1"),
+        ({"cu_seqlens": [0, 4]}, "cu_seqlens must be a torch.Tensor, got list"),
+        ({"cu_seqlens": torch.tensor([0.0, 4])}, "cu_seqlens must be int32 or int64, got float32"),
     ]
-    for bounds, error, message in [
-        ([0, 4], TypeError, "cu_seqlens must be a torch.Tensor, got list"),
-        (torch.tensor([0.0, 4]), TypeError, "cu_seqlens must be int32 or int64, got float32"),
-        (
-            torch.tensor([[0, 4]]),
-            ValueError,
-            "cu_seqlens must have shape (S + 1,) for S sequences, got shape (1, 2)",
-        ),
-        (torch.tensor([], dtype=torch.int64), ValueError, "cu_seqlens must have shape (S + 1,)"),
-        (torch.tensor([0, 3]), ValueError, "cu_seqlens must go from 0 to T = 4, got one from 0 to 3"),
-        (torch.tensor([1, 4]), ValueError, "cu_seqlens must go from 0 to T = 4, got one from 1 to 4"),
-        (torch.tensor([0, 3, 2, 4]), ValueError, "cu_seqlens must not decrease, got 2 after 3 at 2"),
-        (torch.tensor([0, 2, 4]), ValueError, f"{first} must have shape (S, H) = (2, 3), got shape (1, 3)"),
-    ]:
-        one = {"u": u[:1], "state": tuple(part[:1] for part in state), "cu_seqlens": bounds}
-        cases.append((one, error, message))
-    cases.append(({"cu_seqlens": torch.tensor([0, 4])}, ValueError, "u must have B = 1 with cu_seqlens"))
+    wrong_values = [
+        ({"u": u[:, :, :2]}, "u must have shape (B, T, 3, H), got shape (2, 4, 2, 3)"),
+        ({"u": u[0]}, "u must have shape (B, T, 3, H), got shape (4, 3, 3)"),
+        ({"weights": (weights[0][:2], *weights[1:])}, "weight must have shape (3, H) = (3, 3), got"),
+        ({"weights": (weights[0].double(), *weights[1:])}, "weight must have the dtype of u (float32)"),
+        ({"state": [part[:1] for part in state]}, f"{first} must have shape (B, H) = (2, 3), got"),
+        ({"state": [part.half() for part in state]}, f"{first} must have the dtype of u"),
+        ({"solver": "jacobi"}, "solver must be one of auto, sequential, newton, shooting, got 'jacobi'"),
+        ({"cu_seqlens": torch.tensor([0, 4])}, "u must have B = 1 with cu_seqlens"),
+    ]
     if cell is not GRU:
         peephole = {"weights": (weights[0], weights[1][:1])}
-        cases.append((peephole, ValueError, "peephole must have shape (2, H) = (2, 3), got shape (1, 3)"))
-        cases.append(({"state": u}, TypeError, "state0 must be a pair (h0, c0), got"))
-    for replaced, error, message in cases:
+        wrong_values.append((peephole, "peephole must have shape (2, H) = (2, 3), got shape (1, 3)"))
+        wrong_types.append(({"state": u}, "state0 must be a pair (h0, c0), got"))
+    one = {"u": u[:1], "state": tuple(part[:1] for part in state)}
+    for bounds, message in [
+        ([[0, 4]], "cu_seqlens must have shape (S + 1,) for S sequences, got shape (1, 2)"),
+        ([], "cu_seqlens must have shape (S + 1,)"),
+        ([0, 3], "cu_seqlens must go from 0 to T = 4, got one from 0 to 3"),
+        ([1, 4], "cu_seqlens must go from 0 to T = 4, got one from 1 to 4"),
+        ([0, 3, 2, 4], "cu_seqlens must not decrease, got 2 after 3 at 2"),
+        ([0, 2, 4], f"{first} must have shape (S, H) = (2, 3), got shape (1, 3)"),
+    ]:
+        wrong_values.append((one | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int64)}, message))
+    cases = [(TypeError, *case) for case in wrong_types] + [(ValueError, *case) for case in wrong_values]
+    for error, replaced, message in cases:
         with pytest.raises(error, match=f"^{cell.name}: {re.escape(message)}"):
             cell.run(**(good | replaced))

@@ -315,39 +315,24 @@ def test_the_parallel_scan_is_the_loop(T, pairs):
 def test_bad_arguments():
     a, b, h0 = problem(2, 4, 3, pairs=False)
     blocks, pairs, _ = problem(2, 4, 3, pairs=True)
-    for arguments, options, error, message in [
-        (
-            (a, b[0]),
-            {},
-            ValueError,
-            "b must have shape (B, T, H), or for pairs (B, T, 2, H), got shape (4, 3)",
-        ),
-        ((a[:, :3], b), {}, ValueError, "a must have shape (B, T, H) = (2, 4, 3), got shape (2, 3, 3)"),
-        ((blocks, b), {}, ValueError, "a must have shape (B, T, H) = (2, 4, 3), got shape (2, 4, 2, 2, 3)"),
-        (
-            (a, pairs),
-            {},
-            ValueError,
-            "a must have shape (B, T, 2, 2, H) = (2, 4, 2, 2, 3), got shape (2, 4, 3)",
-        ),
-        (
-            (blocks, blocks[:, :, 0, :1]),
-            {},
-            ValueError,
-            "b must have shape (B, T, 2, H), got shape (2, 4, 1, 3)",
-        ),
-        ((a, b, h0[:1]), {}, ValueError, "h0 must have shape (B, H) = (2, 3), got shape (1, 3)"),
-        ((blocks, pairs, h0), {}, ValueError, "h0 must have shape (B, 2, H) = (2, 2, 3), got shape (2, 3)"),
-        ((a, b, h0.double()), {}, ValueError, "h0 must have the dtype of b (float32), got float64"),
-        ((a.int(), b), {}, TypeError, "a must be float32, bfloat16, float16 or float64, got int32"),
-        ((a, b), {"reverse": 1}, TypeError, "reverse must be a bool, got 1"),
-        ((a, b), {"cu_seqlens": torch.tensor([0, 4])}, ValueError, "b must have B = 1 with cu_seqlens"),
-        (
-            (a[:1], b[:1]),
-            {"cu_seqlens": torch.tensor([0, 5])},
-            ValueError,
-            "cu_seqlens must go from 0 to T = 4",
-        ),
-    ]:
+    spans = torch.tensor([0, 5])
+    wrong_types = [
+        ((a.int(), b), {}, "a must be float32, bfloat16, float16 or float64, got int32"),
+        ((a, b), {"reverse": 1}, "reverse must be a bool, got 1"),
+    ]
+    wrong_values = [
+        ((a, b[0]), {}, "b must have shape (B, T, H), or for pairs (B, T, 2, H), got shape (4, 3)"),
+        ((a[:, :3], b), {}, "a must have shape (B, T, H) = (2, 4, 3), got shape (2, 3, 3)"),
+        ((blocks, b), {}, "a must have shape (B, T, H) = (2, 4, 3), got shape (2, 4, 2, 2, 3)"),
+        ((a, pairs), {}, "a must have shape (B, T, 2, 2, H) = (2, 4, 2, 2, 3), got shape (2, 4, 3)"),
+        ((blocks, blocks[:, :, 0, :1]), {}, "b must have shape (B, T, 2, H), got shape (2, 4, 1, 3)"),
+        ((a, b, h0[:1]), {}, "h0 must have shape (B, H) = (2, 3), got shape (1, 3)"),
+        ((blocks, pairs, h0), {}, "h0 must have shape (B, 2, H) = (2, 2, 3), got shape (2, 3)"),
+        ((a, b, h0.double()), {}, "h0 must have the dtype of b (float32), got float64"),
+        ((a, b), {"cu_seqlens": spans - 1}, "b must have B = 1 with cu_seqlens"),
+        ((a[:1], b[:1]), {"cu_seqlens": spans}, "cu_seqlens must go from 0 to T = 4"),
+    ]
+    cases = [(TypeError, *case) for case in wrong_types] + [(ValueError, *case) for case in wrong_values]
+    for error, arguments, options, message in cases:
         with pytest.raises(error, match=f"^linear_recurrence: {re.escape(message)}"):
             fastsparse.linear_recurrence(*arguments, **options)

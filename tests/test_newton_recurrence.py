@@ -367,34 +367,27 @@ def test_pairs_may_mix():
 
 def test_bad_arguments():
     good = {"step": elman(torch.ones(3)), "x": torch.zeros(2, 5, 3), "h0": torch.zeros(2, 3)}
-    for replaced, error, message in [
-        ({"step": 3}, TypeError, "step must be a function of states and inputs, got 3 of type int"),
-        (
-            {"step": lambda h, x: 1},
-            ValueError,
-            "step must return states like those it is given, of shape (2, 1, 3)",
-        ),
-        ({"step": lambda h, x: h[..., :2]}, ValueError, "step must return states like those it is given"),
-        ({"step": lambda h, x: h.double()}, ValueError, "step must return states like those it is given"),
-        ({"step": lambda h, x: h[:, :1]}, ValueError, "step must work on any number of time steps at once"),
-        ({"jacobian": "full"}, ValueError, "jacobian must be one of diagonal, block, got 'full'"),
-        ({"max_iter": 0}, ValueError, "max_iter must be at least 1, got max_iter=0"),
-        ({"max_iter": 2.0}, TypeError, "max_iter must be an int, got 2.0 of type float"),
-        ({"tol": -1.0}, ValueError, "tol must be finite and at least 0, got tol=-1.0"),
-        ({"damping": 1.0}, ValueError, "damping must be less than 1, got damping=1.0"),
-        ({"damping": -0.5}, ValueError, "damping must be finite and at least 0, got damping=-0.5"),
-        ({"x": torch.zeros(2)}, ValueError, "x must have shape (B, T, ...), got shape (2,)"),
-        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor, got list"),
-        (
-            {"h0": torch.zeros(3, 3)},
-            ValueError,
-            "h0 and x must have one batch size, got shapes (3, 3) and (2, 5, 3)",
-        ),
-        (
-            {"h0": torch.zeros(2, 3).half()},
-            TypeError,
-            "h0 must be float32 or float64, to converge in, got float16",
-        ),
-    ]:
+    wrong_types = [
+        ({"step": 3}, "step must be a function of states and inputs, got 3 of type int"),
+        ({"max_iter": 2.0}, "max_iter must be an int, got 2.0 of type float"),
+        ({"x": [1.0]}, "x must be a torch.Tensor, got list"),
+        ({"h0": good["h0"].half()}, "h0 must be float32 or float64, to converge in, got float16"),
+    ]
+    other_states = "step must return states like those it is given, of shape (2, 1, 3)"
+    wrong_values = [
+        ({"step": lambda h, x: 1}, other_states),
+        ({"step": lambda h, x: h[..., :2]}, other_states),
+        ({"step": lambda h, x: h.double()}, other_states),
+        ({"step": lambda h, x: h[:, :1]}, "step must work on any number of time steps at once"),
+        ({"jacobian": "full"}, "jacobian must be one of diagonal, block, got 'full'"),
+        ({"max_iter": 0}, "max_iter must be at least 1, got max_iter=0"),
+        ({"tol": -1.0}, "tol must be finite and at least 0, got tol=-1.0"),
+        ({"damping": 1.0}, "damping must be less than 1, got damping=1.0"),
+        ({"damping": -0.5}, "damping must be finite and at least 0, got damping=-0.5"),
+        ({"x": torch.zeros(2)}, "x must have shape (B, T, ...), got shape (2,)"),
+        ({"h0": torch.zeros(3, 3)}, "h0 and x must have one batch size, got shapes (3, 3) and (2, 5, 3)"),
+    ]
+    cases = [(TypeError, *case) for case in wrong_types] + [(ValueError, *case) for case in wrong_values]
+    for error, replaced, message in cases:
         with pytest.raises(error, match=f"^newton_recurrence: {re.escape(message)}"):
             fastsparse.newton_recurrence(**(good | replaced))

@@ -320,53 +320,33 @@ def test_bad_arguments(kind):
         ),
     ):
         module(x.double())
-    for call, error, message in [
-        (lambda: module(x[0]), ValueError, "x must have shape (B, T, D) with D = 6, got shape (5, 6)"),
-        (
-            lambda: module(x[..., :4]),
-            ValueError,
-            "x must have shape (B, T, D) with D = 6, got shape (2, 5, 4)",
-        ),
-        (lambda: module(x.int()), TypeError, "x must be float32"),
-        (lambda: module.step(x), ValueError, "x must have shape (B, D) with D = 6, got shape (2, 5, 6)"),
-        (lambda: module.step(x[0, 0]), ValueError, "x must have shape (B, D) with D = 6, got shape (6,)"),
-        (lambda: module.step(x[:, 0].int()), TypeError, "x must be float32"),
-        (lambda: module(x, joined([part[:, :1] for part in state])), ValueError, "state must have shape"),
-        (
-            lambda: module(x.double()),
-            ValueError,
-            "x must have the dtype of weight_ih_l0 (float32), got float64",
-        ),
-        (
-            lambda: module.step(x[:, 0].half()),
-            ValueError,
-            "x must have the dtype of weight_ih_l0 (float32), got float16",
-        ),
-        (
-            lambda: module(x, joined([part.double() for part in state])),
-            ValueError,
-            "state must have the dtype of weight_ih_l0 (float32), got float64",
-        ),
-        (lambda: module(x[:1], cu_seqlens=[0, 5]), TypeError, "cu_seqlens must be a torch.Tensor, got list"),
-        (
-            lambda: module(x[:1], cu_seqlens=torch.tensor([0, 4])),
-            ValueError,
-            "cu_seqlens must go from 0 to T = 5, got one from 0 to 4",
-        ),
-        (
-            lambda: module(x, joined(state), cu_seqlens=torch.tensor([0, 5])),
-            ValueError,
-            "x must have B = 1 with cu_seqlens, its sequences one after the other, got shape (2, 5, 6)",
-        ),
-        (
-            lambda: late(x.transpose(0, 1), cu_seqlens=torch.tensor([0, 5])),
-            ValueError,
-            "x.transpose(0, 1) must have B = 1 with cu_seqlens, its sequences one after the other, "
-            "got shape (2, 5, 6)",
-        ),
-    ]:
-        with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
-            call()
+    step, packed = module.step, torch.tensor([0, 5])
+    wrong_types = [
+        (lambda: module(x.int()), "x must be float32"),
+        (lambda: step(x[:, 0].int()), "x must be float32"),
+        (lambda: module(x[:1], cu_seqlens=[0, 5]), "cu_seqlens must be a torch.Tensor, got list"),
+    ]
+    of_weight, at_once = (
+        "must have the dtype of weight_ih_l0 (float32), got",
+        "must have B = 1 with cu_seqlens",
+    )
+    wrong_values = [
+        (lambda: module(x[0]), "x must have shape (B, T, D) with D = 6, got shape (5, 6)"),
+        (lambda: module(x[..., :4]), "x must have shape (B, T, D) with D = 6, got shape (2, 5, 4)"),
+        (lambda: step(x), "x must have shape (B, D) with D = 6, got shape (2, 5, 6)"),
+        (lambda: step(x[0, 0]), "x must have shape (B, D) with D = 6, got shape (6,)"),
+        (lambda: module(x, joined([part[:, :1] for part in state])), "state must have shape"),
+        (lambda: module(x.double()), f"x {of_weight} float64"),
+        (lambda: step(x[:, 0].half()), f"x {of_weight} float16"),
+        (lambda: module(x, joined([part.double() for part in state])), f"state {of_weight} float64"),
+        (lambda: module(x[:1], cu_seqlens=packed - 1), "cu_seqlens must go from 0 to T = 5, got one from -1"),
+        (lambda: module(x, joined(state), cu_seqlens=packed), f"x {at_once}"),
+        (lambda: late(x.transpose(0, 1), cu_seqlens=packed), f"x.transpose(0, 1) {at_once}"),
+    ]
+    for error, cases in (TypeError, wrong_types), (ValueError, wrong_values):
+        for call, message in cases:
+            with pytest.raises(error, match=f"^{kind.__name__}: {re.escape(message)}"):
+                call()
     if kind is ParaLSTM:
         with pytest.raises(TypeError, match=re.escape("ParaLSTM: state must be a pair (h, c), got Tensor")):
             module(x, state[0])
