@@ -256,14 +256,6 @@ def test_a_weight_beyond_the_cache_with_every_atom_used_often(backend, hot):
     assert_spmm(out[some], values[some], indices[some], weight)
 
 
-def test_unused_latents_are_zero(backend):
-    values, indices, x = random(40, 3, seed=1), random_indices(40, 3, 10, seed=2), random(40, 21, seed=3)
-    out = fastsparse.spmm_t(values, 5 * indices + 2, x, 60)
-    assert torch.equal(out[torch.arange(60) % 5 != 2], torch.zeros(48, 21))
-    unused = torch.arange(60) % 5 == 2
-    assert torch.equal(out[unused], fastsparse.spmm_t(values, indices, x, 12))
-
-
 @pytest.mark.parametrize("D", [1, 2, 8])
 @pytest.mark.parametrize("seed", range(4))
 def test_latents_of_about_whole_pieces(backend, D, seed):

@@ -8,9 +8,9 @@ import torch
 from backends import GPU_BACKENDS, missing, running
 from knobs import turned
 from oracle import assert_topk, integers, random
+from test_topk_encode import assert_same_as_reference
 
 import fastsparse
-from fastsparse import reference
 from fastsparse._options import ACTIVATIONS
 from fastsparse.ops._library import OPS
 
@@ -31,14 +31,6 @@ def blocks(request, library):
         yield
 
 
-def assert_same_as_reference(x, weight, bias, k, activation="none", scale=None, mask=None):
-    options = {"activation": activation, "latent_scale": scale, "latent_mask": mask}
-    values, indices = fastsparse.topk_encode(x, weight, bias, k=k, **options)
-    right = reference.topk_encode(x, weight, bias, k, activation, scale, mask)
-    assert torch.equal(indices, right[1])
-    assert torch.equal(values.nan_to_num(123.0), right[0].nan_to_num(123.0))
-
-
 @pytest.mark.parametrize(
     ("dtype", "k"),
     [
@@ -53,22 +45,23 @@ def assert_same_as_reference(x, weight, bias, k, activation="none", scale=None, 
 def test_ties_across_blocks(blocks, dtype, k):
     x, weight = integers(23, D, seed=1, limit=2, dtype=dtype), integers(M, D, seed=2, limit=2, dtype=dtype)
     bias, scale = integers(M, seed=3, limit=1, dtype=dtype), integers(M, seed=4, limit=2, dtype=dtype)
-    assert_same_as_reference(x, weight, bias, k)
-    assert_same_as_reference(x, weight, bias, k, "abs", scale, torch.arange(M) % 5 == 3)
+    assert_same_as_reference(x, weight, bias, k=k, activation="none")
+    options = {"latent_scale": scale, "latent_mask": torch.arange(M) % 5 == 3}
+    assert_same_as_reference(x, weight, bias, k=k, activation="abs", **options)
 
 
 def test_every_latent_beats_those_before(blocks):
     weight = (torch.arange(M) // 16).float().unsqueeze(1)
-    assert_same_as_reference(torch.ones(9, 1), weight, None, 17)
+    assert_same_as_reference(torch.ones(9, 1), weight, k=17)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("k", [1024, 1025, M])
 def test_large_k(blocks, dtype, k):
     x, weight = integers(5, D, seed=1, limit=2, dtype=dtype), integers(M, D, seed=2, limit=2, dtype=dtype)
-    assert_same_as_reference(x, weight, None, k)
+    assert_same_as_reference(x, weight, k=k, activation="none")
     weight[::7] = torch.nan
-    assert_same_as_reference(x, weight, None, k)
+    assert_same_as_reference(x, weight, k=k, activation="none")
 
 
 @pytest.mark.parametrize("k", [8, 1200])
@@ -90,7 +83,7 @@ def test_too_few_eligible_leave_zeros_on_other_latents(library, k, monkeypatch):
 def test_widest_rows(library, D):
     # A screen's refinement keeps a token in shared memory, of which the smallest GPU has enough for 16384.
     x, weight = integers(2, D, seed=1, limit=2), integers(40, D, seed=2, limit=2)
-    assert_same_as_reference(x, weight, None, 3)
+    assert_same_as_reference(x, weight, k=3, activation="none")
 
 
 @pytest.mark.parametrize("of", ["x", "weight"])

@@ -4,10 +4,9 @@ import pytest
 import torch
 from backends import missing, running
 from oracle import assert_topk, integers, random
-from test_topk_encode import DATA
+from test_topk_encode import DATA, assert_same_as_reference
 
 import fastsparse
-from fastsparse import reference
 
 BACKENDS = [name for name in ("triton-interpreted", "triton-gpu") if missing(name) is None]
 M = 2100  # four stripes of 512 and a part
@@ -36,16 +35,6 @@ def screening(request, monkeypatch):
     return request.param
 
 
-def assert_same_as_reference(x, weight, bias, *, k, activation="none", latent_scale=None, latent_mask=None):
-    options = activation, latent_scale, latent_mask
-    values, indices = fastsparse.topk_encode(
-        x, weight, bias, k=k, activation=activation, latent_scale=latent_scale, latent_mask=latent_mask
-    )
-    right = reference.topk_encode(x, weight, bias, k, *options)
-    assert torch.equal(indices, right[1])
-    assert torch.equal(values, right[0])
-
-
 @pytest.mark.parametrize(("dtype", "k"), [(torch.float32, 33), (torch.bfloat16, 1)], ids=str)
 def test_stripes_and_row_blocks(screening, dtype, k):
     x, weight, bias = (random(*size, seed=1, dtype=dtype) for size in ((TOKENS, 24), (M, 24), (M,)))
@@ -66,7 +55,7 @@ def test_stripes_behind_the_eligible_are_skipped(screening, eligible, last):
     mask = torch.arange(M) < eligible
     mask = mask.flip(0) if last else mask
     x, weight, bias = integers(40, 16, seed=1), integers(M, 16, seed=2), integers(M, seed=3)
-    assert_same_as_reference(x, weight, bias, k=5, latent_mask=mask)
+    assert_same_as_reference(x, weight, bias, k=5, activation="none", latent_mask=mask)
 
 
 @pytest.mark.parametrize("k", [5, 300])
@@ -74,7 +63,7 @@ def test_stripes_behind_the_eligible_are_skipped(screening, eligible, last):
 def test_sorted_over_stripes(screening, direction, k):
     # Ascending, every latent beats the bound that the earlier ones set, and the lists fill; 0: all are tied.
     x, weight = integers(40, 1, seed=1, limit=1).abs() + 1, direction * torch.arange(M).float().unsqueeze(1)
-    assert_same_as_reference(x, weight, None, k=k)
+    assert_same_as_reference(x, weight, k=k, activation="none")
 
 
 def test_ties_over_stripes(screening):
