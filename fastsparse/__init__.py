@@ -1,43 +1,10 @@
 """Fused, exact, autograd-compatible kernels for sparse encoding in PyTorch."""
 
+from fastsparse import functional
 from fastsparse.backend import Backend, backends, use_backend
-from fastsparse.functional import (
-    NewtonInfo,
-    Pursuit,
-    SolverInfo,
-    TopK,
-    gru_recurrence,
-    linear_recurrence,
-    lstm_recurrence,
-    matching_pursuit,
-    matching_pursuit_step,
-    newton_recurrence,
-    sddmm,
-    sparse_decode,
-    spmm,
-    spmm_t,
-    topk_encode,
-)
+from fastsparse.functional import *  # noqa: F403 - its __all__ is the families'
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Backend",
-    "NewtonInfo",
-    "Pursuit",
-    "SolverInfo",
-    "TopK",
-    "backends",
-    "gru_recurrence",
-    "linear_recurrence",
-    "lstm_recurrence",
-    "matching_pursuit",
-    "matching_pursuit_step",
-    "newton_recurrence",
-    "sddmm",
-    "sparse_decode",
-    "spmm",
-    "spmm_t",
-    "topk_encode",
-    "use_backend",
-]
+__all__ = ["Backend", "backends", "use_backend"]
+__all__ += functional.__all__

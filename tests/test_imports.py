@@ -14,7 +14,7 @@ ROOT = Path(fastsparse.__file__).parents[1]
 
 # Each layer may import those before it, and itself. Two names in a row stand side by side.
 LAYERS = [
-    {"fastsparse._options", "fastsparse._transforms"},
+    {"fastsparse._exports", "fastsparse._options", "fastsparse._transforms"},
     {"fastsparse._validation", "fastsparse.backend", "fastsparse.reference", "fastsparse.kernels"},
     {"fastsparse.ops"},
     {"fastsparse.functional"},

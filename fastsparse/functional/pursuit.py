@@ -20,6 +20,8 @@ from fastsparse._validation import (
 )
 from fastsparse.functional._tensors import autocast, flat, unflat
 
+__all__ = ["Pursuit", "matching_pursuit", "matching_pursuit_step"]
+
 
 class Pursuit(NamedTuple):
     """A sparse code by matching pursuit: the steps of every row, in order, and what they leave.

@@ -17,6 +17,8 @@ from fastsparse._validation import (
 )
 from fastsparse.functional._tensors import autocast
 
+__all__ = ["SolverInfo", "gru_recurrence", "linear_recurrence", "lstm_recurrence"]
+
 
 class SolverInfo(NamedTuple):
     """How the states of every channel were found. They are the sequential recurrence's in any case.

@@ -22,6 +22,8 @@ from fastsparse._validation import (
 )
 from fastsparse.functional._tensors import autocast, flat, unflat
 
+__all__ = ["TopK", "sddmm", "sparse_decode", "spmm", "spmm_t", "topk_encode"]
+
 
 class TopK(NamedTuple):
     """A sparse code: the nonzero entries of every row, largest first.

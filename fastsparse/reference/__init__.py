@@ -3,30 +3,16 @@
 Nothing here is fast. Where a kernel and its reference disagree, the reference is right.
 """
 
-from fastsparse.reference.gru_recurrence import gru_recurrence, gru_recurrence_backward
-from fastsparse.reference.linear_recurrence import linear_recurrence, linear_recurrence_backward
-from fastsparse.reference.lstm_recurrence import lstm_recurrence, lstm_recurrence_backward
-from fastsparse.reference.matching_pursuit import matching_pursuit, matching_pursuit_backward
-from fastsparse.reference.matching_pursuit_step import matching_pursuit_step
-from fastsparse.reference.newton_recurrence import newton_recurrence
-from fastsparse.reference.sddmm import sddmm
-from fastsparse.reference.spmm import spmm
-from fastsparse.reference.spmm_t import spmm_t
-from fastsparse.reference.topk_encode import topk_encode
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "gru_recurrence",
-    "gru_recurrence_backward",
-    "linear_recurrence",
-    "linear_recurrence_backward",
-    "lstm_recurrence",
-    "lstm_recurrence_backward",
-    "matching_pursuit",
-    "matching_pursuit_backward",
-    "matching_pursuit_step",
-    "newton_recurrence",
-    "sddmm",
-    "spmm",
-    "spmm_t",
-    "topk_encode",
-]
+from fastsparse._exports import of_modules
+
+if TYPE_CHECKING:  # what reads this without running it
+
+    def __getattr__(definition: str) -> Callable: ...
+
+
+_definitions = of_modules(__name__, __path__)
+globals().update(_definitions)
+__all__ = sorted(_definitions)

@@ -20,6 +20,8 @@ from fastsparse._validation import (
 from fastsparse.backend import wants_reference
 from fastsparse.ops.linear_recurrence import linear_recurrence, linear_recurrence_backward
 
+__all__ = ["NewtonInfo", "newton_recurrence"]
+
 JACOBIANS = ("diagonal", "block")
 NEAR = 1e-2  # corrections from which Newton's method finds the rest of the way undamped
 Step = Callable[[Tensor, Tensor], Tensor]
