@@ -4,7 +4,7 @@ What tests the surroundings of an op (PyTorch's machinery, GPUs, sanitizers) tak
 enough to be differentiated numerically or large enough for many blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -86,7 +86,7 @@ class Sample:
         """The names of what has a gradient."""
         return tuple(name for name in self.names if name not in CONSTANTS)
 
-    def run(self, sizes: Sizes, made: list[Tensor]) -> tuple[Tensor, ...]:
+    def run(self, sizes: Sizes, made: Sequence[Tensor]) -> tuple[Tensor, ...]:
         out = self.call(sizes, *made)
         return tuple(out) if isinstance(out, tuple) else (out,)
 

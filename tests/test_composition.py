@@ -1,5 +1,6 @@
 """Every op inside PyTorch's machinery: gradcheck, opcheck, torch.compile, torch.export, autocast, vmap."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -7,8 +8,7 @@ import pytest
 import torch
 from backends import host_backend_names, running
 from oracle import laid_out, random, random_indices
-from samples import CORE, SMALL, calls, tensors
-from test_sparse_products import PRODUCTS
+from samples import CORE, SAMPLES, SMALL, calls, tensors
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
@@ -19,6 +19,8 @@ N, k, M, D, T = SMALL.N, SMALL.k, SMALL.M, SMALL.D, SMALL.T
 FUNCTIONS = {name: (sample.__call__, sample.inputs) for name, sample in CORE.items()}
 CODE = random_indices(N, k, M, seed=9)
 functions = pytest.mark.parametrize("name", CORE)
+FIRST_AND_LAST = host_backend_names()[0], host_backend_names()[-1]
+first_and_last = pytest.mark.parametrize("named", FIRST_AND_LAST)
 ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradients have none
 twice = pytest.mark.parametrize("name", [name for name in CORE if not name.startswith(ONCE)])
 
@@ -157,7 +159,7 @@ def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
 
 @functions
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
+@first_and_last
 def test_compile_each(named, name):
     function, inputs = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -285,88 +287,43 @@ def test_no_grad_and_inference_mode(backend, name):
         assert torch.equal(function(*leaves), right)
 
 
-# Calls by positional arguments, each with a batch of two: indices, masks and lengths, too, are other ones.
-BATCHED_MASK = torch.arange(M) > torch.tensor([[2], [5]])
-BATCHED_SPANS = torch.tensor([[0, 1, T], [0, T, T]])
-BATCHED = {
-    "topk_encode": (
-        lambda x, weight, bias, mask: fastsparse.topk_encode(x, weight, bias, k=k, latent_mask=mask),
-        ((N, D), (M, D), (M,), BATCHED_MASK),
-    ),
-    **{
-        product.name: (
-            lambda *args, product=product: product(*args, *[M] * (len(product.takes) - len(args))),
-            tuple(
-                {"values": (N, k), "x": (N, D), "weight": (M, D)}.get(name, name)
-                for name in product.takes
-                if name != "M"
-            ),
-        )
-        for product in PRODUCTS
-    },
-    "sparse_decode": (fastsparse.sparse_decode, ((N, k), "indices", (M, D), (D,))),
-    "matching_pursuit": (
-        lambda x, weight: fastsparse.matching_pursuit(
-            x, weight / weight.norm(dim=1, keepdim=True), k=k, normalized=True, coalesce=True
-        ),
-        ((N, D), (M, D)),
-    ),
-    "matching_pursuit_step": (fastsparse.matching_pursuit_step, ((N, D), (M, D))),
-    "linear_recurrence": (
-        lambda a, b, spans: fastsparse.linear_recurrence(a, b, cu_seqlens=spans),
-        ((1, T, D), (1, T, D), BATCHED_SPANS),
-    ),
-    "gru_recurrence": (
-        lambda u, weight, spans: fastsparse.gru_recurrence(u, weight, cu_seqlens=spans, solver="newton"),
-        ((1, T, 3, D), (3, D), BATCHED_SPANS),
-    ),
-    "lstm_recurrence": (
-        fastsparse.lstm_recurrence,
-        ((N, T, 3, D), (3, D), (2, D)),
-    ),
-}
+def batched(name: str) -> tuple[Callable, tuple[torch.Tensor, ...]]:
+    """A sample as a function of all its tensors, and a batch of two, of other masks and lengths too."""
+    sample = SAMPLES[name]
+    pairs = zip(sample.make(SMALL, seed=0), sample.make(SMALL, seed=len(sample.names)), strict=True)
+    return lambda *made: sample.run(SMALL, made), tuple(map(torch.stack, pairs))
 
 
-def batch(name: str) -> tuple[torch.Tensor, ...]:
-    indices = torch.stack((CODE, CODE.flip(0)))
-    return tuple(
-        spec if isinstance(spec, torch.Tensor) else indices if spec == "indices" else random(2, *spec, seed=i)
-        for i, spec in enumerate(BATCHED[name][1])
-    )
-
-
-@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
-@pytest.mark.parametrize("name", BATCHED)
+@first_and_last
+@pytest.mark.parametrize("name", SAMPLES)
 def test_vmap_is_the_loop(named, name):
-    function, args = BATCHED[name][0], batch(name)
+    function, args = batched(name)
     with running(named):
         each = [function(*(arg[i] for arg in args)) for i in range(2)]
-        batched = torch.vmap(function)(*args)
+        together = torch.vmap(function)(*args)
         moved = torch.vmap(function, in_dims=-1)(*(arg.movedim(0, -1) for arg in args))
         shared = torch.vmap(function, in_dims=(0, *(None,) * (len(args) - 1)))(
             args[0], *(arg[0] for arg in args[1:])
         )
-    right = each if isinstance(batched, torch.Tensor) else zip(*each, strict=True)
-    right = torch.stack(right) if isinstance(batched, torch.Tensor) else tuple(map(torch.stack, right))
-    for found in (batched, moved):
-        torch.testing.assert_close(tuple(found) if isinstance(found, tuple) else found, right)
-    first = [found if isinstance(found, torch.Tensor) else found[0] for found in (shared, batched)]
-    torch.testing.assert_close(first[0][0], first[1][0])
+    right = tuple(map(torch.stack, zip(*each, strict=True)))
+    torch.testing.assert_close(together, right)
+    torch.testing.assert_close(moved, right)
+    torch.testing.assert_close(tuple(out[0] for out in shared), each[0])
 
 
-@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
-@pytest.mark.parametrize("name", ["sparse_decode", *(product.name for product in PRODUCTS)])
+@first_and_last
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if "indices" in sample.names])
 @pytest.mark.parametrize("bad", [-1, M, -M - 1, 2**40])
 def test_indices_are_checked_under_transforms(named, name, bad):
-    function, args = BATCHED[name][0], batch(name)
-    next(arg for arg in args if arg.dtype == torch.int64)[1, 2, 1] = bad
+    function, args = batched(name)
+    args[SAMPLES[name].names.index("indices")][1, 2, 1] = bad
     with running(named):
         for call in (torch.vmap(function), torch.vmap(torch.func.functionalize(function))):
             with pytest.raises(IndexError, match=rf"2, 1\] must be in \[0, {M}\), got {bad}"):
                 call(*args)
 
 
-@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
+@first_and_last
 def test_what_data_must_be_is_checked_under_vmap(named):
     x, weight = random(2, N, D, seed=1), random(2, M, D, seed=2)
     mask, spans = torch.arange(M) < torch.tensor([[9], [3]]), torch.tensor([[0, 1, T], [0, T + 1, T]])
@@ -382,18 +339,22 @@ def test_what_data_must_be_is_checked_under_vmap(named):
             torch.vmap(lambda a, spans: fastsparse.linear_recurrence(a, a, cu_seqlens=spans))(a, spans)
 
 
-@pytest.mark.parametrize("named", [host_backend_names()[0], host_backend_names()[-1]])
-@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize(
+    ("named", "name"),
+    [
+        pair
+        for pair in product(FIRST_AND_LAST, SAMPLES)
+        if pair[0] != "reference" or "shooting" not in pair[1]  # which takes ten seconds there
+    ],
+)
 def test_nothing_is_read_of_tensors_without_data(named, name):
-    function, args = BATCHED[name][0], tuple(arg[0] for arg in batch(name))
+    function, args = batched(name)
+    args = tuple(arg[0] for arg in args)
     with running(named):
         right = function(*args)
         with FakeTensorMode() as mode:
-            fakes = tuple(map(mode.from_tensor, args))
-            inside = function(*fakes)
-    for out, fake in zip(
-        *([out] if isinstance(out, torch.Tensor) else out for out in (right, inside)), strict=True
-    ):
+            inside = function(*map(mode.from_tensor, args))
+    for out, fake in zip(right, inside, strict=True):
         assert fake.shape == out.shape
         assert fake.dtype == out.dtype
 
