@@ -14,7 +14,7 @@ import ctypes
 import importlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +59,7 @@ def running(backend: str) -> Iterator[None]:
     """Run ops on one of :func:`backend_names`."""
     with ExitStack() as stack:
         if (gpu := GPU_BACKENDS.get(backend.removesuffix("-screened"))) is not None:
-            stack.enter_context(_replaced(gpu))
+            stack.enter_context(_replaced(OPS, partial(_run, gpu)))
             if backend.endswith("-screened"):
                 stack.enter_context(turned(gpu.library(), screening=1))
         elif backend != "registered":
@@ -67,6 +67,8 @@ def running(backend: str) -> Iterator[None]:
             stack.enter_context(fastsparse.use_backend(name))
             if level:
                 stack.enter_context(use_cpu_level(level))
+                bare = [op for op, record in OPS.items() if "cpu" not in record.kernels]
+                stack.enter_context(_replaced(bare, _defined))
             if screened:
                 stack.enter_context(turned(_cpu.library, screening=1))
         yield
@@ -89,17 +91,23 @@ class GpuBackend:
 
 
 @contextmanager
-def _replaced(backend: GpuBackend) -> Iterator[None]:
-    """Make a GPU backend the CPU implementation of every op."""
+def _replaced(ops: Iterable[str], run: Callable) -> Iterator[None]:
+    """Make ``run``, of an op's name and its arguments, the CPU implementation of ops."""
     library = torch.library.Library("fastsparse", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")  # of what is replaced
-            for op in OPS:
-                library.impl(op, partial(_run, backend, op), "CPU", allow_override=True)
+            for op in ops:
+                library.impl(op, partial(run, op), "CPU", allow_override=True)
         yield
     finally:
         library._destroy()  # brings the compiled kernels back
+
+
+def _defined(op: str, *arguments):
+    """An op without a kernel for CPUs, which who names that backend is refused: here the reference serves."""
+    OPS[op].form.check(op, arguments)
+    return OPS[op].define(*arguments)
 
 
 def _run(backend: GpuBackend, name: str, *arguments):

@@ -47,7 +47,7 @@ def test_the_cuda_library_loads_under_every_pytorch():
         "if torch.version.cuda is None:\n"
         "    assert failure.startswith('libtorch_cuda.so is not loaded'), failure\n"
         "from fastsparse.ops._library import OPS\n"
-        "for op in OPS:\n"
+        "for op in [name for name, record in OPS.items() if 'cuda' in record.kernels]:\n"
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key(f'fastsparse_cuda::{op}', 'CUDA'), op\n"
         "print(_cuda.contents)\n"
     )
