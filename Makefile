@@ -14,9 +14,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --no-input
 AUDIT := $(VENV)/bin/torch-abi-audit --verbose --check torch
-KERNEL_TESTS := topk_encode sparse_products \
-  matching_pursuit matching_pursuit_step matching_pursuit_backward \
-  linear_recurrence gated_recurrences newton_recurrence
+# By families, and of ops that have a file of their own.
+KERNEL_TESTS := sparse_products matching_pursuit_backward gated_recurrences newton_recurrence \
+  $(patsubst tests/test_%.py,%,$(wildcard $(patsubst fastsparse/ops/%,tests/test_%,$(wildcard fastsparse/ops/*.py))))
 # As many processes as there are processors; who ends first takes over tests of the others.
 SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)

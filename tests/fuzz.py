@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,7 @@ from test_sparse_products import PRODUCTS, Product
 from torch import Tensor
 
 import fastsparse
+from fastsparse.ops._library import OPS as RECORDS
 
 # Of numbers: what a matrix of them is like.
 FAMILIES = (
@@ -328,6 +331,11 @@ OPS: dict[str, Callable[[Draw], int]] = {
 }
 OPS |= {product.name: lambda draw, product=product: _multiply(draw, product) for product in PRODUCTS}
 OPS |= {name: lambda draw, cell=cell: _gated(draw, cell) for name, cell in CELLS.items()}
+for _op in sorted(RECORDS.keys() - OPS.keys()):  # whose call stands with its tests
+    if Path(__file__).with_name(f"test_{_op}.py").exists():
+        _tests = import_module(f"test_{_op}")
+        if hasattr(_tests, "random_call"):
+            OPS[_op] = _tests.random_call
 
 
 # ---- many calls ----

@@ -2,9 +2,16 @@
 
 import pytest
 from backends import GPU_BACKENDS, backend_names
-from fuzz import fuzz
+from fuzz import OPS, fuzz
 
 import fastsparse
+from fastsparse.ops._library import OPS as RECORDS
+
+
+def test_every_op_with_kernels_is_called():
+    kernels = {op for op, record in RECORDS.items() if record.kernels and not op.endswith("_backward")}
+    lacking = ", ".join(sorted(kernels - OPS.keys()))
+    assert not lacking, f"{lacking}: tests/test_<op>.py must have a random_call(draw)"
 
 
 @pytest.mark.parametrize("name", backend_names(screened=True))
