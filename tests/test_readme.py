@@ -80,6 +80,7 @@ def test_the_chart_is_of_the_results():
     assert speed["SVG"].read_text(encoding="utf-8") == speed["chart"](json.loads(speed["RESULT"].read_text()))
 
 
-def test_the_table_of_ops_is_of_the_records():
-    page = runpy.run_path(str(ROOT / "docs" / "ops.py"))
-    assert page["PAGE"].read_text() == page["page"](), "python docs/ops.py writes it anew"
+@pytest.mark.parametrize("name", ["api", "ops"])
+def test_what_the_code_says_itself_is_on_its_page(name):
+    page = runpy.run_path(str(ROOT / "docs" / f"{name}.py"))
+    assert page["PAGE"].read_text() == page["page"](), f"python docs/{name}.py writes it anew"
