@@ -21,6 +21,7 @@ from torch import Tensor
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 GPU_NAMES = ("triton", "cuda")
+DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}  # whose tensors it runs on; the reference on all
 CPU_LEVELS = ("baseline", "avx2", "avx512")
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)  # of NVIDIA GPUs, for Triton's kernels; the CUDA library says what it serves
@@ -338,7 +339,7 @@ def wants_reference(x: Tensor) -> bool:
         return False
     if _requested == "reference":
         return True
-    device = "cpu" if _requested == "cpu" else "cuda"
+    device = DEVICES[_requested]
     if _requested == "cpu" or x.device.type != device:  # on a GPU, ops/_gpu.py insists, knowing the device
         _require(_requested)
     if x.device.type != device:

@@ -1,4 +1,4 @@
-"""CUDA tensors: which kernel runs an op, and what is done around it, on machines that have no GPU."""
+"""Who runs an op, and what is done around it on CUDA tensors, on machines that have no GPU."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,8 +11,9 @@ import fastsparse
 from fastsparse import backend
 from fastsparse._options import ACTIVATIONS
 from fastsparse.ops import _gpu
+from fastsparse.ops._choice import choose
 from fastsparse.ops._forms import Form
-from fastsparse.ops._library import OPS
+from fastsparse.ops._library import OPS, _without_kernel
 
 SPMM = OPS["spmm"]
 
@@ -24,29 +25,48 @@ def failing(**failures: str):
 def test_without_a_name_the_first_that_can_run():
     broken = {}
     for name in ("cuda", "triton"):
-        assert _gpu.choose(SPMM, None, failing(**broken)) == name
+        assert choose(SPMM, "cuda", None, failing(**broken)) == name
         broken[name] = "broken"
-    assert _gpu.choose(SPMM, None, failing(**broken)) == "reference"
+    assert choose(SPMM, "cuda", None, failing(**broken)) == "reference"
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_name_is_served_or_refused(name):
-    assert _gpu.choose(SPMM, name, failing()) == name
-    assert _gpu.choose(SPMM, "reference", failing()) == "reference"
+    assert choose(SPMM, "cuda", name, failing()) == name
+    assert choose(SPMM, "cuda", "reference", failing()) == "reference"
     with pytest.raises(
         RuntimeError, match=f"^spmm: backend '{name}' was asked for and can't run here: broken"
     ):
-        _gpu.choose(SPMM, name, failing(**{name: "broken"}))
+        choose(SPMM, "cuda", name, failing(**{name: "broken"}))
     with pytest.raises(RuntimeError, match=r"^spmm: backend 'cpu' was asked for .*: it runs on cpu tensors"):
-        _gpu.choose(SPMM, "cpu", failing())
+        choose(SPMM, "cuda", "cpu", failing())
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_the_reference_serves_ops_without_a_kernel(name):
     bare = replace(SPMM, kernels=())
-    assert _gpu.choose(bare, None, failing()) == "reference"
+    assert choose(bare, "cuda", None, failing()) == "reference"
     with pytest.raises(RuntimeError, match=f"'{name}' was asked for .*: it has no kernel for this op"):
-        _gpu.choose(bare, name, failing())
+        choose(bare, "cuda", name, failing())
+
+
+def test_each_device_has_its_own():
+    assert choose(SPMM, "cpu", None, failing()) == "cpu"
+    assert choose(SPMM, "cpu", None, failing(cpu="not built")) == "reference"
+    assert choose(SPMM, "xpu", None, failing()) == "reference"
+    for device in ("cpu", "xpu"):
+        with pytest.raises(RuntimeError, match=r"'triton' was asked for .*: it runs on cuda tensors"):
+            choose(SPMM, device, "triton", failing())
+
+
+@pytest.mark.parametrize(("name", "reason"), [("cpu", "it has no kernel for"), ("cuda", "it runs on cuda")])
+def test_an_op_without_a_kernel_runs_by_its_reference_or_not_at_all(monkeypatch, name, reason):
+    run = _without_kernel(replace(SPMM, kernels=()))
+    code = torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1)
+    assert run(*code).item() == 1
+    monkeypatch.setattr(backend, "_requested", name)
+    with pytest.raises(RuntimeError, match=f"^spmm: backend '{name}' was asked for .*: {reason}"):
+        run(*code)
 
 
 @pytest.fixture

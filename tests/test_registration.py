@@ -2,6 +2,8 @@
 
 import ctypes
 import gc
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import fastsparse
 from fastsparse.ops._forms import Form
 from fastsparse.ops._library import OPS
 
+ROOT = Path(__file__).parents[1]
 every_op = pytest.mark.parametrize("op", OPS)
 
 
@@ -40,6 +43,16 @@ def test_an_op_called_directly_looks_at_its_tensors(backend, op):
     for place, wrong in bad_tensors(op):
         with pytest.raises(ValueError, match=rf"^{op}: \w+ must (have|be) "):
             overload(*good[:place], wrong, *good[place + 1 :])
+
+
+@every_op
+def test_what_runs_an_op_says_which_files_do(op):
+    record, run = OPS[op], getattr(fastsparse.ops, op)
+    assert run.__name__ == op
+    assert record.files.keys() == {*record.kernels, "reference"}
+    for backend, file in record.files.items():
+        assert f"{file} ({backend})" in run.__doc__
+        assert re.search(rf"\b{op}\b", (ROOT / file).read_text()), file
 
 
 def test_a_form_is_read_whole():

@@ -17,6 +17,8 @@ from fastsparse.ops.linear_recurrence import First, linear_recurrence
 from fastsparse.reference._gated import Cell, apart, joined
 from fastsparse.reference._precision import accumulate
 
+SOURCE = "csrc/gated_ops.h"  # of all of them, and of their gradients
+
 
 def register_gated(
     schema: str, form: str, *, cell: Cell, reference: Callable, backward: Callable
@@ -61,6 +63,7 @@ def register_gated(
         backward=back,
         jvp=jvp,
         options={"solver": SOLVERS},
+        source=SOURCE,
     )
 
 

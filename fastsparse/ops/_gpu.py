@@ -1,4 +1,4 @@
-"""CUDA tensors: which kernel runs an op, and what every kernel needs around it."""
+"""CUDA tensors: what every kernel needs around it."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastsparse import backend
+from fastsparse.ops._choice import choose
 
 if TYPE_CHECKING:
     from fastsparse.ops._library import Op
@@ -33,21 +34,6 @@ def implementation(op: "Op") -> Callable:
     return run
 
 
-def choose(op: "Op", requested: str | None, failure: Callable[[str], str | None]) -> str:
-    """The backend that runs an op, of those without a failure; an error where another one was asked for."""
-    if requested is None:
-        return next((name for name in op.kernels if name != "cpu" and failure(name) is None), "reference")
-    if requested == "reference":
-        return requested
-    if requested == "cpu":
-        reason = "it runs on cpu tensors"
-    else:
-        reason = failure(requested) if requested in op.kernels else "it has no kernel for this op"
-    if reason is not None:
-        raise RuntimeError(f"{op.name}: backend {requested!r} was asked for and can't run here: {reason}")
-    return requested
-
-
 @cache
 def _chosen(op: "Op", dtype: torch.dtype, device: int, requested: str | None) -> str:
     def failure(name: str) -> str | None:
@@ -56,7 +42,7 @@ def _chosen(op: "Op", dtype: torch.dtype, device: int, requested: str | None) ->
             reason = f"Triton's kernel isn't for {str(dtype)[6:]}"
         return reason
 
-    name = choose(op, requested, failure)
+    name = choose(op, "cuda", requested, failure)
     if name == "cuda":
         _out_of_memory_since_last_asked(device)
     return name

@@ -20,6 +20,7 @@ from fastsparse._options import option_at
 from fastsparse._transforms import is_traced
 from fastsparse.backend import requested, tell_libraries, wants_reference
 from fastsparse.ops import _gpu
+from fastsparse.ops._choice import choose
 from fastsparse.ops._forms import Form
 from fastsparse.reference._precision import accumulate
 
@@ -45,6 +46,7 @@ class Op:
         options: by the argument's place, its name and the names whose positions it takes (_options.py).
         check: what else must hold of the arguments; kernels on the CPU look themselves.
         differentiable: whether it has a gradient, as all have that aren't gradients themselves.
+        source: the C++ file that says what it is on CPUs and GPUs, where each hasn't one of its name.
     """
 
     name: str
@@ -54,6 +56,18 @@ class Op:
     options: Mapping[int, tuple[str, Sequence[str]]] = field(default_factory=dict)
     check: Callable[..., None] | None = None
     differentiable: bool = True
+    source: str | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """By backend, the file of this project's source that runs it."""
+        own = {
+            "cpu": self.source or f"csrc/cpu/edge/{self.name}.cpp",
+            "cuda": self.source or f"csrc/cuda/{self.name}.cu",
+            "triton": f"kernels/{self.name}.py",
+        }
+        reference = f"{self.reference.__module__.replace('.', '/')}.py"
+        return {name: own[name] for name in self.kernels} | {"reference": reference}
 
     def look_at(self, arguments: Sequence) -> None:
         """Raise where arguments are valid in form, but not in what they hold."""
@@ -86,6 +100,7 @@ def register(
     options: Mapping[str, Sequence[str]] | None = None,
     check: Callable[..., None] | None = None,
     differentiable: bool = True,
+    source: str | None = None,
 ) -> Callable:
     """Define ``fastsparse::<schema>``, to which compiled libraries add kernels; returns what runs it.
 
@@ -103,7 +118,9 @@ def register(
     overload = getattr(torch.ops.fastsparse, name).default
     arguments = [argument.name for argument in overload._schema.arguments]
     places = {arguments.index(argument): (argument, names) for argument, names in (options or {}).items()}
-    op = OPS[name] = Op(name, Form(form, arguments), reference, kernels, places, check, differentiable)
+    op = OPS[name] = Op(
+        name, Form(form, arguments), reference, kernels, places, check, differentiable, source
+    )
     tell_libraries(name, op.form.demands)
 
     def fake(*arguments):
@@ -127,6 +144,9 @@ def register(
             return reverse(*arguments)
         return both(*arguments)
 
+    run.__name__ = run.__qualname__ = name
+    files = "".join(f"\n    {file} ({backend})" for backend, file in op.files.items())
+    run.__doc__ = f"Run ``{qualified}`` on the backend that was asked for, else the first that can.\n{files}"
     return run
 
 
@@ -213,13 +233,10 @@ def total(*terms: Tensor | None) -> Tensor | None:
 
 
 def _without_kernel(op: Op) -> Callable:
-    """What runs where no library has added a kernel: the reference, unless the kernel was asked for."""
+    """What runs where no library has added a kernel: the reference, unless another backend was asked for."""
 
     def run(*arguments):
-        if requested() == "cpu":
-            raise RuntimeError(
-                f"{op.name}: backend 'cpu' was asked for and can't run here: it has no kernel for this op"
-            )
+        choose(op, arguments[0].device.type, requested(), lambda name: "it has no kernel for this op")
         op.form.check(op.name, arguments)
         return op.define(*arguments)
 

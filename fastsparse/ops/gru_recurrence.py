@@ -1,7 +1,7 @@
 """``fastsparse::gru_recurrence``, and its gradient."""
 
 from fastsparse import reference
-from fastsparse.ops._gated import register_gated
+from fastsparse.ops._gated import SOURCE, register_gated
 from fastsparse.ops._library import register_backward
 from fastsparse.reference.gru_recurrence import CELL
 
@@ -12,6 +12,7 @@ gru_recurrence_backward = register_backward(
     "u (B, T, 3, H), weight (3, H), h0 (S, H)?, cu_seqlens (S + 1) int64?, h (B, T, H), d_h (B, T, H) "
     "-> d_u (B, T, 3, H) if needs_u, d_weight (3, H) if needs_weight, d_h0 (S, H) if needs_h0",
     reference=reference.gru_recurrence_backward,
+    source=SOURCE,
 )
 
 gru_recurrence = register_gated(

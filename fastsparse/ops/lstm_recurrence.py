@@ -1,7 +1,7 @@
 """``fastsparse::lstm_recurrence``, and its gradient."""
 
 from fastsparse import reference
-from fastsparse.ops._gated import register_gated
+from fastsparse.ops._gated import SOURCE, register_gated
 from fastsparse.ops._library import register_backward
 from fastsparse.reference.lstm_recurrence import CELL
 
@@ -15,6 +15,7 @@ lstm_recurrence_backward = register_backward(
     "d_weight (3, H) if needs_weights, d_peephole (2, H) if needs_weights, d_h0 (S, H) if needs_state, "
     "d_c0 (S, H) if needs_state",
     reference=reference.lstm_recurrence_backward,
+    source=SOURCE,
 )
 
 lstm_recurrence = register_gated(
