@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> int:
         for dtype in TOLERANCE:
             for name, sample in SAMPLES.items():
                 for op, given in recorded(sample, sizes, dtype=dtype, device="cuda"):
-                    check(f"{name}, {sizes}", op, given, dtype)
+                    if "cuda" in OPS[op].kernels:
+                        check(f"{name}, {sizes}", op, given, dtype)
     return 0
 
 
