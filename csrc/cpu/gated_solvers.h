@@ -112,7 +112,9 @@ template <template <typename> class Cell, typename T> class InTime {
       int64_t count = pack(t, kTileSteps, u_);
       for (int64_t g = 0; g < kRow; g += kGroup) first_states(g, t, count, before, h);
     }
+    uint64_t near = 0;  // channels, of at most kRow, whose last corrections were so little that the next may be small
     for (int attempt = 1; attempt <= kNewtonPasses && untried(); ++attempt) {
+      if (attempt == kNewtonPasses) near = ~uint64_t{0};
       for (int k = 0; k < kStates; ++k)
         for (int64_t lane = n_; lane < plan_.chunks * n_; ++lane)
           before[k * kRow + lane] = h[((L - 1) * kStates + k) * kRow + lane - n_];
@@ -123,19 +125,24 @@ template <template <typename> class Cell, typename T> class InTime {
       std::memcpy(state, before, kStates * kRowBytes);
       for (int64_t t = 0; t < L; t += kTileSteps) {
         int64_t count = pack(t, kTileSteps, u_);
-        for (int64_t g = 0; g < kRow; g += kGroup) linearise(g, t, count, state, h, q, P, last_q);
+        for (int64_t g = 0; g < kRow; g += kGroup)
+          if (near) linearise<true>(g, t, count, state, h, q, P, last_q);
+          else linearise<false>(g, t, count, state, h, q, P, last_q);
       }
       for (int64_t i = 0; i < n_; ++i)
         corrections(i, D, [&](int64_t lane, int k) { return last_q[k * kRow + lane - n_]; });
       correct(h, q, P, D, bad);
       for (int64_t i = 0; i < n_; ++i) {
         if (passes_[i] != kUntried) continue;
-        bool sure = steady(i), lost = false;
+        C worst = 0;
+        bool lost = false;
         for (int64_t lane = i; lane < plan_.chunks * n_; lane += n_) {
-          sure &= bad[lane] == 0;
+          worst = bad[lane] <= worst ? worst : bad[lane];
           for (int k = 0; k < kStates; ++k) lost |= D[k * kRow + lane] != D[k * kRow + lane];
         }
-        settle(i, attempt, sure, lost);
+        bool was_near = near >> i & 1;
+        settle(i, attempt, was_near && worst == kIsSmall && steady(i), lost);
+        near = (near & ~(uint64_t{1} << i)) | uint64_t(worst < kIsFar) << i;
       }
     }
     give_up();
@@ -147,6 +154,9 @@ template <template <typename> class Cell, typename T> class InTime {
 
  private:
   static constexpr int32_t kUntried = -2;
+  // How large a channel's corrections are, as Newton's method sees it. From one pass to the next they are squared, so
+  // that small ones mostly come after near ones, which kNear says; only then are rounding errors worth following.
+  static constexpr C kIsSmall = 0, kIsNear = 1, kIsFar = 2, kNear = sizeof(C) == 8 ? 0x1p27 : 0x1p12;
 
   static C magnitude(C value) { return value < 0 ? -value : value; }
 
@@ -251,15 +261,16 @@ template <template <typename> class Cell, typename T> class InTime {
       for (Vector<C>& part : value.v) part = absolute(part) < least ? Vector<C>{} : part;  // NaN remains
   }
 
-  // What chunks carry along: the derivative P of their states in their starts, the covariance of the rounding errors
-  // made since, and how large |P|^2, the sum of its squared entries, and the variance have been.
-  struct Tangents {
+  // What chunks carry along: the derivative P of their states in their starts and, kErrorsToo, the covariance of the
+  // rounding errors made since, and how large |P|^2, the sum of its squared entries, and the variance have been.
+  template <bool kErrorsToo> struct Tangents {
     static constexpr C kTiny = sizeof(C) == 8 ? 0x1p-511 : 0x1p-63;  // whose square is just a normal number
 
     V P[kSquare], errors[kErrors], most[1], widest[1];
 
     FASTSPARSE_INLINE void step(const V (&J)[kSquare]) {
       multiply<kStates, kStates>(J, P), flush(P);
+      if constexpr (!kErrorsToo) return;
       carry_errors<kStates>(J, errors), add_errors<kStates>(errors);
       V variance = trace<kStates>(errors);
 #pragma GCC unroll 8
@@ -276,21 +287,25 @@ template <template <typename> class Cell, typename T> class InTime {
       }
     }
   };
-  FASTSPARSE_INLINE Tangents tangents(int64_t group) const {
-    Tangents result;
-    load_rows(result.P, P_, group), load_rows(result.errors, errors_, group);
+  template <bool kErrorsToo> FASTSPARSE_INLINE Tangents<kErrorsToo> tangents(int64_t group) const {
+    Tangents<kErrorsToo> result;
+    load_rows(result.P, P_, group);
+    if constexpr (!kErrorsToo) return result;
+    load_rows(result.errors, errors_, group);
     load_rows(result.most, most_, group), load_rows(result.widest, widest_, group);
     return result;
   }
-  FASTSPARSE_INLINE void keep(const Tangents& tangents, int64_t group) const {
-    store_rows(tangents.P, P_, group), store_rows(tangents.errors, errors_, group);
+  template <bool kErrorsToo> FASTSPARSE_INLINE void keep(const Tangents<kErrorsToo>& tangents, int64_t group) const {
+    store_rows(tangents.P, P_, group);
+    if constexpr (!kErrorsToo) return;
+    store_rows(tangents.errors, errors_, group);
     store_rows(tangents.most, most_, group), store_rows(tangents.widest, widest_, group);
   }
 
   // `count` steps of the chunks of a group, as u_ has them: `state` goes on, and `out` gets every state.
   void run_tile(int64_t group, int64_t count, C* state, C* out) const {
     Cell<Math> cell = this->cell(group);
-    Tangents tangents = this->tangents(group);
+    Tangents<true> tangents = this->tangents<true>(group);
     V now[3], h[kStates], J[kSquare];
     load_rows(h, state, group);
     for (int64_t s = 0; s < count; ++s) {
@@ -343,9 +358,10 @@ template <template <typename> class Cell, typename T> class InTime {
   }
 
   // With J and F those of step s at the states h: q = J q + F and P = J P, both kept; `before` is the state before.
+  template <bool kErrorsToo>
   void linearise(int64_t group, int64_t t, int64_t count, C* before, const C* h, C* q, C* P, C* last_q) const {
     Cell<Math> cell = this->cell(group);
-    Tangents tangents = this->tangents(group);
+    Tangents<kErrorsToo> tangents = this->tangents<kErrorsToo>(group);
     V now[3], state[kStates], old[kStates], J[kSquare], offset[kStates];
     load_rows(old, before, group), load_rows(offset, last_q, group);
     for (int64_t s = 0; s < count; ++s) {
@@ -362,10 +378,10 @@ template <template <typename> class Cell, typename T> class InTime {
     store_rows(old, before, group), store_rows(offset, last_q, group), keep(tangents, group);
   }
 
-  // h += d = q + P D in the channels that are left; bad becomes 1 where d isn't small.
+  // h += d = q + P D in the channels that are left; bad becomes kIsNear or kIsFar where a d isn't small.
   void correct(C* h, const C* q, const C* P, const C* D, C* bad) const {
     int64_t length = steps_.end - steps_.begin - (plan_.chunks - 1) * plan_.length;  // of the last chunk
-    Vector<C> one = broadcast(C(1));
+    Vector<C> one = broadcast(C(1)), is_near = broadcast(kIsNear), is_far = broadcast(kIsFar);
     for (int64_t t = 0; t < plan_.length; ++t) {
       int64_t inside = (t < length ? plan_.chunks : plan_.chunks - 1) * n_;
       for (int64_t lane = 0; lane < inside; lane += kLanes<C>)
@@ -377,7 +393,9 @@ template <template <typename> class Cell, typename T> class InTime {
           Vector<C> old = load(to), now = old + d;
           store(load(todo_ + lane) > 0 ? now : old, to);
           Vector<C> limit = kSmall<C> * at_least(absolute(old), one);  // of the new state an infinite d is a small part
-          store(absolute(d) <= limit ? load(bad + lane) : one, bad + lane);
+          Vector<C> worst = load(bad + lane);
+          worst = absolute(d) <= limit ? worst : at_least(worst, is_near);
+          store(absolute(d) <= kNear * limit ? worst : is_far, bad + lane);  // NaN is far
         }
     }
   }
