@@ -20,6 +20,10 @@ cuda_built = pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="the CUDA kern
 checkout = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="this is no checkout")
 
 
+def shown_by(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.skipif(not OBJECTS, reason="the kernels were not built in this checkout")
 def test_no_level_offers_its_code_to_another():
     """Of two weak definitions the linker keeps either: AVX-512 code could end up in every level's path."""
@@ -27,10 +31,7 @@ def test_no_level_offers_its_code_to_another():
     for path in OBJECTS:
         level = path.suffixes[-2][1:]
         levels.add(level)
-        listing = subprocess.run(
-            ["nm", "--demangle", "--defined-only", path], capture_output=True, text=True, check=True
-        )
-        for line in listing.stdout.splitlines():
+        for line in shown_by("nm", "--demangle", "--defined-only", path).splitlines():
             _, kind, symbol = line.split(maxsplit=2)
             shared_code = kind in "WwuTi"
             assert not shared_code or f"fastsparse::{level}::" in symbol, f"{path.name} defines {symbol}"
@@ -63,16 +64,10 @@ def test_the_cuda_library_loads_under_every_pytorch():
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are missing")
 def test_the_cuda_library_needs_and_offers_no_cuda():
     """It brings CUDA's runtime and keeps it to itself: PyTorch's own, perhaps older, has the same names."""
-    needed = subprocess.run(
-        ["readelf", "-d", CUDA_LIBRARY], capture_output=True, text=True, check=True
-    ).stdout
-    libraries = re.findall(r"NEEDED.*\[(.+)\]", needed)
+    libraries = re.findall(r"NEEDED.*\[(.+)\]", shown_by("readelf", "-d", CUDA_LIBRARY))
     assert "libtorch_cpu.so" in libraries
     assert not [name for name in libraries if re.search("cuda|cublas|c10|python", name)]
-    listing = subprocess.run(
-        ["nm", "-D", "--defined-only", CUDA_LIBRARY], capture_output=True, text=True, check=True
-    )
-    names = [line.split()[-1] for line in listing.stdout.splitlines()]
+    names = [line.split()[-1] for line in shown_by("nm", "-D", "--defined-only", CUDA_LIBRARY).splitlines()]
     assert {"fastsparse_cuda_failure", "fastsparse_cuda_contents"} <= set(names)
     assert not [name for name in names if re.match("cu[A-Zd]|__cuda", name)]
 
@@ -118,17 +113,6 @@ def test_archs_are_those_that_nvcc_knows(toolkit):
 
 
 @checkout
-@pytest.mark.parametrize("bad", ["100", "90a", "sm_90", "80+PTX", ","])
-def test_archs_that_nvcc_does_not_know(toolkit, bad):
-    done = setup("cuda_contents()", CUDA_HOME=toolkit, FASTSPARSE_CUDA_ARCHS=bad)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        "FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc 12.6 can compile for (75, 80, 86, 90), "
-        f"got {bad!r}"
-    )
-
-
-@checkout
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [
@@ -145,31 +129,36 @@ def test_what_is_built(toolkit, environment, wanted):
     assert done.stdout.splitlines()[-1] == wanted
 
 
+ARCHS = "FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc 12.6 can compile for (75, 80, 86, 90), got"
+NO_NVCC, NO_COMPILER = "no nvcc was found (set CUDA_HOME)", "no C++ compiler was found (set CXX)"
+
+
 @checkout
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("call", "environment", "message"),
     [
-        (
-            {"FASTSPARSE_CUDA": "1", "CUDA_HOME": "/nonexistent"},
-            "FASTSPARSE_CUDA=1: no nvcc was found (set CUDA_HOME)",
+        *(
+            ("cuda_contents()", {"FASTSPARSE_CUDA_ARCHS": bad}, f"{ARCHS} {bad!r}")
+            for bad in ("100", "90a", "sm_90", "80+PTX", ",")
         ),
-        ({"FASTSPARSE_CUDA": "1", "CXX": "none"}, "FASTSPARSE_CUDA=1: no C++ compiler was found (set CXX)"),
-        ({"FASTSPARSE_CPU": "1", "CXX": "none"}, "FASTSPARSE_CPU=1: no C++ compiler was found (set CXX)"),
-        ({"FASTSPARSE_CUDA": "yes"}, "FASTSPARSE_CUDA: must be 0 or 1, got 'yes'"),
-        ({"FASTSPARSE_CPU": "2"}, "FASTSPARSE_CPU: must be 0 or 1, got '2'"),
+        ("wanted()", {"FASTSPARSE_CUDA": "1", "CUDA_HOME": "/none"}, f"FASTSPARSE_CUDA=1: {NO_NVCC}"),
+        ("wanted()", {"FASTSPARSE_CUDA": "1", "CXX": "none"}, f"FASTSPARSE_CUDA=1: {NO_COMPILER}"),
+        ("wanted()", {"FASTSPARSE_CPU": "1", "CXX": "none"}, f"FASTSPARSE_CPU=1: {NO_COMPILER}"),
+        ("wanted()", {"FASTSPARSE_CUDA": "yes"}, "FASTSPARSE_CUDA: must be 0 or 1, got 'yes'"),
+        ("wanted()", {"FASTSPARSE_CPU": "2"}, "FASTSPARSE_CPU: must be 0 or 1, got '2'"),
     ],
 )
-def test_what_can_not_be_built_is_an_error(environment, message):
-    done = setup("wanted()", **environment)
+def test_what_can_not_be_built_is_an_error(toolkit, call, environment, message):
+    done = setup(call, **({"CUDA_HOME": toolkit} | environment))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == message
 
 
 @checkout
 def test_without_nvcc_it_is_said():
-    done = setup("cuda_wanted()", CUDA_HOME="/nonexistent")
+    done = setup("cuda_wanted()", CUDA_HOME="/none")
     assert done.stdout.splitlines()[-1] == "False"
-    assert "fastsparse: no nvcc was found (set CUDA_HOME); installing without CUDA kernels" in done.stderr
+    assert f"fastsparse: {NO_NVCC}; installing without CUDA kernels" in done.stderr
 
 
 @pytest.fixture
@@ -227,9 +216,6 @@ def test_the_source_distribution_holds_what_its_tests_need(tmp_path):
     shipped = set((tmp_path / "fastsparse_torch.egg-info" / "SOURCES.txt").read_text().splitlines())
     assert "setup.py" in shipped
     for folder in ("benchmarks", "csrc", "docs", "fastsparse", "kernels", "tests"):
-        files = {
-            path
-            for path in (ROOT / folder).rglob("*")
-            if path.is_file() and path.suffix not in (".so", ".pyc")
-        }
-        assert {str(path.relative_to(ROOT)) for path in files} <= shipped
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".so", ".pyc"):
+                assert str(path.relative_to(ROOT)) in shipped

@@ -18,50 +18,49 @@ from fastsparse.ops._library import OPS, _without_kernel
 SPMM = OPS["spmm"]
 
 
-def failing(**failures: str):
-    return failures.get
+BARE = replace(SPMM, kernels=())
 
 
-def test_without_a_name_the_first_that_can_run():
-    broken = {}
-    for name in ("cuda", "triton"):
-        assert choose(SPMM, "cuda", None, failing(**broken)) == name
-        broken[name] = "broken"
-    assert choose(SPMM, "cuda", None, failing(**broken)) == "reference"
+@pytest.mark.parametrize(
+    ("op", "device", "requested", "broken", "chosen"),
+    [
+        (SPMM, "cuda", None, (), "cuda"),
+        (SPMM, "cuda", None, ("cuda",), "triton"),
+        (SPMM, "cuda", None, ("cuda", "triton"), "reference"),
+        (SPMM, "cuda", "cuda", (), "cuda"),
+        (SPMM, "cuda", "triton", (), "triton"),
+        (SPMM, "cuda", "reference", (), "reference"),
+        (SPMM, "cpu", None, (), "cpu"),
+        (SPMM, "cpu", None, ("cpu",), "reference"),
+        (SPMM, "xpu", None, (), "reference"),
+        (BARE, "cuda", None, (), "reference"),
+    ],
+)
+def test_the_one_asked_for_or_the_first_that_can_run(op, device, requested, broken, chosen):
+    assert choose(op, device, requested, dict.fromkeys(broken, "broken").get) == chosen
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_a_name_is_served_or_refused(name):
-    assert choose(SPMM, "cuda", name, failing()) == name
-    assert choose(SPMM, "cuda", "reference", failing()) == "reference"
-    with pytest.raises(
-        RuntimeError, match=f"^spmm: backend '{name}' was asked for and can't run here: broken"
-    ):
-        choose(SPMM, "cuda", name, failing(**{name: "broken"}))
-    with pytest.raises(RuntimeError, match=r"^spmm: backend 'cpu' was asked for .*: it runs on cpu tensors"):
-        choose(SPMM, "cuda", "cpu", failing())
-
-
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_the_reference_serves_ops_without_a_kernel(name):
-    bare = replace(SPMM, kernels=())
-    assert choose(bare, "cuda", None, failing()) == "reference"
-    with pytest.raises(RuntimeError, match=f"'{name}' was asked for .*: it has no kernel for this op"):
-        choose(bare, "cuda", name, failing())
-
-
-def test_each_device_has_its_own():
-    assert choose(SPMM, "cpu", None, failing()) == "cpu"
-    assert choose(SPMM, "cpu", None, failing(cpu="not built")) == "reference"
-    assert choose(SPMM, "xpu", None, failing()) == "reference"
-    for device in ("cpu", "xpu"):
-        with pytest.raises(RuntimeError, match=r"'triton' was asked for .*: it runs on cuda tensors"):
-            choose(SPMM, device, "triton", failing())
+@pytest.mark.parametrize(
+    ("op", "device", "requested", "reason"),
+    [
+        (SPMM, "cuda", "cuda", "broken"),
+        (SPMM, "cuda", "triton", "broken"),
+        (SPMM, "cuda", "cpu", "it runs on cpu tensors"),
+        (SPMM, "cpu", "triton", "it runs on cuda tensors"),
+        (SPMM, "xpu", "triton", "it runs on cuda tensors"),
+        (BARE, "cuda", "cuda", "it has no kernel for this op"),
+        (BARE, "cuda", "triton", "it has no kernel for this op"),
+    ],
+)
+def test_a_name_that_can_not_be_served_is_refused(op, device, requested, reason):
+    message = f"^spmm: backend '{requested}' was asked for and can't run here: {reason}"
+    with pytest.raises(RuntimeError, match=message):
+        choose(op, device, requested, {requested: "broken"}.get)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("cpu", "it has no kernel for"), ("cuda", "it runs on cuda")])
 def test_an_op_without_a_kernel_runs_by_its_reference_or_not_at_all(monkeypatch, name, reason):
-    run = _without_kernel(replace(SPMM, kernels=()))
+    run = _without_kernel(BARE)
     code = torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1)
     assert run(*code).item() == 1
     monkeypatch.setattr(backend, "_requested", name)
@@ -212,22 +211,17 @@ def failing_kernel(monkeypatch):
 
 
 def test_out_of_memory_is_pytorchs_own_error(failing_kernel):
-    arguments = (on_gpu(torch.ones(1)),)
-    failing_kernel.message = "spmm: PyTorch failed: its reason stands in what it wrote to standard error"
-    with pytest.raises(RuntimeError, match="PyTorch failed") as caught:  # something else was wrong
-        _gpu._run_cuda("spmm", arguments)
-    assert not isinstance(caught.value, torch.OutOfMemoryError)
-    failing_kernel.ooms += 1
-    message = (
+    failed = "spmm: PyTorch failed: its reason stands in what it wrote to standard error"
+    memory = (
         "CUDA out of memory: spmm on cuda:0, where 0.50 GiB of 128.00 GiB are free and .* holds 64.00 GiB"
     )
-    with pytest.raises(torch.OutOfMemoryError, match=message):
-        _gpu._run_cuda("spmm", arguments)
-    with pytest.raises(RuntimeError) as caught:  # the same count again is no news
-        _gpu._run_cuda("spmm", arguments)
-    assert not isinstance(caught.value, torch.OutOfMemoryError)
-    failing_kernel.ooms += 1
-    failing_kernel.message = "fastsparse: launching spmm: invalid argument"
-    with pytest.raises(RuntimeError, match="invalid argument") as caught:
-        _gpu._run_cuda("spmm", arguments)
-    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    for ooms, message, error, expected in (
+        (3, failed, RuntimeError, "PyTorch failed"),  # something else was wrong
+        (4, failed, torch.OutOfMemoryError, memory),
+        (4, failed, RuntimeError, "PyTorch failed"),  # the same count again is no news
+        (5, "fastsparse: launching spmm: invalid argument", RuntimeError, "invalid argument"),
+    ):
+        failing_kernel.ooms, failing_kernel.message = ooms, message
+        with pytest.raises(error, match=expected) as caught:
+            _gpu._run_cuda("spmm", (on_gpu(torch.ones(1)),))
+        assert type(caught.value) is error
