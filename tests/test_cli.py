@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it returns, and that Ctrl-C and kill -9 are survived."""
+"""The command line: what it prints, what it returns, and that Ctrl-C is survived."""
 
 import fcntl
 import io
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import fastsparse
 from fastsparse.__main__ import main
@@ -47,9 +46,10 @@ def last_record(log: Path) -> dict:
     return json.loads(log.read_text().splitlines()[-1])
 
 
-def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("model", ["topk", "mp"])
+def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture, model: str) -> None:
     run = tmp_path / "run"
-    arguments = ["train", data, "--output", str(run), "--steps", "7", *SIZES]
+    arguments = ["train", data, "--output", str(run), "--steps", "7", "--model", model, *SIZES]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert out.startswith("step 7: loss ")
@@ -60,29 +60,13 @@ def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     assert capsys.readouterr().out.startswith("all steps had been done before\n")
 
 
-def test_train_by_matching_pursuit(data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = str(tmp_path / "run")
-    assert main(["train", data, "--output", run, "--steps", "3", "--model", "mp", *SIZES]) == 0
-    assert capsys.readouterr().out.startswith("step 3: loss ")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
-        (
-            ["train", "{data}", "--output", "{run}", "--k", "99"],
-            "k: must be at most num_latents (32), got 99",
-        ),
+        (["train", "{data}", "--output", "{run}", "--k", "99"], "k: must be at most num_latents (32)"),
         (["train", "{data}", "--output", "{data}"], "{data}"),
-        (
-            ["report", "{empty}"],
-            "run: {empty}: must be the folder of a training run, which holds checkpoints",
-        ),
-        (
-            ["report", "{empty}", "--device", "tpu"],
-            "device: must be auto, cpu, cuda or cuda:<number>, got 'tpu'",
-        ),
+        (["report", "{empty}"], "run: {empty}: must be the folder of a training run, which holds"),
     ],
 )
 def test_errors_are_explained_without_a_traceback(
@@ -105,33 +89,24 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> No
     assert "usage: fastsparse" in capsys.readouterr().err
 
 
-def test_ctrl_c_then_kill_9_then_on_to_the_same_end(data: str, tmp_path: Path) -> None:
-    def arguments(run: Path) -> list[str]:
-        return ["train", data, "--output", str(run), "--steps", "400", "--checkpoint-every", "50", *SIZES]
-
-    assert main(arguments(tmp_path / "whole")) == 0
+def test_after_ctrl_c_the_same_command_goes_on(data: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for number, steps in ((signal.SIGINT, 60), (signal.SIGKILL, 180)):
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command(*arguments(run)), **pipe) as process:
-            wait_for_steps(run / "log.jsonl", steps, process)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-        if number == signal.SIGINT:
-            assert process.returncode == 130
-            step = last_record(run / "log.jsonl")["step"]
-            checkpoint = run / f"checkpoint-{step:09d}.safetensors"
-            advice = f"run the same command again to go on from {checkpoint}"
-            assert err == f"fastsparse: interrupted after step {step}; {advice}\n"
-            assert checkpoint.exists()
-            assert out == ""
-        else:
-            assert process.returncode == -signal.SIGKILL
-    assert main(arguments(run)) == 0
-    name = "checkpoint-000000400.safetensors"
-    ours, expected = load_file(run / name), load_file(tmp_path / "whole" / name)
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[key], expected[key]) for key in expected)
+    arguments = ["train", data, "--output", str(run), "--steps", "400", *SIZES]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(*arguments), **pipe) as process:
+        wait_for_steps(run / "log.jsonl", 60, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = last_record(run / "log.jsonl")["step"]
+    checkpoint = run / f"checkpoint-{step:09d}.safetensors"
+    advice = f"run the same command again to go on from {checkpoint}"
+    assert err == f"fastsparse: interrupted after step {step}; {advice}\n"
+    assert checkpoint.exists()
+    assert out == ""
+    assert main(arguments) == 0
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 401))
 
 
 def test_progress_bar_on_a_terminal(data: str, tmp_path: Path) -> None:
