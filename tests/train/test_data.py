@@ -114,14 +114,15 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def names(*sources: str) -> list[str]:
+    return [str(shard.path) for shard in Shards(sources).shards]
+
+
 def test_sources(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.npy", numbered(0, 2)), write(tmp_path / "b.safetensors", numbered(2, 2))
     (tmp_path / "tokens.json").write_text("[]")
     (tmp_path / "within").mkdir()
     c = write(tmp_path / "within" / "c.npy", numbered(4, 2))
-
-    def names(*sources: str) -> list[str]:
-        return [str(shard.path) for shard in Shards(sources).shards]
 
     assert names(str(tmp_path)) == [a, b]
     assert names(str(tmp_path / "*.npy")) == [a]
@@ -137,12 +138,8 @@ def test_a_file_counts_once_by_whatever_name(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "link.npy").symlink_to(a)
     monkeypatch.chdir(tmp_path)
     spellings = [a, "folder/a.npy", "./folder/../folder/a.npy", "link.npy", "other", "other/*.npy", b]
-    shards = Shards(spellings).shards
-    assert [str(shard.path) for shard in shards] == [a, "other/b.npy"]
-    assert [str(shard.path) for shard in Shards(["link.npy", "folder"]).shards] == [
-        "link.npy",
-        "folder/b.npy",
-    ]
+    assert names(*spellings) == [a, "other/b.npy"]
+    assert names("link.npy", "folder") == ["link.npy", "folder/b.npy"]
 
 
 def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
@@ -150,20 +147,7 @@ def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
     a = write(tmp_path / "a.npy", numbered(0, 2))
     (tmp_path / "._a.npy").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
     for source in (str(tmp_path), str(tmp_path / "*.npy"), str(tmp_path / "**" / "*")):
-        assert [str(shard.path) for shard in Shards([source]).shards] == [a]
-
-
-def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path / "a.npy", numbered(0, 2))
-    (tmp_path / "b.npy").symlink_to(tmp_path / "gone.npy")
-    with pytest.raises(FileNotFoundError, match=r"b.npy"):
-        Shards([str(tmp_path)])
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.npy")
-    with pytest.raises(OSError, match=r"a.npy: must be a file, got a pipe or a device"):
-        Shards([str(tmp_path / "a.npy")])
+        assert names(source) == [a]
 
 
 def test_one_of_several_tensors(tmp_path: Path) -> None:
@@ -191,15 +175,10 @@ def test_bad_shards(tmp_path: Path, suffix: str) -> None:
     rejects(torch.ones(5, 3, 2), r"must hold a matrix .*got shape \(5, 3, 2\)")
     rejects(torch.ones(5, 0), r"must hold a matrix .*got shape \(5, 0\)")
     broken = tmp_path / f"broken{suffix}"
-    broken.write_bytes(Path(good).read_bytes()[:-4])
-    with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
-        Shards([str(broken)])
-    broken.write_bytes(b"something else entirely")
-    with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
-        Shards([str(broken)])
-    broken.write_bytes(b"")
-    with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
-        Shards([str(broken)])
+    for content in (Path(good).read_bytes()[:-4], b"something else entirely", b""):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=f"broken{suffix}: not a whole"):
+            Shards([str(broken)])
 
 
 def npy(header: str) -> bytes:
@@ -271,21 +250,26 @@ def test_bad_safetensors_headers(tmp_path: Path) -> None:
             Shards([str(tmp_path)])
 
 
-def test_missing_sources(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"the folder holds no .npy or .safetensors file"):
-        Shards([str(tmp_path)])
-    with pytest.raises(FileNotFoundError, match=r"nothing: no such file or folder"):
-        Shards([str(tmp_path / "nothing")])
-    with pytest.raises(FileNotFoundError, match=r"no file matches it as a glob"):
-        Shards([str(tmp_path / "*.npy")])
-    with pytest.raises(ValueError, match=r"must name at least one"):
-        Shards([])
+def test_bad_sources(tmp_path: Path) -> None:
+    for folder in ("empty", "broken"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "b.npy").symlink_to(tmp_path / "gone.npy")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ValueError, match=r"a.txt: a shard must be a .npy or .safetensors file, got .txt"):
-        Shards([str(tmp_path / "a.txt")])
-    empty = write(tmp_path / "a.npy", numbered(0, 0))
-    with pytest.raises(ValueError, match="must hold at least one token"):
-        Shards([empty])
+    os.mkfifo(tmp_path / "pipe.npy")
+    write(tmp_path / "rowless.npy", numbered(0, 0))
+    for source, error, message in (
+        ("empty", FileNotFoundError, "the folder holds no .npy or .safetensors file"),
+        ("nothing", FileNotFoundError, "nothing: no such file or folder"),
+        ("empty/*.npy", FileNotFoundError, "no file matches it as a glob"),
+        ("broken", FileNotFoundError, "b.npy"),  # a link that leads nowhere
+        ("pipe.npy", OSError, "pipe.npy: must be a file, got a pipe or a device"),  # not waited for
+        ("a.txt", ValueError, "a.txt: a shard must be a .npy or .safetensors file, got .txt"),
+        ("rowless.npy", ValueError, "must hold at least one token"),
+    ):
+        with pytest.raises(error, match=message):
+            Shards([str(tmp_path / source)])
+    with pytest.raises(ValueError, match="must name at least one"):
+        Shards([])
 
 
 def truncate(path: Path) -> None:

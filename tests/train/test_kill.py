@@ -3,7 +3,6 @@
 Runs are processes of their own, forked from a server that has imported everything, so that many are cheap.
 """
 
-import json
 import multiprocessing
 import os
 import random
@@ -11,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 from killable import die_in, plainly, slowly
-from safetensors.torch import load_file
+from train.runs import assert_same_run, records
 
-from fastsparse.train import Metrics, TrainConfig, train
+from fastsparse.train import TrainConfig
 
 STEPS = 160
 KILLS = 12
@@ -51,13 +50,18 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
     shutil.rmtree(folder)
 
 
+def ended(processes: multiprocessing.context.BaseContext, target: Callable, *arguments: object) -> int:
+    """The exit code of a process."""
+    run = processes.Process(target=target, args=arguments)
+    run.start()
+    run.join(120)
+    return run.exitcode
+
+
 @pytest.fixture(scope="module")
 def whole(config: TrainConfig, processes: multiprocessing.context.BaseContext) -> Path:
     """The folder of an uninterrupted run."""
-    run = processes.Process(target=plainly, args=(config,))
-    run.start()
-    run.join(120)
-    assert run.exitcode == 0
+    assert ended(processes, plainly, config) == 0
     return Path(config.output)
 
 
@@ -68,21 +72,9 @@ def last_step(folder: Path) -> int:
         return 0
 
 
-def state(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The last checkpoint's tensors, and the log without timings."""
-    lines = [json.loads(line) for line in folder.joinpath("log.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["seconds"], line["tokens_per_second"]
-    return load_file(folder / f"checkpoint-{STEPS:09d}.safetensors"), lines
-
-
 def assert_same(folder: Path, whole: Path) -> None:
-    (ours, log), (expected, expected_log) = state(folder), state(whole)
-    assert ours.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(ours[name], expected[name]), name
-    assert log == expected_log
-    assert [line["step"] for line in log] == list(range(1, STEPS + 1))
+    assert_same_run(folder, whole)
+    assert [line["step"] for line in records(folder / "log.jsonl")] == list(range(1, STEPS + 1))
     assert sorted(os.listdir(folder)) == sorted(os.listdir(whole))
 
 
@@ -114,10 +106,7 @@ def test_kills_at_random_moments(
         assert run.exitcode in (-signal.SIGKILL, 0)
         kills += run.exitcode == -signal.SIGKILL
     assert kills >= 9
-    run = processes.Process(target=plainly, args=(config,))
-    run.start()
-    run.join(120)
-    assert run.exitcode == 0
+    assert ended(processes, plainly, config) == 0
     assert_same(folder, whole)
 
 
@@ -127,23 +116,9 @@ def test_kills_at_the_worst_moments(
 ) -> None:
     folder = whole.parent / place.replace(" ", "-")
     config = replace(config, output=str(folder))
-    for target, expected in ((die_in, -signal.SIGKILL), (plainly, 0)):
-        run = processes.Process(target=target, args=(config, place) if target is die_in else (config,))
-        run.start()
-        run.join(120)
-        assert run.exitcode == expected
-        if target is die_in:
-            checkpoints = [name for name in os.listdir(folder) if name.endswith(".safetensors")]
-            assert 0 < len(checkpoints) <= 3
-            assert (folder / "checkpoint.partial").exists() == (place != "before old ones are removed")
+    assert ended(processes, die_in, config, place) == -signal.SIGKILL
+    checkpoints = [name for name in os.listdir(folder) if name.endswith(".safetensors")]
+    assert 0 < len(checkpoints) <= 3
+    assert (folder / "checkpoint.partial").exists() == (place != "before old ones are removed")
+    assert ended(processes, plainly, config) == 0
     assert_same(folder, whole)
-
-
-def test_the_comparison_can_fail(config: TrainConfig, whole: Path) -> None:
-    """Another order of the data is seen."""
-    folder = whole.parent / "other"
-    metrics: list[Metrics] = []
-    train(replace(config, output=str(folder), seed=1), on_metrics=metrics.append)
-    assert len(metrics) == STEPS
-    with pytest.raises(AssertionError):
-        assert_same(folder, whole)
