@@ -407,13 +407,12 @@ __global__ void static_memory(Job job) {
 #endif
 }
 
-using Kernel = void (*)(Job);
 struct Probe {
   const char* name;
-  Kernel kernel;
+  void (*kernel)(Job);
 };
 #define PROBE(name) {#name, name}
-const Probe probes[] = {
+[[maybe_unused]] const Probe probes[] = {
     PROBE(indices), PROBE(shuffles<int>), PROBE(shuffles<unsigned>), PROBE(shuffles<long>),
     PROBE(shuffles<unsigned long long>), PROBE(shuffles<float>), PROBE(shuffles<double>), PROBE(votes), PROBE(barriers),
     PROBE(atomics<int>), PROBE(atomics<unsigned>), PROBE(atomics<unsigned long long>), PROBE(float_atomics<float>),
@@ -431,18 +430,9 @@ const Probe probes[] = {
     PROBE(bounded_by_argument<64>), PROBE(static_memory),
 };
 
-void launch(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, const Job& job) {
-#ifdef FASTSPARSE_EMULATED
-  emulator::launch(name, kernel, grid, block, shared_bytes, job);
-#else
-  kernel<<<grid, block, shared_bytes>>>(job);
-  cudaError_t error = cudaDeviceSynchronize();
-  if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
-#endif
-}
-
 }  // namespace
 
+#ifdef FASTSPARSE_EMULATED
 // Runs a probe; null, or what went wrong.
 extern "C" __attribute__((visibility("default"))) const char* run_probe(const char* name, const unsigned* grid,
                                                                        const unsigned* block, uint64_t shared_bytes,
@@ -452,8 +442,8 @@ extern "C" __attribute__((visibility("default"))) const char* run_probe(const ch
   for (const Probe& probe : probes) {
     if (std::strcmp(probe.name, name) != 0) continue;
     try {
-      launch(name, probe.kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes,
-             {in, out, a, b, c});
+      emulator::launch(name, probe.kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes,
+                       Job{in, out, a, b, c});
       return nullptr;
     } catch (const std::exception& error) {
       message = error.what();
@@ -462,5 +452,6 @@ extern "C" __attribute__((visibility("default"))) const char* run_probe(const ch
   }
   return (message = std::string("no such probe: ") + name).c_str();
 }
+#endif
 
 }  // namespace fastsparse::cuda
