@@ -6,8 +6,7 @@ from functools import partial
 import autoencoders
 import pytest
 import torch
-import torch.nn.functional as F
-from autoencoders import D, K, textbook_pursuit, tokens, train
+from autoencoders import D, K, textbook_pursuit, tokens
 
 import fastsparse
 from fastsparse._validation import UNIT_NORM_TOLERANCE
@@ -63,33 +62,6 @@ def test_counters_count_tokens_since_an_atom_was_taken() -> None:
     assert signed.tokens_since_fired.tolist() == [0, 1, 0]
 
 
-def test_it_learns() -> None:
-    sae = make(num_latents=30, k=2)
-    atoms = F.normalize(tokens(30, D, seed=5), dim=1)
-    before = train(sae, atoms, 1).fvu
-    after = train(sae, atoms, 300).fvu
-    assert after < 0.5 * before
-    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(30))
-
-
-def test_dead_atoms_are_revived_by_the_auxiliary_loss() -> None:
-    """The data lie in half of the dimensions; a third of the atoms lie in the other half."""
-
-    def dead_after_training(aux_weight: float) -> int:
-        sae = make(num_latents=30, k=2, aux_weight=aux_weight, dead_after=600)
-        with torch.no_grad():
-            sae.W_dec[:10, : D // 2] *= 0.02
-            sae.W_dec[:10, D // 2 :] = sae.W_dec[:10, D // 2 :].abs()
-        sae.normalize_decoder_()
-        atoms = tokens(30, D, seed=5)
-        atoms[:, D // 2 :] = 0
-        train(sae, F.normalize(atoms, dim=1), 200)
-        return int(sae.dead[:10].sum())
-
-    assert dead_after_training(aux_weight=0.0) >= 6
-    assert dead_after_training(aux_weight=1 / 32) <= 2
-
-
 def test_atoms_that_lost_their_norm_are_refused() -> None:
     sae = scrambled()
     with torch.no_grad():
@@ -118,18 +90,10 @@ def test_atoms_that_were_rounded_to_halves_are_taken_as_they_are(dtype: torch.dt
         sae(x)
 
 
-def test_a_flag_that_is_none_is_refused() -> None:
+def test_bad_arguments() -> None:
+    sae, x = make(), tokens(4, D)
     with pytest.raises(TypeError, match=r"^MatchingPursuitSAE: nonnegative must be a bool, got 1"):
         MatchingPursuitSAE(4, 8, 2, nonnegative=1)
-
-
-def test_more_steps_than_atoms() -> None:
-    sae = make(num_latents=3, k=9)
-    assert sae.encode(tokens(4, D)).indices.shape == (4, 9)
-
-
-def test_bad_encodings() -> None:
-    sae, x = make(), tokens(4, D)
     with pytest.raises(ValueError, match="k must be at least 1, got k=0"):
         sae.encode(x, k=0)
     with pytest.raises(ValueError, match="tol must be finite and at least 0, got tol=-1"):

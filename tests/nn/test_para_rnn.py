@@ -217,25 +217,20 @@ def test_layers_of_ml_pararnn(kind):
     torch.testing.assert_close(output, kind.from_ml_pararnn(second)(kind.from_ml_pararnn(first)(x)[0])[0])
     other = of_ml_pararnn(ParaLSTM if kind is ParaGRU else ParaGRU, 2, 6, 8)
     names = "A, B, C, b" if kind is ParaLSTM else "A, B, b"
-    for bad in ((), (other,), (first, other), (first | {"D": first["A"]},)):
-        with pytest.raises(
-            ValueError, match=f"^{kind.__name__}.from_ml_pararnn: each state_dict must hold {names}, got "
-        ):
-            kind.from_ml_pararnn(*bad)
-    with pytest.raises(
-        ValueError,
-        match=re.escape("B of layer 1 must have shape (heads, ., 3, H / heads) = (2, 4, 3, 4), got"),
-    ):
-        kind.from_ml_pararnn(first, first)
-    for spoilt, message in [
-        ({"B": first["B"][0]}, "B must have shape (heads, D / heads, 3, H / heads), got shape (3, 3, 4)"),
-        ({"A": first["A"][:, :4]}, "A of layer 0 must have shape (3, H) = (3, 8), got shape (3, 4)"),
-        ({"b": first["b"].T}, "b of layer 0 must have shape (3, H) = (3, 8), got shape (8, 3)"),
+    flat, narrow, turned = {"B": first["B"][0]}, {"A": first["A"][:, :4]}, {"b": first["b"].T}
+    for bad, error, message in [
+        *(
+            (layers, ValueError, f"each state_dict must hold {names}, got ")
+            for layers in ((), (other,), (first, other), (first | {"D": first["A"]},))
+        ),
+        ((first, first), ValueError, "B of layer 1 must have shape (heads, ., 3, H / heads) = (2, 4, 3, 4)"),
+        ((first | flat,), ValueError, "B must have shape (heads, D / heads, 3, H / heads), got shape (3, 3"),
+        ((first | narrow,), ValueError, "A of layer 0 must have shape (3, H) = (3, 8), got shape (3, 4)"),
+        ((first | turned,), ValueError, "b of layer 0 must have shape (3, H) = (3, 8), got shape (8, 3)"),
+        (([first, second],), TypeError, "state_dicts must be dicts of tensors, one for each layer, got list"),
     ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            kind.from_ml_pararnn(first | spoilt)
-    with pytest.raises(TypeError, match="state_dicts must be dicts of tensors, one for each layer, got list"):
-        kind.from_ml_pararnn([first, second])
+        with pytest.raises(error, match=f"^{kind.__name__}.from_ml_pararnn: {re.escape(message)}"):
+            kind.from_ml_pararnn(*bad)
     half = {name: weight.bfloat16() for name, weight in first.items()}
     assert {weight.dtype for weight in kind.from_ml_pararnn(half).parameters()} == {torch.bfloat16}
     assert kind.from_ml_pararnn(half, dtype=torch.float32).weight_hh_l0.dtype == torch.float32
@@ -274,22 +269,20 @@ def test_layers_of_pararnn_torch(kind):
     right = kind.from_pararnn_torch(second)(kind.from_pararnn_torch(first)(x)[0])[0]
     torch.testing.assert_close(output.transpose(0, 1), right)
     other = foreign(ParaLSTM if kind is ParaGRU else ParaGRU, 5, 7)
-    for bad in ({}, other, first | {"A_z": first["a_z"]}, {"W_x.weight": first["W_x.weight"]}):
-        with pytest.raises(
-            ValueError, match=rf"^{kind.__name__}.from_pararnn_torch: state_dict must hold W_x"
-        ):
-            kind.from_pararnn_torch(bad)
-    for spoilt, message in [
-        ({"W_x.weight": first["W_x.weight"][0]}, "W_x.weight must have shape (3 H, D), got shape (5,)"),
-        ({"W_x.weight": first["W_x.weight"][1:]}, "W_x.weight must have shape (3 H, D) = (18, 5), got"),
-        ({"a_z": first["a_z"][1:]}, "a_z must have shape (H,) = (7,), got shape (6,)"),
+    weight, a_z, hold = first["W_x.weight"], first["a_z"], "state_dict must hold W_x"
+    for bad, options, error, message in [
+        *(
+            (given, {}, ValueError, hold)
+            for given in ({}, other, first | {"A_z": a_z}, {"W_x.weight": weight})
+        ),
+        (first | {"W_x.weight": weight[0]}, {}, ValueError, "W_x.weight must have shape (3 H, D), got"),
+        (first | {"W_x.weight": weight[1:]}, {}, ValueError, "W_x.weight must have shape (3 H, D) = (18, 5)"),
+        (first | {"a_z": a_z[1:]}, {}, ValueError, "a_z must have shape (H,) = (7,), got shape (6,)"),
+        ([first], {}, TypeError, "state_dict must be a dict of tensors, got list"),
+        (first, {"max_recurrent_norm": -1.0}, ValueError, "max_recurrent_norm must be finite and at least 0"),
     ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            kind.from_pararnn_torch(first | spoilt)
-    with pytest.raises(TypeError, match="state_dict must be a dict of tensors, got list"):
-        kind.from_pararnn_torch([first])
-    with pytest.raises(ValueError, match="max_recurrent_norm must be finite and at least 0, got"):
-        kind.from_pararnn_torch(first, max_recurrent_norm=-1.0)
+        with pytest.raises(error, match=f"^{kind.__name__}.from_pararnn_torch: {re.escape(message)}"):
+            kind.from_pararnn_torch(bad, **options)
     double = {name: weight.double() for name, weight in first.items()}
     assert {weight.dtype for weight in kind.from_pararnn_torch(double).parameters()} == {torch.float64}
 
@@ -313,32 +306,24 @@ def test_bad_arguments(kind):
     module, x = build(kind, 6, 8), torch.zeros(2, 5, 6)
     late = build(kind, 6, 8, batch_first=False)
     state = [torch.zeros(1, 2, 8)] * kind.states
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(
-            ValueError, match=re.escape("x must have the dtype of weight_ih_l0 (bfloat16), got float64")
-        ),
-    ):
-        module(x.double())
     step, packed = module.step, torch.tensor([0, 5])
     wrong_types = [
         (lambda: module(x.int()), "x must be float32"),
         (lambda: step(x[:, 0].int()), "x must be float32"),
         (lambda: module(x[:1], cu_seqlens=[0, 5]), "cu_seqlens must be a torch.Tensor, got list"),
     ]
-    of_weight, at_once = (
-        "must have the dtype of weight_ih_l0 (float32), got",
-        "must have B = 1 with cu_seqlens",
-    )
+    of_weight, at_once = "must have the dtype of weight_ih_l0", "must have B = 1 with cu_seqlens"
+    autocast = torch.autocast("cpu", torch.bfloat16)
     wrong_values = [
         (lambda: module(x[0]), "x must have shape (B, T, D) with D = 6, got shape (5, 6)"),
         (lambda: module(x[..., :4]), "x must have shape (B, T, D) with D = 6, got shape (2, 5, 4)"),
         (lambda: step(x), "x must have shape (B, D) with D = 6, got shape (2, 5, 6)"),
         (lambda: step(x[0, 0]), "x must have shape (B, D) with D = 6, got shape (6,)"),
         (lambda: module(x, joined([part[:, :1] for part in state])), "state must have shape"),
-        (lambda: module(x.double()), f"x {of_weight} float64"),
-        (lambda: step(x[:, 0].half()), f"x {of_weight} float16"),
-        (lambda: module(x, joined([part.double() for part in state])), f"state {of_weight} float64"),
+        (lambda: module(x.double()), f"x {of_weight} (float32), got float64"),
+        (lambda: autocast(module)(x.double()), f"x {of_weight} (bfloat16), got float64"),
+        (lambda: step(x[:, 0].half()), f"x {of_weight} (float32), got float16"),
+        (lambda: module(x, joined([part.double() for part in state])), f"state {of_weight} (float32), got"),
         (lambda: module(x[:1], cu_seqlens=packed - 1), "cu_seqlens must go from 0 to T = 5, got one from -1"),
         (lambda: module(x, joined(state), cu_seqlens=packed), f"x {at_once}"),
         (lambda: late(x.transpose(0, 1), cu_seqlens=packed), f"x.transpose(0, 1) {at_once}"),

@@ -5,8 +5,7 @@ from functools import partial
 import autoencoders
 import pytest
 import torch
-import torch.nn.functional as F
-from autoencoders import D, tokens, train
+from autoencoders import D, tokens
 
 import fastsparse
 from fastsparse.nn import TopKSAE
@@ -27,20 +26,6 @@ def test_initial_state() -> None:
 def test_default_aux_k_is_the_power_of_two_nearest_half_the_width(d_model: int, aux_k: int) -> None:
     # log2(384 / 2) = 7.58 is nearer to 8 than to 7.
     assert TopKSAE(d_model, 4, 1).aux_k == aux_k
-
-
-def test_dead_latents_are_revived_by_the_auxiliary_loss() -> None:
-    """A third of the latents is pushed down: positive at times, but never among the k largest."""
-
-    def dead_after_training(aux_weight: float) -> int:
-        sae = make(num_latents=30, k=2, aux_weight=aux_weight, aux_k=4, dead_after=600)
-        with torch.no_grad():
-            sae.b_enc[:10] = -1.2
-        train(sae, F.normalize(tokens(30, D, seed=5), dim=1), 150)
-        return int(sae.dead[:10].sum())
-
-    assert dead_after_training(aux_weight=0.0) >= 8
-    assert dead_after_training(aux_weight=1 / 32) <= 2
 
 
 def test_perfect_reconstruction_with_dead_latents_is_finite() -> None:
