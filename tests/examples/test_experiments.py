@@ -29,16 +29,9 @@ from fastsparse.nn import MatchingPursuitSAE
 COMMITTED = command.HERE / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = {
-    "levels": levels,
-    "inference_k": inference_k,
-    "patches": patches,
-    "certificates": certificates,
-    "state_tracking": state_tracking,
-    "characters": characters,
+    module.__name__.rpartition(".")[2]: module
+    for module in (levels, inference_k, patches, certificates, state_tracking, characters)
 }
-PAGES = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit.md") | dict.fromkeys(
-    ("certificates", "state_tracking", "characters"), "recurrences.md"
-)
 
 
 def falling(errors) -> bool:
@@ -295,7 +288,9 @@ def test_the_page_shows_what_was_committed(path):
     pytest.importorskip("matplotlib")
     found = results.read(path)
     assert not found["quick"]
-    page, module = (DOCS / PAGES[path.stem]).read_text(), MODULES[path.stem]
+    pursuits = path.stem in ("levels", "inference_k", "patches")
+    page = (DOCS / ("matching_pursuit.md" if pursuits else "recurrences.md")).read_text()
+    module = MODULES[path.stem]
     assert module.table(found) in page
     with plots.style(path.stem) as pyplot:
         stems = module.draw(found, pyplot)

@@ -61,12 +61,6 @@ def test_a_latent_that_dominates_its_tokens_scores_above_one_that_does_not():
     assert score[3] == pytest.approx(0.9 * 0.75)
 
 
-def test_one_word_or_one_topic_is_not_telling():
-    one_word = [(1, window, 40, 2.0) for window in range(WINDOWS)]
-    one_window = [(2, 3, 40 + i, 2.0) for i in range(WINDOWS)]
-    assert scores(code(one_word + one_window)).tolist() == [0] * M
-
-
 def test_spread_is_the_evenness_of_the_topics():
     made = code(everywhere(1, 40))
     half = replace(made.tokens, topics=["a", "b"] * (WINDOWS // 2))
@@ -75,10 +69,12 @@ def test_spread_is_the_evenness_of_the_topics():
     assert scores(replace(made, tokens=one))[1] == 0
 
 
-def test_too_rare_and_too_broad_latents_are_unfit():
-    rare = [(1, window, 40 + window, 2.0) for window in range(5)]
-    broad = [(2, window, 80 + i, 2.0) for window in range(WINDOWS) for i in range(3)]
-    assert scores(code(rare + broad)).tolist() == [0] * M
+def test_what_is_not_telling_scores_nothing():
+    one_word = [(1, window, 40, 2.0) for window in range(WINDOWS)]
+    one_window = [(2, 3, 50 + i, 2.0) for i in range(WINDOWS)]
+    rare = [(3, window, 100 + window, 2.0) for window in range(5)]
+    broad = [(4, window, 80 + i, 2.0) for window in range(WINDOWS) for i in range(3)]
+    assert scores(code(one_word + one_window + rare + broad)).tolist() == [0] * M
     assert scores(code(everywhere(2, 80)))[2] > 0
 
 

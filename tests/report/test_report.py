@@ -72,12 +72,7 @@ def test_figures_are_those_of_the_run(config, collection, run):
     assert result.held_out.tokens == 250
     assert len(seen[0]) == 2000
     page = done.path.read_text(encoding="utf-8")
-    for text in (
-        "What the latents of first stand for",
-        "residual stream after layer 2",
-        "corpus.jsonl",
-        "Mine",
-    ):
+    for text in ("What the latents of first stand for", "after layer 2", "corpus.jsonl", "Mine"):
         assert text in page
     assert f"report: {done.path.resolve()}" in done.summary()
 
