@@ -255,16 +255,6 @@ __global__ void race(Job job) {
   job.out[threadIdx.x] = words[(threadIdx.x + 1) % blockDim.x];
 }
 
-// As tree_sum, the barrier left out of the loop.
-__global__ void missing_barrier(Job job) {
-  uint64_t* partial = shared_storage<Partial>().words;
-  partial[threadIdx.x] = job.in[threadIdx.x];
-  __syncthreads();
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2)
-    if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
-  if (threadIdx.x == 0) job.out[0] = partial[0];
-}
-
 // The words are read and at once written again for the next round: a write that may come before another's read.
 __global__ void missing_barrier_before_a_write(Job job) {
   uint64_t* words = shared_storage<Partial>().words;
@@ -418,7 +408,7 @@ struct Probe {
     PROBE(atomics<int>), PROBE(atomics<unsigned>), PROBE(atomics<unsigned long long>), PROBE(float_atomics<float>),
     PROBE(float_atomics<double>), PROBE(other_atomics), PROBE(shared_memory), PROBE(bits), PROBE(rounding),
     PROBE(conversions), PROBE(extremes), PROBE(packets), PROBE(order), PROBE(tree_sum), PROBE(groups_of_lanes),
-    PROBE(neighbours), PROBE(race), PROBE(missing_barrier), PROBE(missing_barrier_before_a_write),
+    PROBE(neighbours), PROBE(race), PROBE(missing_barrier_before_a_write),
     PROBE(missing_syncwarp), PROBE(syncwarp_of_half), PROBE(race_of_blocks), PROBE(read_of_another_block),
     PROBE(write_after_another_blocks_read), PROBE(plain_beside_atomic), PROBE(shared_out_of_bounds),
     PROBE(shared_read_out_of_bounds), PROBE(global_out_of_bounds), PROBE(global_read_out_of_bounds),

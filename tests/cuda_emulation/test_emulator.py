@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -328,19 +328,12 @@ def test_a_seed_that_is_no_number(machine, monkeypatch):
 
 def test_threads_of_the_host_take_turns(machine):
     words = random_words(256) >> np.uint64(9)
-    wrong = []
 
-    def work():
-        for _ in range(20):
-            if machine.run("tree_sum", words, 3, grid=3, block=256).tolist() != [words.sum()] * 3:
-                wrong.append(1)
+    def summed(_) -> list[int]:
+        return machine.run("tree_sum", words, 3, grid=3, block=256).tolist()
 
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as threads:
+        assert all(found == [words.sum()] * 3 for found in threads.map(summed, range(80)))
 
 
 # ---- programs without a bug, in which none is found ----
@@ -370,7 +363,6 @@ def test_neighbouring_bytes_are_no_race(machine, seed):
 
 RACES = [
     ("race", {"block": 64}, "race|that no thread of the block has written"),
-    ("missing_barrier", {"block": 64}, "race"),
     ("missing_barrier_before_a_write", {"block": 64}, "race"),
     ("missing_syncwarp", {}, "race"),
     ("syncwarp_of_half", {}, "race|that no thread of the block has written"),
@@ -396,15 +388,11 @@ def test_races(racecheck, seed, probe, options, says):
     assert racecheck.run("tree_sum", [1, 2], 1, block=2)[0] == 3
 
 
-@pytest.mark.parametrize("probe", ["race", "missing_barrier", "missing_barrier_before_a_write"])
+@pytest.mark.parametrize("probe", ["race", "missing_barrier_before_a_write"])
 def test_random_schedules_give_a_race_wrong_results(plain, seed, probe):
     words = np.arange(1, 257, dtype=np.uint64)
-    right = {
-        "race": np.roll(words, -1),
-        "missing_barrier": words.sum(keepdims=True),
-        "missing_barrier_before_a_write": np.roll(words, -3),
-    }[probe]
-    assert (plain.run(probe, words, 256, block=256)[: len(right)] != right).any()
+    right = np.roll(words, -1 if probe == "race" else -3)
+    assert (plain.run(probe, words, 256, block=256) != right).any()
 
 
 def test_writes_beyond_shared_memory(machine, seed):
