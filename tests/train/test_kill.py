@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ KILLS = 12
 
 
 @pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.BaseContext:
+def processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     # PyTorch's optimisers import torch._dynamo in their first step, which takes seconds.
     context.set_forkserver_preload(["fastsparse.train", "torch._dynamo"])
@@ -50,7 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
     shutil.rmtree(folder)
 
 
-def ended(processes: multiprocessing.context.BaseContext, target: Callable, *arguments: object) -> int:
+def ended(processes: BaseContext, target: Callable, *arguments: object) -> int:
     """The exit code of a process."""
     run = processes.Process(target=target, args=arguments)
     run.start()
@@ -59,7 +60,7 @@ def ended(processes: multiprocessing.context.BaseContext, target: Callable, *arg
 
 
 @pytest.fixture(scope="module")
-def whole(config: TrainConfig, processes: multiprocessing.context.BaseContext) -> Path:
+def whole(config: TrainConfig, processes: BaseContext) -> Path:
     """The folder of an uninterrupted run."""
     assert ended(processes, plainly, config) == 0
     return Path(config.output)
@@ -87,9 +88,7 @@ def moments(rng: random.Random) -> Iterator[tuple[int, float]]:
             yield kill * STEPS // (KILLS + 2), rng.uniform(0, 0.02)
 
 
-def test_kills_at_random_moments(
-    config: TrainConfig, whole: Path, processes: multiprocessing.context.BaseContext
-) -> None:
+def test_kills_at_random_moments(config: TrainConfig, whole: Path, processes: BaseContext) -> None:
     folder = whole.parent / "random"
     config = replace(config, output=str(folder))
     kills = 0
@@ -112,7 +111,7 @@ def test_kills_at_random_moments(
 
 @pytest.mark.parametrize("place", ["half-written", "before the rename", "before old ones are removed"])
 def test_kills_at_the_worst_moments(
-    config: TrainConfig, whole: Path, processes: multiprocessing.context.BaseContext, place: str
+    config: TrainConfig, whole: Path, processes: BaseContext, place: str
 ) -> None:
     folder = whole.parent / place.replace(" ", "-")
     config = replace(config, output=str(folder))

@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,12 +62,6 @@ def config(data: str, tmp_path: Path) -> TrainConfig:
 def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of 40 steps that nothing interrupted."""
     return train(configured(data, tmp_path_factory.mktemp("finished") / "run")).log.parent
-
-
-@pytest.fixture
-def pursuit(config: TrainConfig) -> TrainConfig:
-    """The same with matching pursuit, and with atoms that die and are revived."""
-    return replace(config, model="mp", num_latents=3 * M, dead_after=500, steps=30, checkpoint_every=10)
 
 
 def names(folder: str) -> list[str]:
@@ -154,7 +149,9 @@ def test_interrupted_run_goes_on_to_the_same_end(config: TrainConfig, finished: 
     assert_same_run(train(config).log.parent, finished)
 
 
-def test_matching_pursuit_goes_on_to_the_same_end(pursuit: TrainConfig, tmp_path: Path) -> None:
+def test_matching_pursuit_goes_on_to_the_same_end(config: TrainConfig, tmp_path: Path) -> None:
+    """With atoms that die and are revived."""
+    pursuit = replace(config, model="mp", num_latents=3 * M, dead_after=500, steps=30, checkpoint_every=10)
     whole = train(pursuit)
     assert any(record["aux"] > 0 for record in records(whole.log))
     with safe_open(whole.checkpoint, framework="pt") as file:
@@ -404,24 +401,20 @@ def test_a_foreign_log_is_not_cut(config: TrainConfig, notes: str) -> None:
 
 
 def test_one_run_a_folder(config: TrainConfig) -> None:
-    errors: list[BaseException] = []
+    refused = []
 
-    def second(_: Metrics) -> None:
-        if not errors:
-            with pytest.raises(BlockingIOError, match="another run is using this output folder") as caught:
-                train(config)
-            errors.append(caught.value)
+    def second(metrics: Metrics) -> None:
+        with pytest.raises(BlockingIOError, match="another run is using this output folder"):
+            train(config)
+        refused.append(metrics.step)
 
-    train(config, on_metrics=second)
-    assert errors
+    train(replace(config, steps=5), on_metrics=second)
+    assert refused == [5]
 
 
 def test_outside_the_main_thread(config: TrainConfig) -> None:
-    results = []
-    thread = threading.Thread(target=lambda: results.append(train(config)))
-    thread.start()
-    thread.join()
-    assert results[0].metrics.step == 40
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(train, config).result().metrics.step == 40
 
 
 def test_no_thread_or_file_is_left_behind(config: TrainConfig) -> None:
