@@ -27,13 +27,8 @@ compiled = pytest.mark.skipif(
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     """A fresh interpreter with more environment variables."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
 
 
 def test_every_backend_is_described():
@@ -48,14 +43,9 @@ def test_every_backend_is_described():
 
 @pytest.mark.parametrize("bad", ["gpu", "", "CPU", None])
 def test_unknown_name(bad):
-    with (
-        pytest.raises(
-            ValueError, match=r"^use_backend: backend must be one of reference, cpu, triton, cuda, got"
-        ) as caught,
-        fastsparse.use_backend(bad),
-    ):
+    message = f"^use_backend: backend must be one of reference, cpu, triton, cuda, got {bad!r}$"
+    with pytest.raises(ValueError, match=message), fastsparse.use_backend(bad):
         pass
-    assert repr(bad) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,15 +80,9 @@ SETTINGS = {
     "use_backend": (fastsparse.use_backend, ("reference", "cpu"), lambda: requested()),
     "use_cpu_level": (use_cpu_level, ("baseline", "avx2"), lambda: _cpu.level),
 }
+two_levels = pytest.mark.skipif(len(host_backend_names()) < 3, reason="there is no second level")
 overlapping = pytest.mark.parametrize(
-    "setting",
-    [
-        pytest.param(name, marks=pytest.mark.skipif(not available, reason="there is no second choice"))
-        for name, available in (
-            ("use_backend", fastsparse.backends()["cpu"].available),
-            ("use_cpu_level", len(host_backend_names()) > 2 and fastsparse.backends()["cpu"].available),
-        )
-    ],
+    "setting", ["use_backend", pytest.param("use_cpu_level", marks=two_levels)]
 )
 
 
@@ -156,9 +140,8 @@ def test_blocks_of_tasks_and_generators_overlap(setting):
         await ready.wait()
         with pytest.raises(RuntimeError, match="another thread or task"):
             await asyncio.create_task(task(other, ready, over))
-        for wait, ends in zip(
-            (first, second), tasks, strict=True
-        ):  # the first to enter is the first to leave
+        # The first to enter is the first to leave.
+        for wait, ends in zip((first, second), tasks, strict=True):
             wait.set()
             await ends
 
@@ -236,9 +219,8 @@ def test_levels():
                 pass
         assert _cpu.level == before
     for bad in ("sse", "", "AVX2"):
-        with pytest.raises(ValueError, match="baseline, avx2, avx512, got") as caught, use_cpu_level(bad):
+        with pytest.raises(ValueError, match=f"baseline, avx2, avx512, got {bad!r}"), use_cpu_level(bad):
             pass
-        assert repr(bad) in str(caught.value)
 
 
 @compiled
