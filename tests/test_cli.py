@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +35,16 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fastsparse", *arguments]
 
 
-def wait_for_steps(log: Path, steps: int, process: subprocess.Popen) -> None:
+def wait_for_steps(log: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_bytes().count(b"\n") >= steps):
+    while not (log.exists() and log.read_bytes().count(b"\n") >= count):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def last_record(log: Path) -> dict:
-    return json.loads(log.read_text().splitlines()[-1])
+def steps(log: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in log.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("model", ["topk", "mp"])
@@ -55,7 +56,7 @@ def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture, model: 
     assert out.startswith("step 7: loss ")
     assert f"checkpoint: {run}/checkpoint-000000007.safetensors\nlog: {run}/log.jsonl\n" in out
     assert err == ""  # no progress bar where there is no terminal
-    assert last_record(run / "log.jsonl")["step"] == 7
+    assert steps(run / "log.jsonl")[-1] == 7
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("all steps had been done before\n")
 
@@ -98,15 +99,14 @@ def test_after_ctrl_c_the_same_command_goes_on(data: str, tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    step = last_record(run / "log.jsonl")["step"]
+    step = steps(run / "log.jsonl")[-1]
     checkpoint = run / f"checkpoint-{step:09d}.safetensors"
     advice = f"run the same command again to go on from {checkpoint}"
     assert err == f"fastsparse: interrupted after step {step}; {advice}\n"
     assert checkpoint.exists()
     assert out == ""
     assert main(arguments) == 0
-    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 401))
+    assert steps(run / "log.jsonl") == list(range(1, 401))
 
 
 def test_progress_bar_on_a_terminal(data: str, tmp_path: Path) -> None:
@@ -117,14 +117,9 @@ def test_progress_bar_on_a_terminal(data: str, tmp_path: Path) -> None:
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal) as process:
         os.close(terminal)
         shown = b""
-        while True:
-            try:
-                piece = os.read(controller, 65536)
-            except OSError:  # how Linux says that the other side is closed
-                break
-            if not piece:
-                break
-            shown += piece
+        with suppress(OSError):  # how Linux says that the other side is closed
+            while piece := os.read(controller, 65536):
+                shown += piece
     os.close(controller)
     assert process.returncode == 0
     text = shown.decode()
