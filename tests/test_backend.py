@@ -346,12 +346,10 @@ def test_a_cuda_library_that_does_not_load(gpus, monkeypatch, tmp_path, kind):
         ("sm_80 sm_90 compute_90", (7, 5), False),
         ("sm_80 sm_90 compute_90", (8, 0), True),
         ("sm_80 sm_90 compute_90", (8, 9), True),
-        ("sm_80 sm_90 compute_90", (9, 0), True),
         ("sm_80 sm_90 compute_90", (12, 0), True),
         ("sm_86 compute_86", (8, 0), False),
         ("sm_80 sm_120 compute_120", (10, 0), False),
         ("sm_80 sm_120 compute_120", (12, 1), True),
-        ("sm_80 sm_120 compute_120", (13, 0), True),
     ],
 )
 def test_which_gpus_the_cuda_library_serves(gpus, monkeypatch, contents, capability, served):

@@ -49,7 +49,6 @@ def test_the_one_asked_for_or_the_first_that_can_run(op, device, requested, brok
         (SPMM, "cpu", "triton", "it runs on cuda tensors"),
         (SPMM, "xpu", "triton", "it runs on cuda tensors"),
         (BARE, "cuda", "cuda", "it has no kernel for this op"),
-        (BARE, "cuda", "triton", "it has no kernel for this op"),
     ],
 )
 def test_a_name_that_can_not_be_served_is_refused(op, device, requested, reason):

@@ -15,6 +15,7 @@ from fastsparse.train import TrainConfig, load_sae, train
 
 D, WORDS = 8, ["because", "since", "due", "so", "as"]
 SETTINGS = {"model": "tiny", "layer": 2, "module": None, "dtype": "float32"}
+SMALL = {"num_latents": 16, "k": 1, "steps": 2, "batch_size": 32, "device": "cpu"}
 
 
 def words(text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -96,8 +97,7 @@ def test_no_more_is_read_than_asked(config):
 @pytest.mark.parametrize("source", ["", "*.npy", "00000.npy"])
 def test_the_text_is_found_by_what_the_run_was_trained_on(config, collection, tmp_path, source):
     data = [str(collection / source)]
-    options = {"num_latents": 16, "k": 1, "steps": 2, "batch_size": 32, "device": "cpu", "model": "mp"}
-    train(TrainConfig(data=data, output=str(tmp_path / "run"), **options))
+    train(TrainConfig(data=data, output=str(tmp_path / "run"), model="mp", **SMALL))
     done = report(ReportConfig(run=str(tmp_path / "run"), device="cpu"))
     assert done.path == tmp_path / "run" / "report.html"
     assert done.result.k == 1
@@ -111,8 +111,7 @@ def test_refusals(config, collection, tmp_path):
     ):
         report(replace(config, data=str(tmp_path)))
     np.save(tmp_path / "a.npy", np.random.default_rng(0).standard_normal((200, D), dtype=np.float32))
-    options = {"num_latents": 16, "k": 1, "steps": 2, "batch_size": 32, "device": "cpu"}
-    train(TrainConfig(data=[str(tmp_path / "a.npy")], output=str(tmp_path / "run"), **options))
+    train(TrainConfig(data=[str(tmp_path / "a.npy")], output=str(tmp_path / "run"), **SMALL))
     with pytest.raises(FileNotFoundError, match=r"data: must be a folder .* the run was trained on .*a.npy"):
         report(replace(config, run=str(tmp_path / "run")))
     other = Folder(tmp_path, "float32")
