@@ -8,13 +8,16 @@ g = (D + 4) 2^-24, by Cauchy-Schwarz
   the exact score's own       <= g (X + |dx|) (W + |dw|)
 which sums to A W + B |dw| with A = |dx| (1 + g) + 4 g X and B = (X + |dx|)(1 + g). The bias's rounding is
 relative to it; that of score + bias and of the product with a scale are the 4 in g. Inf and NaN in any of
-these widen the bracket to everything. Squares may underflow, for which 2^-125 each makes up: rows as small
-as that stay undecided.
+these widen the bracket to everything, and so do norms beyond MOST_NORM: no sum of the product, nor what scale
+and bias make of it, leaves fp32's range otherwise, on whatever way to a finite score. Squares may underflow,
+for which 2^-125 each makes up: rows as small as that stay undecided.
 """
 
 import triton
 import triton.language as tl
 from fastsparse.kernels._order import order_of
+
+MOST_NORM = tl.constexpr(2.0**63)  # whose square is a quarter of the largest number
 
 
 @triton.jit
@@ -56,17 +59,23 @@ def round_rows(
     residual = tl.sqrt(tl.sum(far, axis=1) + D * 2.0**-125) * slack
     if TOKENS:
         g = (D + 4) * 2.0**-24
+        norm = tl.where(norm <= MOST_NORM, norm, float("inf"))
         tl.store(terms + position, 1.001 * (residual * (1 + g) + 4 * g * norm), mask=inside)
         tl.store(terms + count + position, 1.001 * (norm + residual) * (1 + g), mask=inside)
     else:
         rest = tl.zeros_like(norm) + D * 2.0**-125
+        tame = norm <= MOST_NORM
         if bias is not None:
-            rest += 2.0**-20 * tl.abs(tl.load(bias + position, mask=inside, other=0.0))
+            offset = tl.abs(tl.load(bias + position, mask=inside, other=0.0))
+            rest += 2.0**-20 * offset
+            tame = tame & (offset <= MOST_NORM * MOST_NORM)
         if scale is not None:
             factor = tl.abs(tl.load(scale + position, mask=inside, other=0.0))
             norm *= factor
             residual *= factor
             rest *= factor
+            tame = tame & (norm <= MOST_NORM)
+        rest = tl.where(tame, rest, float("inf"))
         tl.store(terms + position, norm, mask=inside)
         tl.store(terms + count + position, residual, mask=inside)
         tl.store(terms + 2 * count + position, rest + 2.0**-125, mask=inside)

@@ -281,6 +281,32 @@ def test_hostile_data(backend, data, shape):
         encode(x, weight, bias, k=k, activation=activation)
 
 
+def overflowing_when_rounded(how: str, N: int, D: int, M: int) -> tuple[dict, list[int]]:
+    """Arguments whose keys are finite, but not all in bf16; and the 20 best latents."""
+    x, weight, bias, scale = torch.zeros(N, D), torch.zeros(M, D), torch.zeros(M), torch.ones(M)
+    below = 2.0**28 - 2.0**17  # which is rounded up
+    if how == "summed":
+        x[:, :3] = 2.0**100
+        weight[:50, :2] = torch.tensor([below, 2.0**6 - below])  # 2^106
+        weight[50:60, 0] = 2.0**25
+        weight[-10:, :3] = torch.tensor([-below, 2.0**27, 2.0**27 - 2.0**10])  # -inf or NaN, but nearly 2^117
+        best = [*range(50, 60), *range(M - 10, M)]
+    else:
+        x[:, 0] = 2.0**33
+        weight[:50, 0] = below
+        bias[50:60] = 2.0**61 - 2.0**48
+        scale[:] = 2.0**67
+        best = [*range(50, 60), *range(10)]
+    return {"x": x, "weight": weight, "bias": bias, "latent_scale": scale, "activation": "none"}, best
+
+
+@pytest.mark.parametrize("k", [5, 16, 20])
+@pytest.mark.parametrize("how", ["summed", "scaled"])
+def test_keys_that_overflow_when_rounded(backend, how, k):
+    arguments, best = overflowing_when_rounded(how, 5, 200, 1100)
+    assert (fastsparse.topk_encode(**arguments, k=k).indices == torch.tensor(best[:k])).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_selection_precedes_rounding(backend, dtype):
     # Scores that differ by less than the output can hold are still told apart; here they are exact in fp32.

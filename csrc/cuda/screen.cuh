@@ -8,7 +8,8 @@
 // (8 at the least) to a sum at once, each cut to 24 bits of the largest magnitude among them, which X W bounds: 18
 // errors of at most 2^-23 X W for 16 terms, 10 for 8 (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"):
 // 2.5 D 2^-24; the rest of g is for the bias and the scale. Subnormals that get flushed, and the bias's rounding, go
-// into `rest`. Inf and NaN in any of these widen the bracket to everything.
+// into `rest`. Inf and NaN in any of these widen the bracket to everything, and so do norms beyond kMostNorm: no sum of
+// the product, nor what scale and bias make of it, leaves fp32's range otherwise, on whatever way to a finite score.
 //
 // Bytes beside the product's, for N=8192, D=4096, M=131072: the atoms are rounded once a block of rows, 2 GB read,
 // 0.5 ms; the filter is as for exact scores. Some 140 survivors a row then gather 16 kB each, 19 GB: 4.4 ms at
@@ -23,6 +24,7 @@
 
 namespace fastsparse::cuda {
 
+inline constexpr float kMostNorm = 0x1p63f;  // whose square is a quarter of the largest number
 inline constexpr int kRoundThreads = 256, kRefineThreads = 256;
 inline constexpr int kRoundGroup = kRoundThreads / kWarp;  // latents that share the maxima of their terms
 
@@ -88,7 +90,7 @@ struct Brackets {
   float* norm;           // |w~|
   float* residual;       // |w - w~| + tiny
   float* rest;           // the bias's rounding + tiny
-  Packet<float>* most;   // of every kRoundGroup latents: norm, residual, rest; infinite where one isn't finite
+  Packet<float>* most;   // of every kRoundGroup latents: norm, residual, rest; NaN, that all pass, where one isn't finite
 };
 
 // A block a group, a warp a latent.
@@ -108,6 +110,8 @@ __global__ void __launch_bounds__(kRoundThreads)
       rest = (0x1p-20f * fabsf(latents.bias[begin + m]) + flushed * of.norm + float(D) * 0x1p-125f) * factor;
       residual = (of.residual + flushed) * factor;
       norm = of.norm * factor;
+      if (!(of.norm <= kMostNorm && norm <= kMostNorm && fabsf(latents.bias[begin + m]) <= kMostNorm * kMostNorm))
+        rest = INFINITY;
     }
   }
   if (lane_index() == 0) {
@@ -124,6 +128,8 @@ __global__ void __launch_bounds__(kRoundThreads)
   Packet<float> most{};
   for (int term = 0; term < 3; ++term)
     for (int i = 0; i < kRoundGroup; ++i) most.value[term] = fmaxf(most.value[term], shared.terms[term][i]);
+  for (float& term : most.value)
+    if (!(term <= FLT_MAX)) term = NAN;
   store_packet(brackets.most[blockIdx.x].value, most);
 }
 
@@ -186,7 +192,7 @@ __global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 7)
   List<float> list(lists, share.list);
   if (stripe.begin > 0) list.resume();
   Norms token = tokens[share.row];
-  if (!(token.norm <= FLT_MAX && token.residual <= FLT_MAX)) list.count = kHopeless;
+  if (!(token.norm <= kMostNorm && token.residual <= kMostNorm)) list.count = kHopeless;
   if (list.count != kHopeless) {
     ScreenedRow<Keyed> row(ExactRow<float, Keyed>(lists, stripe, latents, share.row), brackets, token, D);
     scan<float>(row, list, share.begin, share.end, stripe.begin);

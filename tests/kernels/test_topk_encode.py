@@ -4,7 +4,7 @@ import pytest
 import torch
 from backends import missing, running
 from oracle import assert_topk, integers, random
-from test_topk_encode import DATA, assert_same_as_reference
+from test_topk_encode import DATA, assert_same_as_reference, overflowing_when_rounded
 
 import fastsparse
 
@@ -121,3 +121,10 @@ def test_hostile_data_screened(monkeypatch, data):
     x, weight, bias = data(random(20, 64, seed=1), random(M, 64, seed=2), random(M, seed=3))
     code = fastsparse.topk_encode(x, weight, bias, k=16, activation="abs")
     assert_topk(code, x, weight, bias, k=16, activation="abs")
+
+
+@pytest.mark.parametrize("how", ["summed", "scaled"])
+def test_keys_that_overflow_when_rounded(monkeypatch, how):
+    monkeypatch.setattr(kernel, "screening", True)
+    arguments, best = overflowing_when_rounded(how, 20, 64, M)
+    assert (fastsparse.topk_encode(**arguments, k=16).indices == torch.tensor(best[:16])).all()
