@@ -20,11 +20,13 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
+LARGE = "gpu/test_large.py"
 MINUTES = 7.5
 WORKERS = 8
 LONGEST = 240  # seconds that one test may take
@@ -71,10 +73,22 @@ class Outcome:
 def tests(python: str, scratch: Path, only: str) -> Part:
     """The tests whose names, files or marks say that they are for a GPU; those of kernels/ take one too."""
     chosen = f"(gpu or kernels) and ({only})" if only else "gpu or kernels"
-    elsewhere = ("benchmarks", "compilation", "demo", "examples", "train", "gpu/test_suite.py")
+    elsewhere = ["benchmarks", "compilation", "demo", "examples", "train", "gpu/test_suite.py"]
+    elsewhere += [] if only else [LARGE]
+    return _pytest("tests", python, scratch, TESTS, chosen, elsewhere, WORKERS)
+
+
+def large_tests(python: str, scratch: Path) -> Part:
+    """Those that take a good part of the GPU's memory, for which they must have it alone."""
+    return _pytest("large tests", python, scratch, TESTS / LARGE, "gpu", [], 1)
+
+
+def _pytest(
+    name: str, python: str, scratch: Path, path: Path, chosen: str, elsewhere: list[str], workers: int
+) -> Part:
     options = [f"--ignore={TESTS / path}" for path in elsewhere]
     options += [f"-Wdefault::{warning}Warning" for warning in ("Deprecation", "Future", "User")]
-    options += [f"--override-ini=faulthandler_timeout={LONGEST}", "--tb=short", f"-n{WORKERS}"]
+    options += [f"--override-ini=faulthandler_timeout={LONGEST}", "--tb=short", f"-n{workers}"]
     options += ["--override-ini=faulthandler_exit_on_timeout=true", "--max-worker-restart=100"]
     # Each worker begins with its own stretch of the tests. (By file or class, a crash would be repeated.)
     options += ["--dist=worksteal"]
@@ -83,14 +97,14 @@ def tests(python: str, scratch: Path, only: str) -> Part:
         python,
         "-m",
         "pytest",
-        str(TESTS),
+        str(path),
         "-k",
         chosen,
-        f"--junit-xml={scratch / 'tests.xml'}",
+        f"--junit-xml={scratch / name}.xml",
         *options,
     )
-    environment = {"FASTSPARSE_COLLECTED": str(scratch / "collected.json"), "COLUMNS": "300"}
-    return Part("tests", command, environment)
+    environment = {"FASTSPARSE_COLLECTED": str(scratch / f"{name}.json"), "COLUMNS": "300"}
+    return Part(name, command, environment)
 
 
 def sanitizers(python: str) -> list[Part]:
@@ -113,6 +127,8 @@ def sanitizers(python: str) -> list[Part]:
 def run(part: Part, *, cwd: Path, scratch: Path, until: float) -> Outcome:
     """Run a part, which must have ended by ``until``; its output is kept under its name."""
     start, log = time.time(), scratch / f"{part.name}.log"
+    if start >= until:
+        return Outcome(part.name, "failed", "the time was up")
     paths = str(cwd.resolve()), str(TESTS), os.environ.get("PYTHONPATH")
     environment = {**os.environ, **part.environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with log.open("w") as file:
@@ -135,7 +151,7 @@ def run(part: Part, *, cwd: Path, scratch: Path, until: float) -> Outcome:
     with contextlib.suppress(ProcessLookupError):  # and those that it started: its session is its own
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    judge = judge_tests if part.name == "tests" else judge_sanitizer
+    judge = judge_sanitizer if part.name.startswith("sanitizer") else judge_tests
     out = judge(part.name, status, log.read_text(errors="replace"), scratch)
     out.seconds = round(time.time() - start, 1)
     return out
@@ -144,7 +160,7 @@ def run(part: Part, *, cwd: Path, scratch: Path, until: float) -> Outcome:
 def judge_tests(name: str, status: int | None, log: str, scratch: Path) -> Outcome:
     """What pytest's report says, and its exit status (None: it was ended)."""
     out = Outcome(name, "failed")
-    found, collected = scratch / "tests.xml", scratch / "collected.json"
+    found, collected = scratch / f"{name}.xml", scratch / f"{name}.json"
     cases = list(ElementTree.parse(found).iter("testcase")) if found.exists() else []
     cases = [case for case in cases if case.get("name")]  # one that was only set up has none
     left = (
@@ -248,11 +264,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        parts = [tests(sys.executable, scratch, chosen.only)]
-        parts += [] if chosen.only else sanitizers(sys.executable)
-        with ThreadPoolExecutor(len(parts)) as pool:
-            options = {"cwd": chosen.package, "scratch": scratch, "until": until - GRACE - 5}
-            outcomes = list(pool.map(lambda part: run(part, **options), parts))
+        lines = [[tests(sys.executable, scratch, chosen.only)]]
+        if not chosen.only:
+            lines[0].append(large_tests(sys.executable, scratch))
+            lines += [[part] for part in sanitizers(sys.executable)]
+        options = {"cwd": chosen.package, "scratch": scratch, "until": until - GRACE - 5}
+        # Lines run side by side, a line's parts one after another.
+        with ThreadPoolExecutor(len(lines)) as pool:
+            outcomes = list(chain(*pool.map(lambda line: [run(part, **options) for part in line], lines)))
         texts = [f"##### {log.stem}\n{_read(log)}" for log in sorted(scratch.glob("*.log"))]
         (chosen.output / "gpu-test.log").write_text("\n".join(texts))
     described = provenance(sys.executable, chosen.package, chosen.commit)

@@ -89,6 +89,27 @@ def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
     assert (out.verdict, out.reason) == ("failed", "the time was up")
 
 
+def test_large_tests_have_the_gpu_to_themselves(tmp_path, monkeypatch):
+    happened = []
+
+    def record(part, **_) -> Outcome:
+        happened.append(("begin", part))
+        time.sleep(0.2)
+        happened.append(("end", part))
+        return Outcome(part.name, "passed")
+
+    monkeypatch.setattr(suite, "run", record)
+    assert suite.main(["--output", str(tmp_path)]) == 0
+    steps = [(step, part.name) for step, part in happened]
+    assert steps.index(("end", "tests")) < steps.index(("begin", "large tests"))
+    of = {part.name: part.command for _, part in happened}
+    assert f"--ignore={suite.TESTS / suite.LARGE}" in of["tests"]
+    assert str(suite.TESTS / suite.LARGE) in of["large tests"]
+    assert "-n1" in of["large tests"]
+    late = run(Part("tests", ("true",)), cwd=tmp_path, scratch=tmp_path, until=time.time() - 1)
+    assert (late.verdict, late.reason) == ("failed", "the time was up")
+
+
 @pytest.mark.parametrize(
     ("name", "status", "log", "verdict"),
     [
