@@ -148,7 +148,13 @@ def cuda_archs() -> tuple[int, ...]:
 
 def cuda_contents() -> str:
     """What the CUDA library serves, as fastsparse.backend reads it: the machine codes, then the PTX."""
-    return " ".join([*(f"sm_{arch}" for arch in cuda_archs()), f"compute_{cuda_archs()[-1]}"])
+    return " ".join([*(f"sm_{arch}" for arch in cuda_archs()), *(f"compute_{arch}" for arch in portable())])
+
+
+def portable() -> list[int]:
+    """What there is PTX for: the newest and, for GPUs between that and it which have no code here, Hopper."""
+    *others, newest = cuda_archs()
+    return [*(arch for arch in others if arch == 90), newest]
 
 
 # ---- what it is built with ----
@@ -200,8 +206,7 @@ def nvcc_flags() -> list[str]:
     common = ["-std=c++20", "-O3", "-lineinfo", "-ccbin", compiler(), "-Xptxas", "--warn-on-spills"]
     common += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wno-psabi,-Wno-unused-parameter"]
     common += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_archs()]
-    newest = f"compute_{cuda_archs()[-1]}"
-    return [*common, f"-gencode=arch={newest},code={newest}"]
+    return [*common, *(f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in portable())]
 
 
 def torch_flags() -> list[str]:

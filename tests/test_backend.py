@@ -350,6 +350,7 @@ def test_a_cuda_library_that_does_not_load(gpus, monkeypatch, tmp_path, kind):
         ("sm_86 compute_86", (8, 0), False),
         ("sm_80 sm_120 compute_120", (10, 0), False),
         ("sm_80 sm_120 compute_120", (12, 1), True),
+        ("sm_80 sm_90 sm_120 compute_90 compute_120", (11, 0), True),
     ],
 )
 def test_which_gpus_the_cuda_library_serves(gpus, monkeypatch, contents, capability, served):

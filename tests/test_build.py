@@ -54,10 +54,10 @@ def test_the_cuda_library_loads_under_every_pytorch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    *machine, portable = done.stdout.split()
-    assert machine
-    assert all(re.fullmatch(r"sm_\d+", code) for code in machine)
-    assert portable == f"compute_{machine[-1][3:]}"
+    contents = done.stdout.split()
+    machine = [code for code in contents if re.fullmatch(r"sm_\d+", code)]
+    between = ["compute_90"] if "sm_90" in machine[:-1] else []
+    assert contents == [*machine, *between, f"compute_{machine[-1][3:]}"]
 
 
 @cuda_built
@@ -97,7 +97,7 @@ def toolkit(tmp_path):
     nvcc.write_text(
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo "Cuda compilation tools, release 12.6, V12.6.85"; fi\n'
-        'if [ "$1" = --list-gpu-arch ]; then printf "compute_%s\\n" 75 80 86 90; fi\n'
+        'if [ "$1" = --list-gpu-arch ]; then printf "compute_%s\\n" 75 80 86 90 121; fi\n'
     )
     nvcc.chmod(0o755)
     return str(tmp_path)
@@ -108,6 +108,8 @@ def test_archs_are_those_that_nvcc_knows(toolkit):
     done = setup("cuda_contents()", CUDA_HOME=toolkit)
     assert done.stdout.splitlines()[-1] == "sm_80 sm_90 compute_90"
     assert "fastsparse: nvcc 12.6 can't compile for sm_100, sm_120, which are left out" in done.stderr
+    done = setup("cuda_contents()", CUDA_HOME=toolkit, FASTSPARSE_CUDA_ARCHS="80 90 121")
+    assert done.stdout.splitlines()[-1] == "sm_80 sm_90 sm_121 compute_90 compute_121"
     done = setup("cuda_contents()", CUDA_HOME=toolkit, FASTSPARSE_CUDA_ARCHS="86;80, 86")
     assert done.stdout.splitlines()[-1] == "sm_80 sm_86 compute_86"
 
@@ -129,7 +131,7 @@ def test_what_is_built(toolkit, environment, wanted):
     assert done.stdout.splitlines()[-1] == wanted
 
 
-ARCHS = "FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc 12.6 can compile for (75, 80, 86, 90), got"
+ARCHS = "FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc 12.6 can compile for (75, 80, 86, 90, 121), got"
 NO_NVCC, NO_COMPILER = "no nvcc was found (set CUDA_HOME)", "no C++ compiler was found (set CXX)"
 
 
