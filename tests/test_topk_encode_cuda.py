@@ -100,6 +100,13 @@ def test_bracket_holds_where_rounding_errors_add_up(library, of):
     assert code.indices.flatten().tolist() == [321] * 3
 
 
+def test_a_launch_leaves_larger_ones_their_shared_memory(library):
+    # The emulator refuses to take any back, as another thread may be about to launch with it.
+    for D in (200, 16384, 64):
+        x, weight = integers(3, D, seed=1, limit=2), integers(40, D, seed=2, limit=2)
+        assert_same_as_reference(x, weight, None, k=4)
+
+
 def test_screen_leaves_the_few_rows_that_it_cannot_decide_to_exact_scores(blocks):
     # Tokens with an infinity, and latents closer together than bf16 can tell.
     x, weight = random(40, 64, seed=1), random(M, 64, seed=2)

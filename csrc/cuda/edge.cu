@@ -5,8 +5,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cuda/knobs.h"
 
@@ -32,11 +35,24 @@ void check_indices(const Call& call, const char* op, const Tensor& indices, int6
   fastsparse::check_indices(op, torch::stable::contiguous(torch::stable::to(indices, host)), M);
 }
 
+void Call::allow(const char* name, const void* kernel, size_t shared_bytes) const {
+  if (!shared_bytes) return;
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> allowed;
+  std::lock_guard lock(mutex);
+  size_t& now = allowed[{device_, kernel}];
+  if (shared_bytes <= now) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)),
+        ("asking for " + std::to_string(shared_bytes) + " bytes of shared memory for " + name).c_str());
+  now = shared_bytes;
+}
+
 Knobs knobs;
 extern "C" __attribute__((visibility("default"))) Knobs* fastsparse_cuda_knobs() { return &knobs; }
 
 #ifdef FASTSPARSE_EMULATED
 
+void check(cudaError_t, const char*) {}  // nothing that is emulated reports one
 Call::Call(const Tensor&) : multiprocessors_(4) {}
 int64_t Call::most_shared_bytes() const { return int64_t{64} << 10; }
 
@@ -59,7 +75,7 @@ namespace {
 using BlasHandle = void*;
 enum Transpose : int { kPlain = 0, kTransposed = 1 };                    // cublasOperation_t
 enum DataType : int { kF32 = 0, kF64 = 1, kF16 = 2, kBF16 = 14 };         // cudaDataType
-enum ComputeType : int { k32 = 68, k32Pedantic = 69, k64 = 70 };          // cublasComputeType_t
+enum ComputeType : int { k32 = 68, k32Pedantic = 69, k64Pedantic = 71 };  // cublasComputeType_t
 constexpr int kDefaultAlgorithm = -1;                                     // cublasGemmAlgo_t
 
 struct Found {
@@ -174,11 +190,7 @@ int64_t Call::most_shared_bytes() const {
 
 void Call::launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
                   void** parameters) const {
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes) {  // more than 48 kB, static memory included, must be asked for
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-  }
-  if (error == cudaSuccess) error = cudaLaunchKernel(kernel, grid, block, parameters, shared_bytes, stream_);
+  cudaError_t error = cudaLaunchKernel(kernel, grid, block, parameters, shared_bytes, stream_);
   if (error == cudaSuccess) return;
   char what[256];
   std::snprintf(what, sizeof what, "launching %s with grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory",
@@ -188,6 +200,7 @@ void Call::launch(const char* name, const void* kernel, dim3 grid, dim3 block, s
 
 // cuBLAS itself, not aten::mm: that one takes fp32 through TF32 wherever a program allows it for its own products, and
 // bf16's split sums through bf16; a handle's settings are global or the calling thread's, a compute type is this call's.
+// A pedantic one is what no setting changes: others may be emulated, fp32 by bf16 and fp64 by integers.
 void product(const Tensor& a, const Tensor& b, const Tensor& out) {
   int64_t N = a.size(0), D = a.size(1), M = b.size(0);
   if (N == 0 || M == 0) return;
@@ -198,7 +211,7 @@ void product(const Tensor& a, const Tensor& b, const Tensor& out) {
   }
   Operand left(a), right(b);
   bool wide = a.scalar_type() == ScalarType::Double;
-  ComputeType compute = wide ? k64 : a.scalar_type() == ScalarType::Float ? k32Pedantic : k32;
+  ComputeType compute = wide ? k64Pedantic : a.scalar_type() == ScalarType::Float ? k32Pedantic : k32;
   float one = 1, zero = 0;
   double wide_one = 1, wide_zero = 0;
   const void *alpha = &one, *beta = &zero;

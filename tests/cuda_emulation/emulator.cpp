@@ -9,6 +9,7 @@
 #include <cstdarg>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <random>
@@ -471,6 +472,8 @@ uint64_t choose_seed() {
   return seeds();
 }
 
+std::map<const void*, size_t> allowed;  // dynamic shared memory of kernels
+
 void check_launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
   uint64_t threads = uint64_t(block.x) * block.y * block.z;
   if (block.x > kMaxThreads || block.y > kMaxThreads || block.z > 64 || threads > kMaxThreads)
@@ -483,9 +486,24 @@ void check_launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes
     fail("a grid of %s: at most (2147483647, 65535, 65535) is allowed", triple(grid.x, grid.y, grid.z).c_str());
   if (shared_bytes > kSharedBytes)
     fail("%zu bytes of dynamic shared memory: a block may have %zu", shared_bytes, kSharedBytes);
+  if (size_t most = allowed.contains(kernel) ? allowed[kernel] : kStaticSharedBytes; shared_bytes > most)
+    fail("%zu bytes of dynamic shared memory: cudaFuncSetAttribute lets the kernel have %zu", shared_bytes, most);
 }
 
 }  // namespace
+}  // namespace fastsparse::emulator
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  using namespace fastsparse::emulator;
+  std::lock_guard lock(one_at_a_time);
+  size_t& most = allowed[kernel];
+  if (size_t(value) < most)
+    throw std::runtime_error(print("a kernel that may have %zu bytes of dynamic shared memory is left %d", most, value));
+  most = size_t(value);
+  return cudaSuccess;
+}
+
+namespace fastsparse::emulator {
 
 void fail(const char* format, ...) {
   Machine& m = machine;

@@ -65,6 +65,10 @@ struct dim3 {
 };
 
 using cudaStream_t = struct CUstream_st*;
+enum cudaError_t { cudaSuccess };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+// Raises where it takes from a kernel what it had: another thread may be about to launch with it.
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 
 // ---- the machine ----
 

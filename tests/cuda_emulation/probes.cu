@@ -432,6 +432,9 @@ extern "C" __attribute__((visibility("default"))) const char* run_probe(const ch
   for (const Probe& probe : probes) {
     if (std::strcmp(probe.name, name) != 0) continue;
     try {
+      if (shared_bytes > 48 << 10)
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(probe.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             99 << 10);
       emulator::launch(name, probe.kernel, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes,
                        Job{in, out, a, b, c});
       return nullptr;
