@@ -12,26 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-
-def pytest_configure() -> None:
-    """An interrupt is said again each second until it is heeded: where a callback swallows it, it is lost."""
-    if not WORKER:
-        signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGALRM, _interrupt)
-
-
-def _interrupt(*_) -> None:
-    signal.alarm(1)
-    raise KeyboardInterrupt
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish() -> None:
-    if not WORKER:
-        signal.alarm(0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what was done is being written down
+def pytest_configure(config) -> None:
+    """Heed the interrupt that says that the time is up: a shell's background jobs ignore it."""
+    if not hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_node_collection_finished(ids) -> None:
@@ -41,7 +26,7 @@ def pytest_xdist_node_collection_finished(ids) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report) -> None:
-    if report.failed and WORKER and torch.cuda.is_initialized():
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
         try:
             torch.cuda.synchronize()
         except RuntimeError:
