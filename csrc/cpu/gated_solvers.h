@@ -73,17 +73,21 @@ template <template <typename> class Cell, typename T> class InTime {
     guess(start);
     uint64_t once_more = 0;  // channels, of at most kRow, that are certified but for a last run
     for (int attempt = 1; attempt <= kShootingPasses && untried(); ++attempt) {
+      // From guesses nothing comes out that is small, so that rounding errors needn't be followed yet.
+      bool guessed = attempt == 1 && plan_.chunks > 1;
       std::memcpy(state, start, kStates * kRowBytes);
       begin_tangents();
       for (int64_t t = 0; t < plan_.length; t += kTileSteps) {
         int64_t count = pack(t, kTileSteps, u_);
-        for (int64_t g = 0; g < kRow; g += kGroup) run_tile(g, count, state, out);
+        for (int64_t g = 0; g < kRow; g += kGroup)
+          if (guessed) run_tile<false>(g, count, state, out);
+          else run_tile<true>(g, count, state, out);
         for (int k = 0; k < kStates; ++k) unpack(out + k * kTileSteps * kRow, k, t, count);
       }
       for (int64_t i = 0; i < n_; ++i) {
         if (passes_[i] != kUntried) continue;
         corrections(i, D, [&](int64_t lane, int k) { return state[k * kRow + lane - n_] - start[k * kRow + lane]; });
-        bool sure = steady(i), done = true, lost = false;
+        bool sure = !guessed && steady(i), done = true, lost = false;
         for (int64_t lane = i; lane < plan_.chunks * n_; lane += n_) {
           C d = 0;
           for (int k = 0; k < kStates; ++k) d += magnitude(D[k * kRow + lane]);
@@ -154,8 +158,8 @@ template <template <typename> class Cell, typename T> class InTime {
 
  private:
   static constexpr int32_t kUntried = -2;
-  // How large a channel's corrections are, as Newton's method sees it. From one pass to the next they are squared, so
-  // that small ones mostly come after near ones, which kNear says; only then are rounding errors worth following.
+  // How large a channel's corrections are in Newton's method. From one pass to the next they are about squared, so that
+  // small ones mostly come after near ones, which kNear says; only then are rounding errors worth following.
   static constexpr C kIsSmall = 0, kIsNear = 1, kIsFar = 2, kNear = sizeof(C) == 8 ? 0x1p27 : 0x1p12;
 
   static C magnitude(C value) { return value < 0 ? -value : value; }
@@ -261,18 +265,16 @@ template <template <typename> class Cell, typename T> class InTime {
       for (Vector<C>& part : value.v) part = absolute(part) < least ? Vector<C>{} : part;  // NaN remains
   }
 
-  // What chunks carry along: the derivative P of their states in their starts and, kErrorsToo, the covariance of the
-  // rounding errors made since, and how large |P|^2, the sum of its squared entries, and the variance have been.
-  template <bool kErrorsToo> struct Tangents {
+  // What chunks carry along: the derivative P of their states in their starts; kMostToo, how large |P|^2, the sum of its
+  // squared entries, has been; kErrorsToo, the covariance of the rounding errors made since, and how large the variance.
+  template <bool kErrorsToo, bool kMostToo> struct Tangents {
     static constexpr C kTiny = sizeof(C) == 8 ? 0x1p-511 : 0x1p-63;  // whose square is just a normal number
 
     V P[kSquare], errors[kErrors], most[1], widest[1];
 
     FASTSPARSE_INLINE void step(const V (&J)[kSquare]) {
       multiply<kStates, kStates>(J, P), flush(P);
-      if constexpr (!kErrorsToo) return;
-      carry_errors<kStates>(J, errors), add_errors<kStates>(errors);
-      V variance = trace<kStates>(errors);
+      if constexpr (!kMostToo) return;
 #pragma GCC unroll 8
       for (int k = 0; k < kTogether; ++k) {
         Vector<C> size{};
@@ -283,29 +285,34 @@ template <template <typename> class Cell, typename T> class InTime {
           size += entry * entry;
         }
         most[0].v[k] = size <= most[0].v[k] ? most[0].v[k] : size;  // NaN comes through
-        widest[0].v[k] = variance.v[k] <= widest[0].v[k] ? widest[0].v[k] : variance.v[k];
       }
+      if constexpr (!kErrorsToo) return;
+      carry_errors<kStates>(J, errors), add_errors<kStates>(errors);
+      V variance = trace<kStates>(errors);
+#pragma GCC unroll 8
+      for (int k = 0; k < kTogether; ++k)
+        widest[0].v[k] = variance.v[k] <= widest[0].v[k] ? widest[0].v[k] : variance.v[k];
     }
   };
-  template <bool kErrorsToo> FASTSPARSE_INLINE Tangents<kErrorsToo> tangents(int64_t group) const {
-    Tangents<kErrorsToo> result;
+  template <bool kErrorsToo, bool kMostToo = kErrorsToo>
+  FASTSPARSE_INLINE Tangents<kErrorsToo, kMostToo> tangents(int64_t group) const {
+    Tangents<kErrorsToo, kMostToo> result;
     load_rows(result.P, P_, group);
-    if constexpr (!kErrorsToo) return result;
-    load_rows(result.errors, errors_, group);
-    load_rows(result.most, most_, group), load_rows(result.widest, widest_, group);
+    if constexpr (kMostToo) load_rows(result.most, most_, group);
+    if constexpr (kErrorsToo) load_rows(result.errors, errors_, group), load_rows(result.widest, widest_, group);
     return result;
   }
-  template <bool kErrorsToo> FASTSPARSE_INLINE void keep(const Tangents<kErrorsToo>& tangents, int64_t group) const {
+  template <bool kErrorsToo, bool kMostToo>
+  FASTSPARSE_INLINE void keep(const Tangents<kErrorsToo, kMostToo>& tangents, int64_t group) const {
     store_rows(tangents.P, P_, group);
-    if constexpr (!kErrorsToo) return;
-    store_rows(tangents.errors, errors_, group);
-    store_rows(tangents.most, most_, group), store_rows(tangents.widest, widest_, group);
+    if constexpr (kMostToo) store_rows(tangents.most, most_, group);
+    if constexpr (kErrorsToo) store_rows(tangents.errors, errors_, group), store_rows(tangents.widest, widest_, group);
   }
 
   // `count` steps of the chunks of a group, as u_ has them: `state` goes on, and `out` gets every state.
-  void run_tile(int64_t group, int64_t count, C* state, C* out) const {
+  template <bool kErrorsToo> void run_tile(int64_t group, int64_t count, C* state, C* out) const {
     Cell<Math> cell = this->cell(group);
-    Tangents<true> tangents = this->tangents<true>(group);
+    auto tangents = this->tangents<kErrorsToo, true>(group);
     V now[3], h[kStates], J[kSquare];
     load_rows(h, state, group);
     for (int64_t s = 0; s < count; ++s) {
@@ -361,7 +368,7 @@ template <template <typename> class Cell, typename T> class InTime {
   template <bool kErrorsToo>
   void linearise(int64_t group, int64_t t, int64_t count, C* before, const C* h, C* q, C* P, C* last_q) const {
     Cell<Math> cell = this->cell(group);
-    Tangents<kErrorsToo> tangents = this->tangents<kErrorsToo>(group);
+    auto tangents = this->tangents<kErrorsToo>(group);
     V now[3], state[kStates], old[kStates], J[kSquare], offset[kStates];
     load_rows(old, before, group), load_rows(offset, last_q, group);
     for (int64_t s = 0; s < count; ++s) {
