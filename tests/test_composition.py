@@ -48,7 +48,8 @@ def test_gradcheck(backend, name):
 @twice
 def test_gradgradcheck(backend, name):
     function, inputs = FUNCTIONS[name]
-    assert torch.autograd.gradgradcheck(function, tensors(*inputs, dtype=torch.float64))
+    leaves, slow = tensors(*inputs, dtype=torch.float64), backend == "triton-interpreted"
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=slow)  # along random directions
 
 
 @functions

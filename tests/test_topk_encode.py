@@ -420,6 +420,8 @@ def test_gradients_equal_the_differentiated_reference(backend, activation, dtype
 
 @pytest.mark.parametrize("N", [20, 260])  # with a product of less than 2^18 multiplications, and of more
 def test_views_that_overlap(backend, N):
+    if N > 20 and not backend.startswith(("reference", "cpu")):
+        pytest.skip("products of GPUs don't differ so")
     M, D = 130, 8
     windows = random(M + D - 1, seed=2).unfold(0, D, 1)  # strides (1, 1)
     for x, weight in (

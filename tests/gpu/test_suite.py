@@ -79,16 +79,12 @@ def test_outcomes_are_counted_and_named_whatever_happens_to_a_worker(tmp_path, m
     assert text.endswith("2 parts: 1 failed, 1 passed")
 
 
-@pytest.fixture
-def in_the_background():
-    """Interrupts are ignored by what is started, as a shell has its background jobs do."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch, in_the_background):
-    out = run_tests(tmp_path, monkeypatch, "passes or interrupted")
+def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell's background jobs have it
+    try:
+        out = run_tests(tmp_path, monkeypatch, "passes or interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert out.verdict == "failed"
     assert out.counts == {"passed": 1}
     assert out.left == {"tests/test_planted.py": 1}
