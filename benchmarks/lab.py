@@ -134,10 +134,6 @@ class Lab:
         return found
 
 
-def no_bars(case: dict[str, Any]) -> list[Bar]:
-    return []
-
-
 @dataclass(frozen=True)
 class Job:
     """One case to measure.
