@@ -86,6 +86,7 @@ def matching_pursuit(
         ValueError: shapes, dtypes or devices don't match, k < 1, tol < 0, atoms promised to be of norm 1 are
             not, the method is unknown, or the Gram matrix that it needs doesn't fit into memory.
         RuntimeError: a backend was named that can't serve this call.
+        NotImplementedError: by second derivatives, which the reference has and the kernels have not.
 
     Example:
         >>> import torch, fastsparse

@@ -133,6 +133,7 @@ def gru_recurrence(
         ValueError: shapes, dtypes or devices don't match, cu_seqlens don't go from 0 to T, or the solver is
             unknown.
         RuntimeError: a backend was named that can't serve this call.
+        NotImplementedError: by second derivatives, which the reference has and the kernels have not.
 
     Example:
         >>> import torch, fastsparse
@@ -186,7 +187,7 @@ def lstm_recurrence(
         ``return_info`` ``(h, c, SolverInfo)``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`gru_recurrence`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`gru_recurrence`.
 
     Example:
         >>> import torch, fastsparse

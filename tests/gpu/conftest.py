@@ -43,11 +43,15 @@ def cuda(device):
     return device
 
 
+def require(described: fastsparse.Backend) -> None:
+    """Skips the test where a backend can't run, or fails it where CUDA is insisted on, as suite.py does."""
+    if not described.available:
+        (pytest.fail if os.environ.get("FASTSPARSE_CUDA") == "1" else pytest.skip)(str(described))
+
+
 @pytest.fixture(params=["reference", "cpu"] if REHEARSAL else ["triton", "cuda"])
 def backend(request, device):
     """Runs the test once on each backend for GPUs."""
-    described = fastsparse.backends()[request.param]
-    if not described.available:
-        pytest.skip(str(described))
+    require(fastsparse.backends()[request.param])
     with fastsparse.use_backend(request.param):
         yield request.param

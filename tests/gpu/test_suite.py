@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from gpu import suite
+from gpu.conftest import require
 from gpu.suite import Outcome, Part, judge_sanitizer, run, table
+
+from fastsparse import Backend
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 
@@ -130,6 +133,15 @@ def test_large_tests_have_the_gpu_to_themselves(tmp_path, monkeypatch):
 )
 def test_a_sanitizer_is_believed_only_as_far_as_it_finds(name, status, log, verdict):
     assert judge_sanitizer(f"sanitizer, {name}", status, log, Path()).verdict == verdict
+
+
+@pytest.mark.parametrize(("insisted", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_backend_that_does_not_load_is_no_pass(tmp_path, monkeypatch, insisted, outcome):
+    assert suite.tests(sys.executable, tmp_path, "").environment["FASTSPARSE_CUDA"] == "1"
+    monkeypatch.setenv("FASTSPARSE_CUDA", insisted)
+    broken = Backend(name="cuda", available=False, detail="the library could not be loaded")
+    with pytest.raises(outcome, match="could not be loaded"):
+        require(broken)
 
 
 def test_a_tool_that_is_absent_is_left_out(tmp_path):
