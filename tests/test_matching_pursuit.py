@@ -336,6 +336,15 @@ def test_nan_tokens_surface_and_stay_in_their_rows(backend, method, nonnegative,
     assert torch.equal(indices[others], clean.indices[others])
     torch.testing.assert_close(values[others], clean.values[others])
     torch.testing.assert_close(residual[others], clean.residual[others])
+    assert_first_step(x, dictionary, values, indices, nonnegative, normalized)
+
+
+def assert_first_step(x, dictionary, values, indices, nonnegative, normalized):
+    """matching_pursuit_step takes it too, and leaves NaN of the rows where that is taken."""
+    step = fastsparse.matching_pursuit_step(x, dictionary, nonnegative=nonnegative, normalized=normalized)
+    torch.testing.assert_close(step[0], values[:, 0], equal_nan=True)
+    assert torch.equal(step[1], indices[:, 0])
+    assert torch.equal(step[2].isnan().all(1), values[:, 0].isnan())
 
 
 @ways
@@ -348,6 +357,7 @@ def test_a_nan_atom_is_the_largest(backend, method, nonnegative, normalized):
     assert values.isnan().all()
     assert residual.isnan().all()
     assert (indices[:, 1:] == 0).all()
+    assert_first_step(x, dictionary, values, indices, nonnegative, normalized)
 
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
@@ -653,6 +663,9 @@ def test_bad_arguments(change, error, message):
     arguments = {"x": torch.ones(3, 5), "dictionary": torch.eye(5), "k": 2} | change
     with pytest.raises(error, match=rf"^matching_pursuit: {message}"):
         fastsparse.matching_pursuit(**arguments)
+    if change.keys() <= {"dictionary", "nonnegative", "normalized"}:
+        with pytest.raises(error, match=rf"^matching_pursuit_step: {message}"):
+            fastsparse.matching_pursuit_step(torch.ones(3, 5), **({"dictionary": torch.eye(5)} | change))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,16 +1,14 @@
 """matching_pursuit_step on every backend: it is matching_pursuit's first step, and a loop of it the rest."""
 
-import itertools
-
 import pytest
 import torch
 from backends import backend_names, host_backend_names, running
 from oracle import DTYPES, LAYOUTS, assert_pursuit, integers, laid_out, random
+from test_matching_pursuit import FORMS, problem
 
 import fastsparse
 from fastsparse import reference
 
-FORMS = list(itertools.product([False, True], repeat=2))  # nonnegative, normalized
 forms = pytest.mark.parametrize(
     ("nonnegative", "normalized"),
     FORMS,
@@ -27,14 +25,6 @@ SHAPES = [
 def backend(request) -> str:
     with running(request.param):
         yield request.param
-
-
-def problem(N, D, M, *, dtype=torch.float32, normalized=False):
-    residual, dictionary = random(N, D, seed=1, dtype=dtype), random(M, D, seed=2, dtype=dtype)
-    if normalized:
-        norms = dictionary.double().norm(dim=1, keepdim=True).clamp_min(1e-300)
-        dictionary = (dictionary.double() / norms).to(dtype)
-    return residual, dictionary
 
 
 def step(residual, dictionary, **options):
@@ -100,34 +90,6 @@ def test_a_loop_of_steps_is_a_pursuit(backend, nonnegative, normalized):
             values, indices, residual = whole
         grads.append(torch.autograd.grad(((values + residual) * upstream).sum(), leaves))
     torch.testing.assert_close(*grads)
-
-
-@forms
-def test_nan(backend, nonnegative, normalized):
-    residual, dictionary = problem(9, 6, 20, normalized=normalized)
-    residual[4, 1] = torch.nan
-    options = {"nonnegative": nonnegative, "normalized": normalized}
-    value, index, after = fastsparse.matching_pursuit_step(residual, dictionary, **options)
-    assert value.isnan().nonzero().flatten().tolist() == [4]
-    assert index[4] == 0
-    assert after[4].isnan().all()
-    dictionary[13, 0] = torch.nan
-    value, index, after = fastsparse.matching_pursuit_step(residual, dictionary, **options)
-    assert (index[torch.arange(9) != 4] == 13).all()
-    assert value.isnan().all()
-    assert after.isnan().all()
-
-
-def test_bad_arguments():
-    residual, dictionary = torch.ones(3, 5), torch.eye(5)
-    for change, error, message in (
-        ({"nonnegative": 0}, TypeError, "nonnegative must be a bool, got 0"),
-        ({"normalized": "yes"}, TypeError, "normalized must be a bool, got 'yes'"),
-        ({"dictionary": dictionary[:0]}, ValueError, "dictionary must hold at least one atom"),
-        ({"dictionary": 2 * dictionary, "normalized": True}, ValueError, "atoms of norm 1 .* got norm 2"),
-    ):
-        with pytest.raises(error, match=rf"^matching_pursuit_step: .*{message}"):
-            fastsparse.matching_pursuit_step(**({"residual": residual, "dictionary": dictionary} | change))
 
 
 @pytest.mark.parametrize(

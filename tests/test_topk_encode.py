@@ -196,87 +196,49 @@ def test_relu_keeps_fewer_than_k_positive_scores(backend):
 # Data that a low-precision screen gets wrong unless its bound holds.
 
 
-def _close_together(x, weight, bias):
-    return x, weight[:1] + 2.0**-14 * weight, bias * 0
+def outliers(size: float, places: slice | int, D: int) -> torch.Tensor:
+    scale = torch.ones(D)
+    scale[places] = size
+    return scale
 
 
-def _common_offset(x, weight, bias):
-    return x + 100, weight + 100, bias
-
-
-def _outlier_dimensions(x, weight, bias):
-    outliers = torch.ones(x.shape[1])
-    outliers[:3] = 1000
-    return x * outliers, weight / outliers, bias
-
-
-def _outliers_on_one_side(x, weight, bias):
-    outliers = torch.ones(x.shape[1])
-    outliers[5] = 1e4
-    return x * outliers, weight, bias
-
-
-def _dominating_bias(x, weight, bias):
-    return x, weight, 1e4 * bias
-
-
-def _equal_bias_cancels(x, weight, bias):
-    return x, weight, -(x[0] @ weight.T)
-
-
-def _rows_of_all_sizes(x, weight, bias):
-    return (
+DATA = {
+    "close together": lambda x, w, b: (x, w[:1] + 2.0**-14 * w, b * 0),
+    "common offset": lambda x, w, b: (x + 100, w + 100, b),
+    "outlier dimensions": lambda x, w, b: (
+        x * outliers(1000, slice(3), x.shape[1]),
+        w / outliers(1000, slice(3), x.shape[1]),
+        b,
+    ),
+    "outliers on one side": lambda x, w, b: (x * outliers(1e4, 5, x.shape[1]), w, b),
+    "dominating bias": lambda x, w, b: (x, w, 1e4 * b),
+    "equal bias cancels": lambda x, w, b: (x, w, -(x[0] @ w.T)),
+    "rows of all sizes": lambda x, w, b: (
         x * torch.logspace(-20, 15, len(x)).unsqueeze(1),
-        weight * torch.logspace(-8, 8, len(weight)).unsqueeze(1),
-        bias,
-    )
-
-
-def _huge(x, weight, bias):
-    return x * 1e30, weight * 1e-30, bias
-
-
-def _tiny(x, weight, bias):
-    return x * 1e-18, weight * 1e-18, bias * 1e-36
-
-
-def _subnormal_inputs(x, weight, bias):
-    return x * 1e-40, weight, bias * 1e-40
-
-
-def _subnormal_scores(x, weight, bias):
-    return x * 1e-22, weight * 1e-22, None
-
-
-def _overflows_bf16(x, weight, bias):
+        w * torch.logspace(-8, 8, len(w)).unsqueeze(1),
+        b,
+    ),
+    "huge": lambda x, w, b: (x * 1e30, w * 1e-30, b),
+    "tiny": lambda x, w, b: (x * 1e-18, w * 1e-18, b * 1e-36),
+    "subnormal inputs": lambda x, w, b: (x * 1e-40, w, b * 1e-40),
+    "subnormal scores": lambda x, w, b: (x * 1e-22, w * 1e-22, None),
     # Finite in fp32, infinite once rounded to bf16.
-    return torch.where(torch.arange(x.shape[1]) == 3, 3.4e38, x), weight * 1e-6, bias
-
-
-def _overflows_in_part(x, weight, bias):
-    return x * 1e19, weight * torch.where(torch.arange(len(weight)) % 7 == 0, 1e19, 1.0).unsqueeze(1), bias
-
-
-def _sparse_tokens(x, weight, bias):
-    return x * (x.abs() > 1.5), weight, bias * 0
-
-
-def _zero_tokens(x, weight, bias):
-    return x * 0, weight, bias
-
-
-DATA = [
-    _close_together, _common_offset, _outlier_dimensions, _outliers_on_one_side, _dominating_bias,
-    _equal_bias_cancels, _rows_of_all_sizes, _huge, _tiny, _subnormal_inputs, _subnormal_scores,
-    _overflows_bf16, _overflows_in_part, _sparse_tokens, _zero_tokens,
-]  # fmt: skip
+    "overflows bf16": lambda x, w, b: (torch.where(torch.arange(x.shape[1]) == 3, 3.4e38, x), w * 1e-6, b),
+    "overflows in part": lambda x, w, b: (
+        x * 1e19,
+        w * torch.where(torch.arange(len(w)) % 7 == 0, 1e19, 1.0).unsqueeze(1),
+        b,
+    ),
+    "sparse tokens": lambda x, w, b: (x * (x.abs() > 1.5), w, b * 0),
+    "zero tokens": lambda x, w, b: (x * 0, w, b),
+}
 
 
 @pytest.mark.parametrize("shape", [(48, 64, 3000, 16), (5, 200, 1100, 40)], ids=str)
-@pytest.mark.parametrize("data", DATA, ids=lambda data: data.__name__.strip("_"))
+@pytest.mark.parametrize("data", DATA)
 def test_hostile_data(backend, data, shape):
     N, D, M, k = shape
-    x, weight, bias = data(random(N, D, seed=1), random(M, D, seed=2), random(M, seed=3))
+    x, weight, bias = DATA[data](random(N, D, seed=1), random(M, D, seed=2), random(M, seed=3))
     for activation in ("none", "abs"):
         encode(x, weight, bias, k=k, activation=activation)
 
