@@ -287,25 +287,23 @@ def check_code(op: str, values: Tensor, indices: Tensor) -> Tensor:
     return indices
 
 
-def is_plain_code(values: Tensor, indices: Tensor, weight: Tensor) -> bool:
-    """Whether a code (N, k) and a weight (M, D) are valid beyond doubt, told from as little as can be.
+def are_plain(indices: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Whether indices (N, k) and two matrices are valid beyond doubt, but for shapes, told from little.
 
     Beside a cold cache, which a gather from a large weight leaves behind, the checks of each argument on its
     own cost a tenth of decoding a thousand tokens.
     """
     return (
-        isinstance(values, Tensor)
-        and isinstance(indices, Tensor)
-        and isinstance(weight, Tensor)
-        and values.dim() == 2
-        and weight.dim() == 2
-        and values.shape == indices.shape
-        and values.dtype is weight.dtype
-        and values.dtype in DTYPES
+        isinstance(indices, Tensor)
+        and isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and indices.dim() == first.dim() == second.dim() == 2
+        and first.dtype is second.dtype
+        and first.dtype in DTYPES
         and indices.dtype is torch.int64
-        and values.device == indices.device == weight.device
-        and values.layout is indices.layout is weight.layout is torch.strided
-        and not values.is_meta
+        and indices.device == first.device == second.device
+        and indices.layout is first.layout is second.layout is torch.strided
+        and not indices.is_meta
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from fastsparse import ops
 from fastsparse._options import ACTIVATIONS, position_of
 from fastsparse._validation import (
+    are_plain,
     check_alike,
     check_code,
     check_count,
@@ -17,7 +18,6 @@ from fastsparse._validation import (
     check_matrix,
     check_rows,
     check_vector,
-    is_plain_code,
     whole_number,
 )
 from fastsparse.functional._tensors import autocast, flat, unflat
@@ -160,7 +160,10 @@ def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
 
 def _spmm(op: str, values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is None and is_plain_code(values, indices, weight):
+    if are_plain(indices, values, weight) and values.shape == indices.shape:
+        if bias is not None:
+            check_vector(op, "bias", bias, "D", weight.shape[1])
+            check_alike(op, (("values", values), ("bias", bias)))
         return ops.spmm(values, indices, weight)
     _, D = check_matrix(op, "weight", weight)
     indices = check_code(op, values, indices)
@@ -193,6 +196,8 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     Source: the SDDMM of Gao et al. 2024, arXiv 2406.04093, appendix D.2.
     """
     x, weight = autocast(x, weight)
+    if are_plain(indices, x, weight) and x.shape[0] == indices.shape[0] and x.shape[1] == weight.shape[1]:
+        return ops.sddmm(x, weight, indices)
     _, D = check_matrix("sddmm", "weight", weight)
     check_rows("sddmm", "x", x, D)
     indices = check_indices("sddmm", indices)
