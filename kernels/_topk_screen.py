@@ -3,10 +3,9 @@
 Brackets. With x = x~ + dx, w = w~ + dw, in bf16 and what that leaves, X = |x~|, W = |w~| and
 g = (D + 4) 2^-24, by Cauchy-Schwarz
   |x.w - x~.w~|               <= |dx| W + (X + |dx|) |dw|
-  the product's accumulation  <= 3 g X W, since tensor cores cut off where a processor rounds: 2.5 D 2^-24
-    (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores", 8 products to a sum at the least)
+  the product's accumulation  <= p X W with p = (a D + 8) 2^-24, see _tensor_cores.py
   the exact score's own       <= g (X + |dx|) (W + |dw|)
-which sums to A W + B |dw| with A = |dx| (1 + g) + 4 g X and B = (X + |dx|)(1 + g). The bias's rounding is
+which sums to A W + B |dw| with A = |dx| (1 + g) + (p + g) X and B = (X + |dx|)(1 + g). The bias's rounding is
 relative to it; that of score + bias and of the product with a scale are the 4 in g. Inf and NaN in any of
 these widen the bracket to everything, and so do norms beyond MOST_NORM: no sum of the product, nor what scale
 and bias make of it, leaves fp32's range otherwise, on whatever way to a finite score. Squares may underflow,
@@ -32,6 +31,7 @@ def round_rows(
     D,
     padded,
     count,
+    accumulation,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -58,9 +58,9 @@ def round_rows(
     norm = tl.sqrt(tl.sum(near, axis=1) + D * 2.0**-125) * slack
     residual = tl.sqrt(tl.sum(far, axis=1) + D * 2.0**-125) * slack
     if TOKENS:
-        g = (D + 4) * 2.0**-24
+        g, p = (D + 4) * 2.0**-24, (accumulation * D + 8) * 2.0**-24
         norm = tl.where(norm <= MOST_NORM, norm, float("inf"))
-        tl.store(terms + position, 1.001 * (residual * (1 + g) + 4 * g * norm), mask=inside)
+        tl.store(terms + position, 1.001 * (residual * (1 + g) + (p + g) * norm), mask=inside)
         tl.store(terms + count + position, 1.001 * (norm + residual) * (1 + g), mask=inside)
     else:
         rest = tl.zeros_like(norm) + D * 2.0**-125

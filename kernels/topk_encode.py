@@ -24,6 +24,7 @@ import torch
 import triton
 from fastsparse.kernels._launch import INTERPRETED, OPTIONS, chosen, with_unit_stride
 from fastsparse.kernels._order import INFINITE, LARGEST, UNSET
+from fastsparse.kernels._tensor_cores import accumulation_unit
 from fastsparse.kernels._topk_lists import BLOCK, GIVEN_UP, Lists, collect, rivals_of, select
 from fastsparse.kernels._topk_product import Tile, score, tiles
 from fastsparse.kernels._topk_screen import refine, round_rows
@@ -218,6 +219,7 @@ class _Encoder:
             self.D,
             padded,
             count,
+            accumulation_unit(self.x.device),
             TOKENS=stripe is None,
             ROWS=rows,
             BLOCK=min(1024, triton.next_power_of_2(padded)),

@@ -13,6 +13,8 @@ struct Knobs {
   int64_t rows = 0, bytes = 0;
   // Of a block that pursues a row: its threads, and how much shared memory it may have; 0: likewise.
   int64_t threads = 0, shared_bytes = 0;
+  // How far tensor cores' sums of D products are taken to be off, in quarters of D 2^-24; -1: as the device's are.
+  int64_t accumulation = -1;
 };
 extern Knobs knobs;
 

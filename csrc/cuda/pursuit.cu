@@ -9,6 +9,7 @@
 #include "cuda/knobs.h"
 #include "cuda/norms.h"
 #include "cuda/rows.h"
+#include "cuda/tensor_cores.h"
 
 namespace fastsparse::cuda {
 
@@ -37,7 +38,7 @@ template <typename C> Rounding rounding_of(int64_t D, bool normalized, bool spli
   rounding.unit = unit;
   rounding.product = sum < 0.5 ? sum / (1 - sum) : std::numeric_limits<double>::infinity();
   rounding.direction = normalized ? 0 : 2 * unit + (sizeof(C) == 8 ? rounding.product : 0);
-  if (split) rounding.product += 3.1 * 0x1p-16 + 1.02 * double(9 * D + 8) * 0x1p-24;
+  if (split) rounding.product += 3.1 * 0x1p-16 + 1.02 * accumulation_error(3 * D);
   rounding.dot = double(ceil_div(D, 32) + 16) * unit;
   rounding.lost = 2 * double(D + 8) * double(Limits::min());
   return rounding;

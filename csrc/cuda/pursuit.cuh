@@ -19,7 +19,7 @@
 //   After a step, see matching_pursuit.cuh:      B' of B
 // plus what gets lost where numbers are subnormal. Where the product runs on tensor cores (`Split`), gamma is
 //   3.1 2^-16 for the products of low parts that are left out, and of what both parts leave,
-//   1.02 (9 D + 8) 2^-24 for sums of 3 D products, as screen.cuh says for D of them.
+//   1.02 (3 a D + 8) 2^-24 for sums of 3 D products, where those of D are off by a D 2^-24 (tensor_cores.cu).
 // Two scores' order is certain where they lie 2 (B + W |r| h) apart.
 #pragma once
 

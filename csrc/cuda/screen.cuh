@@ -2,14 +2,12 @@
 //
 // Error bracket. With x = x~ + dx, w = w~ + dw, their bf16 roundings x~ and w~, X = |x~|, W = |w~|, by Cauchy-Schwarz
 //   |x.w - x~.w~|              <= |dx| W + (X + |dx|) |dw|
-//   the product's accumulation <= g X W                    with g = (3 D + 8) 2^-24
+//   the product's accumulation <= g X W                    with g = (a D + 8) 2^-24, see tensor_cores.cu
 //   the exact score's own      <= h (X + |dx|)(W + |dw|)   with h = (D / 32 + 16) 2^-24, see `dot`
-// which sums to A W + B |dw| with A = |dx| + g X + h (X + |dx|) and B = (1 + h)(X + |dx|). Tensor cores add 16 products
-// (8 at the least) to a sum at once, each cut to 24 bits of the largest magnitude among them, which X W bounds: 18
-// errors of at most 2^-23 X W for 16 terms, 10 for 8 (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"):
-// 2.5 D 2^-24; the rest of g is for the bias and the scale. Subnormals that get flushed, and the bias's rounding, go
-// into `rest`. Inf and NaN in any of these widen the bracket to everything, and so do norms beyond kMostNorm: no sum of
-// the product, nor what scale and bias make of it, leaves fp32's range otherwise, on whatever way to a finite score.
+// which sums to A W + B |dw| with A = |dx| + g X + h (X + |dx|) and B = (1 + h)(X + |dx|). Subnormals that get flushed,
+// and the bias's rounding, go into `rest`. Inf and NaN in any of these widen the bracket to everything, and so do norms
+// beyond kMostNorm: no sum of the product, nor what scale and bias make of it, leaves fp32's range otherwise, on whatever
+// way to a finite score.
 //
 // Bytes beside the product's, for N=8192, D=4096, M=131072: the atoms are rounded once a block of rows, 2 GB read,
 // 0.5 ms; the filter is as for exact scores. Some 140 survivors a row then gather 16 kB each, 19 GB: 4.4 ms at
@@ -144,10 +142,10 @@ template <bool Keyed> struct ScreenedRow {
   float a, b;
 
   __device__ __forceinline__ ScreenedRow(const ExactRow<float, Keyed>& scored, const Brackets& brackets, Norms token,
-                                         int64_t D)
+                                         int64_t D, float g)
       : scored(scored), products(scored.products), brackets(brackets) {
     constexpr float safety = 1.001f;  // for the rounding of the bracket itself
-    float g = float(3 * D + 8) * 0x1p-24f, h = float(D / 32 + 16) * 0x1p-24f;
+    float h = float(D / 32 + 16) * 0x1p-24f;
     a = safety * (token.residual + g * token.norm + h * (token.norm + token.residual));
     b = safety * (token.norm + token.residual) * (1 + h);
   }
@@ -186,7 +184,7 @@ template <bool Keyed> struct ScreenedRow {
 template <bool Keyed>
 __global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 7)
     topk_encode_screen(Lists<float> lists, Stripe<float> stripe, Latents<float> latents, Brackets brackets,
-                       const Norms* tokens, int64_t D, int rows, int splits) {
+                       const Norms* tokens, int64_t D, float g, int rows, int splits) {
   Share share(splits, stripe.count, kGroup<float>);
   if (share.row >= rows) return;
   List<float> list(lists, share.list);
@@ -194,7 +192,7 @@ __global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 7)
   Norms token = tokens[share.row];
   if (!(token.norm <= kMostNorm && token.residual <= kMostNorm)) list.count = kHopeless;
   if (list.count != kHopeless) {
-    ScreenedRow<Keyed> row(ExactRow<float, Keyed>(lists, stripe, latents, share.row), brackets, token, D);
+    ScreenedRow<Keyed> row(ExactRow<float, Keyed>(lists, stripe, latents, share.row), brackets, token, D, g);
     scan<float>(row, list, share.begin, share.end, stripe.begin);
   }
   list.suspend();

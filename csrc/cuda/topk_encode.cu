@@ -11,6 +11,7 @@
 #include "cuda/knobs.h"
 #include "cuda/rows.h"
 #include "cuda/screen.cuh"
+#include "cuda/tensor_cores.h"
 
 namespace fastsparse::cuda {
 
@@ -202,6 +203,7 @@ template <typename T> class Encoder {
     x_ = with_unit_stride(x_);
     weight_ = with_unit_stride(weight_);
     padded_ = round_up(D_, 8);  // whole packets of bf16
+    error_ = accumulation_error(D_);
     int64_t group = kGroup<C>, stripe = round_up(stripe_, group);
     tokens_ = allocate(x_, {rows_, padded_}, ScalarType::BFloat16);
     atoms_ = allocate(x_, {std::min(stripe_, M_), padded_}, ScalarType::BFloat16);
@@ -235,7 +237,7 @@ template <typename T> class Encoder {
       product(tokens, rows_of(*atoms_, 0, count), scores(rows, count));
       Stripe<float> stripe{data<float>(*scores_), stripe_, int(m), int(count)};
       call_.launch("topk_encode_screen", keyed_ ? topk_encode_screen<true> : topk_encode_screen<false>,
-                   warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, brackets_, norms, D_,
+                   warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, brackets_, norms, D_, error_,
                    int(rows), int(splits_));
     }
     call_.launch("topk_encode_refine", topk_encode_refine, rows, kRefineThreads, D_ * sizeof(float), lists_,
@@ -261,6 +263,7 @@ template <typename T> class Encoder {
   Tensor x_, weight_, values_, indices_;
   int64_t N_, D_, M_, k_, capacity_ = 0, rows_ = 0, stripe_ = 0, splits_ = 1, padded_ = 0;
   bool relu_, keyed_;
+  float error_ = 0;  // of the product of bf16
   Latents<C> latents_{};
   Lists<C> lists_{};
   Brackets brackets_{};
