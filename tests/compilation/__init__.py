@@ -7,6 +7,7 @@ shared memory than a GPU has are errors; registers are evidence, kept in docs/co
 of which docs/compilation.json has a record with the same key, a hash of all that goes into its compilation,
 isn't compiled again, but for a sample.
 
-    python -m tests.compilation           compile and print the table
-    python -m tests.compilation --write   and write it
+    python -m tests.compilation             compile and print the table
+    python -m tests.compilation --write     and write it
+    python -m tests.compilation --headers   only compile CUDA C++ against other PyTorchs; see headers.py
 """

@@ -4,14 +4,18 @@ import argparse
 import sys
 
 from . import __doc__ as purpose
-from . import table
+from . import headers, table
 from .tools import TRITON_VERSIONS, MissingError, cuda_records, triton_records
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.compilation", description=purpose.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="write docs/compilation.{json,md}")
+    parser.add_argument("--headers", action="store_true", help="only compile against other PyTorchs' headers")
     arguments = parser.parse_args()
+    if arguments.headers:
+        headers.try_all()
+        return 0
     sources = {
         f"Triton {version}": lambda version=version: triton_records(
             version, known=table.known(f"Triton {version}")
