@@ -24,6 +24,7 @@ SECONDS = {"cpu": 2.0, "cuda": 0.4}
 MINUTES = 7.5  # on a GPU
 PATIENCE = 120.0  # seconds that one case may take there, compiling included
 RESERVE = 15.0  # seconds kept for ending a case and writing
+PASSED = ("choice", "compiler", "trace", "quick", "seconds", "priority")  # to a worker on a GPU
 TRIED = {"measured": None, "passed": False, "note": "a trial measures nothing"}
 
 
@@ -35,6 +36,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--device", choices=SECONDS, default="cpu", help="what is measured (default: cpu)")
     option("--peers", action="store_true", help="on a CPU: other libraries instead of torch.compile")
     option("--choice", action="store_true", help="on a GPU: our own two backends alone")
+    option("--no-compile", dest="compiler", action="store_false", help="without torch.compile")
+    trace = (
+        "on a GPU: also our kernels, their replay as CUDA graphs, and topk_encode by the sizes of its blocks"
+    )
+    option("--trace", action="store_true", help=trace)
+    option("--priority", type=int, default=99, help="the least important cases to measure (0: the most)")
     quick = "tiny shapes on the CPU, to try the machinery, also a GPU's; writes nothing by default"
     option("--quick", action="store_true", help=quick)
     option("--output", type=Path, help="folder for the results (default: benchmarks/results)")
@@ -58,6 +65,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--seconds must be above 0, got {chosen.seconds}")
     if chosen.choice and chosen.device == "cpu":
         parser.error("--choice compares backends for GPUs: it needs --device cuda")
+    if chosen.trace and chosen.device == "cpu":
+        parser.error("--trace looks at what a GPU does: it needs --device cuda")
     if chosen.peers and chosen.device == "cuda":
         parser.error("--peers are for a CPU: on a GPU all others are measured in one run")
     chosen.names = chosen.names or list(BENCHES)
@@ -105,7 +114,7 @@ def _on_the_cpu(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
-    options = {"peers": chosen.peers, "quick": chosen.quick, "seconds": chosen.seconds}
+    options = {name: vars(chosen)[name] for name in ("peers", "compiler", "quick", "seconds", "priority")}
     for bench in chosen.names:
         with tempfile.TemporaryDirectory() as scratch:
             log = Path(scratch) / "cases.jsonl"
@@ -132,7 +141,7 @@ def run(log: Path, chosen: argparse.Namespace, until: float, noise: Any) -> str:
     """Keep a worker going until all is measured or the time is up; returns why the last one ended."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     options = {"benches": chosen.names, "until": until - RESERVE}
-    options |= {name: vars(chosen)[name] for name in ("seconds", "quick", "choice")}
+    options |= {name: vars(chosen)[name] for name in PASSED}
     command = [sys.executable, "-m", "benchmarks.worker", str(log), json.dumps(options)]
     begun = 0
     while True:

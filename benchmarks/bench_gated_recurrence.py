@@ -98,7 +98,7 @@ def case(lab: Lab, cell: Cell, given: Given) -> dict[str, Any]:
     shape, dtype = given.shape, given.dtype
     u, weights, exact = problem(cell, shape, dtype, lab.device)
     right, others = checked(exact, OTHERS_MAY[dtype]), []
-    if lab.torchs and shape.headline and dtype == "fp32" and not lab.quick:  # compiling takes many seconds
+    if lab.compiles and shape.headline and dtype == "fp32":  # compiling takes many seconds
         others.append(Contender(COMPILED, cell.compiled(u, weights), right, samples=5))
     if lab.libraries:
         for name, call in pararnn_torch.recurrence(cell, u, weights).items():

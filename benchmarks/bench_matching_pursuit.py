@@ -133,7 +133,7 @@ def case(lab: Lab, shape: Shape, kind: str, what: str) -> dict[str, Any]:
         gram = pursuits.gram_matrix(dictionary) if kept else None
         of_gram = of(partial(pursuits.torch_gram_loop, gram=gram))
         contenders.append(Contender(GRAM, of_gram, check, samples=None if whole else 1))
-        if not lab.quick and (kept or (lab.gpu and shape.headline)):
+        if lab.compiles and (kept or (lab.gpu and shape.headline)):
             loop = partial(pursuits.torch_loop, step=compiled(pursuits.torch_step))
             contenders.append(Contender("torch.compile", of(loop), check))
     if lab.libraries and not lab.gpu:

@@ -77,7 +77,7 @@ def case(lab: Lab, given: Given) -> dict[str, Any]:
 
 def _others(lab: Lab) -> Iterator[tuple[str, Callable[..., Step]]]:
     yield "torch", steps.DenseStep
-    if lab.torchs and not lab.quick:  # half a minute of compiling on a GPU
+    if lab.compiles:  # half a minute of compiling on a GPU
         yield "torch.compile", steps.CompiledStep
     if lab.gpu:
         yield baselines.SPARSIFY, baselines.SparsifyStep

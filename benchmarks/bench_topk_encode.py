@@ -4,6 +4,7 @@ On a GPU also against flashinfer's selection and the bare matrix product; and th
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from benchmarks import baselines, data, shapes
+from benchmarks import baselines, data, encoder, shapes
 from benchmarks.bars import Bar, missing, speed_bars
 from benchmarks.cases import OURS, matrix_bytes, median
 from benchmarks.ceilings import PRODUCT, Work, products
 from benchmarks.checks import TopKOracle
 from benchmarks.harness import Contender
-from benchmarks.lab import DTYPES, Job, Lab, compiled
+from benchmarks.lab import DTYPES, Job, Lab, compiled, on_backend
 from benchmarks.shapes import Given, Shape, each, grid
 from fastsparse.backend import use_cpu_level
 
@@ -36,6 +37,9 @@ def jobs(lab: Lab) -> Iterator[Job]:
         need = 2 * matrix_bytes((shape.M, shape.D), (shape.N, shape.M))
         run, bars = partial(case, lab, given), partial(promised, lab, given)
         yield Job("topk_encode", given.name(), given, run, bars, need)
+        if lab.trace and given.priority == 0:
+            given = replace(given, shape=replace(shape, headline=False), priority=2)
+            yield Job("topk_encode", given.name("blocks"), given, partial(blocks, lab, given), need=need)
 
 
 def wanted(lab: Lab) -> Iterator[Given]:
@@ -81,7 +85,7 @@ def case(lab: Lab, given: Given) -> dict[str, Any]:
     if lab.torchs:
         if not lab.gpu and dtype == "fp32":
             contenders.append(contender(AVX2, _forced, "avx2", encode))
-        if shape.headline and not lab.quick and dtype == ("bf16" if lab.gpu else "fp32"):
+        if lab.compiles and shape.headline and dtype == ("bf16" if lab.gpu else "fp32"):
             contenders.append(contender("torch.compile", compiled(baselines.torch_encode)))
         contenders += products(x, weight)
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
@@ -95,7 +99,23 @@ def case(lab: Lab, given: Given) -> dict[str, Any]:
             for ours in lab.ours(encode, str):
                 if median(found, ours.name) is not None:
                     found["contenders"][ours.name]["peak_bytes"] = _peak(ours.run)
+            for name in lab.backends if lab.trace else ():
+                record = found["contenders"][f"{OURS}, {name}"]
+                if "median" in record:
+                    record |= encoder.candidates(name, partial(on_backend, name, encode), N, M)
     return found
+
+
+def blocks(lab: Lab, given: Given) -> dict[str, Any]:
+    """The same call in blocks of other sizes."""
+    shape, rounding = given.shape, ROUNDING[given.dtype]
+    x, weight = (tensor.to(DTYPES[given.dtype]) for tensor in problem(shape, given.kind, lab.device))
+    bias = data.bias(shape).to(x)
+    check = partial(TopKOracle.of(x, weight, bias, shape.k).check, stored=rounding)
+    encode = partial(fastsparse.topk_encode, x, weight, bias, k=shape.k)
+    with torch.no_grad():
+        ways = [way for name in lab.backends for way in encoder.by_blocks(name, encode, check)]
+        return lab.measure(shape, ways)
 
 
 @lru_cache(maxsize=1)  # shapes follow one another in two dtypes

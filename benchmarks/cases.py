@@ -11,6 +11,7 @@ from benchmarks.harness import Timing, ratios
 
 OURS = "fastsparse"
 COPY = "copy"  # not a library's, but a copy of as many bytes
+KERNEL = "    {us:10.1f} us {calls:5} x {kernel}"
 ANOTHER_MODEL = "another model: its answers are not compared"  # a check that is none
 
 
@@ -83,10 +84,18 @@ def lines(case: dict[str, Any]) -> str:
             extras.append(f"{record['of_the_rest']:.2g} in the others")
         if record.get("redone"):
             extras.append(f"{record['redone']} channels redone step by step")
+        if "graph" in record:
+            graph = record["graph"]
+            extras.append(f"as a graph {graph if isinstance(graph, str) else quantity(graph, 's')}")
+        if "candidates" in record:
+            extras.append(f"{record['candidates']:.1f} candidates a token, {record['undecided']} undecided")
         ratios = case["ratios"].get(name, {}).items()
         extras += [f"{ratio['of_medians']:.2f}x {other}" for other, ratio in ratios]
         median, spread = quantity(record["median"], record["unit"]), f"[{', '.join(ends)}]" if ends else ""
         out.append(f"  {name:30} {median:>10} {spread:24} {', '.join(extras)}")
+        kernels = record.get("kernels", [])
+        out += [f"    {kernels}"] if isinstance(kernels, str) else map(KERNEL.format_map, kernels)
+    out += [f"  tuned: {' '.join(one['key'])}: {one['us'][0][0]}" for one in case.get("tuned", [])]
     return "\n".join(out) or f"  {case}"
 
 

@@ -15,6 +15,7 @@ from benchmarks.cases import OURS, figures, short_of_memory
 from benchmarks.ceilings import Work
 from benchmarks.harness import MIN_ROUNDS, Clock, Contender, measure, wall_clock
 from benchmarks.shapes import AnyShape, Given
+from benchmarks.traced import traced, tuned
 
 HEADLINE_SHARE = 2  # how much more time a case gets whose figures are shown first
 FLUSH_BYTES = 256 << 20  # several times the largest L2
@@ -25,17 +26,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 class EventClock:
     """Seconds of the device's time that a call takes, by CUDA events, the L2 cache cold.
 
-    Before each sample a buffer larger than the L2 is written; then the device spins while the host queues
-    the call, so that what is timed is the device's work, as in a training step, whose queue is full.
+    Before each sample a buffer larger than the L2 is read (written, it would leave lines that the call has to
+    write back); then the device spins while the host queues the call, so that what is timed is the device's
+    work, as in a training step, whose queue is full.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+        self.buffer = torch.zeros(FLUSH_BYTES // 4, device=device)
 
     def __call__(self, run: Callable[[], Any]) -> Callable[[], float]:
         def sample() -> float:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.buffer.zero_()
+            self.buffer.sum()
             torch.cuda._sleep(HEAD_START)
             start.record()
             run()
@@ -57,7 +59,10 @@ class Lab:
         backends: ours, each measured by name beside what runs without one.
         peers: on a CPU, other libraries in the place of PyTorch's compiler and of our own variants.
         choice: our own backends alone, over a grid of shapes.
+        compiler: whether torch.compile is measured, which takes up to half a minute a case.
+        trace: on a GPU, also what our calls do there, see :mod:`benchmarks.traced`.
         quick: tiny shapes, a trial of the machinery.
+        priority: of the least important cases that are measured.
         seconds: time for the rounds of one case; headline cases get twice that.
         until: when all ends, by ``time.monotonic()``.
         ceilings: what the device could do, see :func:`benchmarks.ceilings.measured`.
@@ -69,7 +74,10 @@ class Lab:
     backends: tuple[str, ...] = ()
     peers: bool = False
     choice: bool = False
+    compiler: bool = True
+    trace: bool = False
     quick: bool = False
+    priority: int = 99
     seconds: float = 2.0
     until: float = math.inf
     ceilings: Mapping[str, float] = field(default_factory=lambda: {"copy": math.inf})
@@ -104,6 +112,11 @@ class Lab:
         return not self.choice and (self.gpu or not self.peers)
 
     @property
+    def compiles(self) -> bool:
+        """Whether torch.compile is measured."""
+        return self.torchs and self.compiler and not self.quick
+
+    @property
     def libraries(self) -> bool:
         """Whether other libraries are measured; a GPU's measurements have all in one."""
         return not self.choice and (self.gpu or self.peers)
@@ -118,7 +131,16 @@ class Lab:
         rounds = 2 if self.quick else 5 if self.gpu else MIN_ROUNDS
         seconds = 0.0 if self.quick else self.seconds * (HEADLINE_SHARE if shape.headline else 1)
         options = {"clock": self.clock, "until": self.until, "min_rounds": rounds}
-        return figures(measure(contenders, seconds=seconds, **options), self.ceilings, work)
+        known = len(tuned())
+        found = figures(measure(contenders, seconds=seconds, **options), self.ceilings, work)
+        if chosen := tuned(known):
+            found["tuned"] = chosen
+        named = {f"{OURS}, {name}" for name in self.backends if self.trace}
+        for contender in contenders:
+            record = found["contenders"][contender.name]
+            if contender.name in named and "median" in record:
+                record |= traced(contender.run, self.clock, self.device.type == "cuda")
+        return found
 
     def ours(
         self, run: Callable[..., Any], check: Callable[[Any], str], **variants: Sequence[str]

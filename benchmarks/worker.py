@@ -21,10 +21,11 @@ LOST_DEVICE = 3  # exit status: a fault on the device, start another process
 
 
 def jobs_of(lab: Any, benches: Sequence[str]) -> list:
-    """Every job, the most important first."""
+    """Every job that is important enough, the most important first."""
     modules = dict.fromkeys(BENCHES[bench] for bench in benches)
     every = (job for name in modules for job in importlib.import_module(f"benchmarks.{name}").jobs(lab))
-    return sorted((job for job in every if job.bench in benches), key=lambda job: job.given.priority)
+    wanted = (job for job in every if job.bench in benches and job.given.priority <= lab.priority)
+    return sorted(wanted, key=lambda job: job.given.priority)
 
 
 def lines(log: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-// What tests turn, by name in tests/knobs.py, so that little work shows what otherwise takes much.
+// What tests and benchmarks turn, by name in tests/knobs.py: so little work shows what otherwise takes much.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,8 @@ struct Knobs {
   int64_t threads = 0, shared_bytes = 0;
   // How far tensor cores' sums of D products are taken to be off, in quarters of D 2^-24; -1: as the device's are.
   int64_t accumulation = -1;
+  // Where on the device topk_encode's screen leaves, as int32, how much each list holds, -1: it is given up; 0: nowhere.
+  int64_t counts = 0;
 };
 extern Knobs knobs;
 

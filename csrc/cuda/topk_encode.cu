@@ -240,6 +240,11 @@ template <typename T> class Encoder {
                    warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, brackets_, norms, D_, error_,
                    int(rows), int(splits_));
     }
+    if (knobs.counts) {
+      Tensor told = torch::stable::from_blob(reinterpret_cast<int32_t*>(knobs.counts) + begin * splits_,
+                                             {rows * splits_}, {1}, x_.device(), ScalarType::Int);
+      torch::stable::copy_(told, rows_of(*count_, 0, rows * splits_));
+    }
     call_.launch("topk_encode_refine", topk_encode_refine, rows, kRefineThreads, D_ * sizeof(float), lists_,
                  int(splits_), exact, latents_);
     select(begin, rows);

@@ -5,18 +5,19 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import choice, provenance, report, results, worker
+from benchmarks import cases, choice, provenance, report, results, traced, worker
 from benchmarks.harness import Contender, measure
-from benchmarks.lab import EventClock, Job
+from benchmarks.lab import EventClock, Job, Lab
 from benchmarks.shapes import Given, Sequences
 
-CHOSEN = Namespace(peers=False, quick=False, choice=False, device="cuda", commit="abc", seconds=1.0)
+CHOSEN = command.parse(["--device", "cuda", "--commit", "abc", "--seconds", "1"])
 GIVEN = Given(Sequences("shape", 1, 1, 1))
 
 
@@ -27,7 +28,7 @@ def collected(log, ended: str) -> dict:
 
 def test_a_trial_of_a_gpu(tmp_path, capsys):
     pytest.importorskip("triton")  # the atomic baselines run in its interpreter
-    arguments = ["sae_step", "--device", "cuda", "--quick", "--output", str(tmp_path)]
+    arguments = ["sae_step", "--device", "cuda", "--quick", "--trace", "--output", str(tmp_path)]
     assert command.main(arguments) == 0, (tmp_path / "gpu-bench.log").read_text()
     files = {path.stem: results.read(path) for path in tmp_path.glob("*/*.json")}
     assert files.keys() == {"sae_step"}
@@ -40,6 +41,10 @@ def test_a_trial_of_a_gpu(tmp_path, capsys):
         for case in result["cases"]:
             assert case["ratios"]["fastsparse"]["torch"]["of_medians"] > 0
             assert case["contenders"]["openai's way"]["check"], case
+            kernels = case["contenders"]["fastsparse, reference"]["kernels"]
+            assert any(
+                one["kernel"].startswith("aten::") and one["calls"] and one["us"] > 0 for one in kernels
+            )
     assert len(files["sae_step"]["bars"]) == 4
     out = capsys.readouterr().out.strip()
     assert out.startswith("a trial: these figures mean nothing")
@@ -91,7 +96,7 @@ def test_a_worker_that_hangs_is_ended(tmp_path, monkeypatch, until, patience, wh
 
 
 def test_a_worker_that_keeps_dying_ends_the_run(tmp_path, monkeypatch):
-    chosen = Namespace(**vars(CHOSEN), names=["spmm_t"], package=tmp_path)
+    chosen = Namespace(**vars(CHOSEN) | {"names": ["spmm_t"], "package": tmp_path})
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (tmp_path / "noise").open("w") as noise:
         why = command.run(tmp_path / "log", chosen, time.time() + 60, noise)
@@ -113,6 +118,7 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
         (["--seconds", "0"], "above 0"),
         (["--seconds", "nan"], "above 0"),
         (["--choice"], "needs --device cuda"),
+        (["--trace"], "needs --device cuda"),
         (["--device", "cuda", "--peers"], "are for a CPU"),
         (["--device", "tpu"], "invalid choice"),
     ],
@@ -148,9 +154,31 @@ def test_events_enclose_the_call_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: happened.append("spin"), raising=False)
     clock = EventClock(torch.device("cpu"))
-    clock.buffer = SimpleNamespace(zero_=lambda: happened.append("flush"))
+    clock.buffer = SimpleNamespace(sum=lambda: happened.append("flush"))
     assert clock(lambda: happened.append("call"))() == 2.5e-3
     assert happened[2:] == ["flush", "spin", "record start", "call", "record end", "wait"]
+
+
+def test_what_was_tuned_is_told_the_fastest_first(monkeypatch):
+    launch = pytest.importorskip("fastsparse.kernels._launch")
+    slow, fast = launch.Configuration(4, 4), launch.Configuration(1, 8)
+    key = ("spmm", torch.device("cpu"), torch.bfloat16, 4096)
+    monkeypatch.setattr(launch, "timed", {"an earlier case's": {}, key: {slow: 2.0, fast: 0.5}})
+    (found,) = traced.tuned(1)
+    assert found["key"] == ["spmm", "torch.bfloat16", "4096"]
+    assert found["us"] == [[{"warps": 1, "unroll": 8}, 50.0], [{"warps": 4, "unroll": 4}, 200.0]]
+    text = cases.lines({"contenders": {}, "tuned": [found]})
+    assert text == "  tuned: spmm torch.bfloat16 4096: {'warps': 1, 'unroll': 8}"
+
+
+def test_less_important_cases_are_left_out():
+    trial = Lab(torch.device("cpu"), gpu=True, quick=True, backends=("reference",))
+    every = worker.jobs_of(trial, ["topk_encode"])
+    first = worker.jobs_of(replace(trial, priority=0), ["topk_encode"])
+    assert [job.given.priority for job in first] == [0] * 4
+    assert len(every) > len(first)
+    taken_apart = worker.jobs_of(replace(trial, trace=True), ["topk_encode"])
+    assert sum(job.name.endswith("blocks") for job in taken_apart) == 4
 
 
 def test_provenance_of_a_gpu(monkeypatch):
