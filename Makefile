@@ -22,7 +22,7 @@ SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo docs test test-all fuzz lint bench bench-peers gpu-test gpu-bench wheel wheel-test sanitize abi clean
+.PHONY: help demo docs test test-all fuzz lint bench bench-peers gpu-first gpu-test gpu-bench wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -61,9 +61,14 @@ bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
 # On a machine with a GPU, which may have no network: with PYTHON and its packages as they are, and no .venv.
 #   WHEELS=folder   installs what PYTHON lacks (pytest, pytest-xdist, ...) into build/gpu-site, from wheels there
 #   OUT=folder      where results go (default: build/gpu-results)
-#   BUDGET=450      seconds for all of it, building included
+#   BUDGET=450      seconds for all of it, building included (540 of gpu-first)
 #   COMMIT=name     what is measured, where there is no git to ask
 #   ARGS=--choice   for gpu-bench, such as which of our own two backends is faster where
+gpu-first: BUDGET := 540
+gpu-first:  ## what to know first of a new GPU: is it right, op by op, how fast, and why, within BUDGET
+	$(GPU) tests/gpu/first.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT))
+
+gpu-test: NEEDS := pytest xdist hypothesis
 gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanitizer, within BUDGET
 	$(GPU) tests/gpu/suite.py --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
@@ -134,14 +139,15 @@ $(VENV)/.extra-%: setup.py pyproject.toml $(TORCH_STAMP)
 # The package with CUDA kernels for this machine's GPU alone, whole in build/gpu. timeout: a build can't take it all.
 BUDGET ?= 450
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
-UNTIL := $(shell expr $$(date +%s) + $(BUDGET))
+START := $(shell date +%s)
+UNTIL = $(shell expr $(START) + $(BUDGET))
 GPU_OUT := $(abspath $(or $(OUT),build/gpu-results))
 GPU_PATH := PYTHONPATH="$(CURDIR)/build/gpu-site$${PYTHONPATH:+:$$PYTHONPATH}"
 GPU := $(GPU_PATH) $(PYTHON)
 .PHONY: gpu-kernels
 gpu-kernels:
 	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-input --no-index --no-deps --upgrade --target build/gpu-site $(WHEELS)/*.whl)
-	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(if $(filter gpu-test,$(MAKECMDGOALS)),pytest xdist hypothesis)) \
+	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(NEEDS)) \
 	  && FASTSPARSE_CPU=0 FASTSPARSE_CUDA=1 FASTSPARSE_CUDA_ARCHS=$${FASTSPARSE_CUDA_ARCHS:-$$arch} \
 	  $(GPU_PATH) timeout 240 $(PYTHON) setup.py --quiet build --build-lib build/gpu --build-temp build/gpu-temp
 

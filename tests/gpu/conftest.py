@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
-        if HERE in item.path.parents and item.path.name != "test_suite.py":
+        if HERE in item.path.parents and item.path.name not in ("test_first.py", "test_suite.py"):
             item.add_marker(pytest.mark.gpu)
 
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -32,6 +34,7 @@ WORKERS = 8
 LONGEST = 240  # seconds that one test may take
 GRACE = 20.0  # seconds in which pytest writes down what it has done when the time is up
 FAULT = 99  # compute-sanitizer's exit status where it found something
+FOUND = "wrong: "  # how a script's lines begin that say what is wrong
 TOOLS = ("memcheck", "racecheck", "synccheck")
 REFUSED = re.compile(
     r"Device not supported|No attachable process|not supported on this|Unable to launch", re.I
@@ -40,11 +43,18 @@ REFUSED = re.compile(
 
 @dataclass(frozen=True)
 class Part:
-    """One process: pytest's (``tests``), a sanitizer's, or that of one that must find what is ``planted``."""
+    """One process.
+
+    Attributes:
+        judge: says what became of it, given its name, exit status, output and the folder of reports.
+        limit: seconds that it may take.
+    """
 
     name: str
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    judge: Callable[..., "Outcome"] = field(default_factory=lambda: judge_tests)
+    limit: float = math.inf
 
 
 @dataclass
@@ -70,12 +80,12 @@ class Outcome:
     left: dict[str, int] = field(default_factory=dict)
 
 
-def tests(python: str, scratch: Path, only: str) -> Part:
+def tests(python: str, scratch: Path, folder: Path, only: str) -> Part:
     """The tests whose names, files or marks say that they are for a GPU; those of kernels/ take one too."""
     chosen = f"(gpu or kernels) and ({only})" if only else "gpu or kernels"
-    elsewhere = ["benchmarks", "compilation", "demo", "examples", "train", "gpu/test_suite.py"]
-    elsewhere += [] if only else [LARGE]
-    return _pytest("tests", python, scratch, TESTS, chosen, elsewhere, WORKERS)
+    elsewhere = ["benchmarks", "compilation", "demo", "examples", "train"]
+    elsewhere += ["gpu/test_first.py", "gpu/test_suite.py", *([] if only else [LARGE])]
+    return _pytest("tests", python, scratch, folder, chosen, elsewhere, WORKERS)
 
 
 def large_tests(python: str, scratch: Path) -> Part:
@@ -109,7 +119,7 @@ def _pytest(
 
 
 def sanitizers(python: str) -> list[Part]:
-    script = str(TESTS / "gpu/sanitized.py")
+    script = str(TESTS / "gpu/checked.py")
     tool = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
     )
@@ -120,7 +130,7 @@ def sanitizers(python: str) -> list[Part]:
 
     def part(name: str, which: str, *arguments: str) -> Part:
         command = (tool or "compute-sanitizer", "--tool", which, *options, *ours, *arguments)
-        return Part(f"sanitizer, {name}", command, bare)
+        return Part(f"sanitizer, {name}", command, bare, judge_sanitizer)
 
     return [part("planted", "memcheck", "--planted"), *(part(which, which) for which in TOOLS)]
 
@@ -130,7 +140,8 @@ def run(part: Part, *, cwd: Path, scratch: Path, until: float) -> Outcome:
     start, log = time.time(), scratch / f"{part.name}.log"
     if start >= until:
         return Outcome(part.name, "failed", "the time was up")
-    paths = str(cwd.resolve()), str(TESTS), os.environ.get("PYTHONPATH")
+    until = min(until, start + part.limit)
+    paths = str(cwd.resolve()), str(TESTS), str(ROOT), os.environ.get("PYTHONPATH")
     environment = {**os.environ, **part.environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with log.open("w") as file:
         try:
@@ -152,8 +163,7 @@ def run(part: Part, *, cwd: Path, scratch: Path, until: float) -> Outcome:
     with contextlib.suppress(ProcessLookupError):  # and those that it started: its session is its own
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    judge = judge_sanitizer if part.name.startswith("sanitizer") else judge_tests
-    out = judge(part.name, status, log.read_text(errors="replace"), scratch)
+    out = part.judge(part.name, status, log.read_text(errors="replace"), scratch)
     out.seconds = round(time.time() - start, 1)
     return out
 
@@ -215,6 +225,14 @@ def judge_sanitizer(name: str, status: int | None, log: str, scratch: Path) -> O
     return Outcome(name, "failed" if status else "passed", _last(log).strip("= "), faults=faults)
 
 
+def judge_script(name: str, status: int | None, log: str, scratch: Path) -> Outcome:
+    """What a script's exit status (None: it was ended), the last line of its output, and those in it say."""
+    ended = "the time was up" if status is None else signal.Signals(-status).name if status < 0 else ""
+    faults = [line.strip() for line in log.splitlines() if line.startswith(FOUND)]
+    reason = "; ".join(filter(None, (ended, _last(log))))
+    return Outcome(name, "failed" if status != 0 else "passed", reason, faults=faults)
+
+
 def _last(log: str) -> str:
     return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
 
@@ -265,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        lines = [[tests(sys.executable, scratch, chosen.only)]]
+        lines = [[tests(sys.executable, scratch, TESTS, chosen.only)]]
         if not chosen.only:
             lines[0].append(large_tests(sys.executable, scratch))
             lines += [[part] for part in sanitizers(sys.executable)]
@@ -273,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Lines run side by side, a line's parts one after another.
         with ThreadPoolExecutor(len(lines)) as pool:
             outcomes = list(chain(*pool.map(lambda line: [run(part, **options) for part in line], lines)))
-        texts = [f"##### {log.stem}\n{_read(log)}" for log in sorted(scratch.glob("*.log"))]
+        texts = [f"##### {log.stem}\n{read(log)}" for log in sorted(scratch.glob("*.log"))]
         (chosen.output / "gpu-test.log").write_text("\n".join(texts))
     described = provenance(sys.executable, chosen.package, chosen.commit)
     result = {"format": 1, "provenance": described, "parts": [asdict(out) for out in outcomes]}
@@ -282,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(out.verdict == "passed" for out in outcomes) else 1
 
 
-def _read(log: Path, most: int = 400_000) -> str:
+def read(log: Path, most: int = 400_000) -> str:
     """A log, its middle cut out where it is long."""
     text = log.read_text(errors="replace")
     return text if len(text) <= most else f"{text[: most // 2]}\n[...]\n{text[-most // 2 :]}"

@@ -60,10 +60,8 @@ def run_tests(tmp_path: Path, monkeypatch, only: str) -> Outcome:
     (folder / "test_planted.py").write_text(PLANTED)
     monkeypatch.setattr(suite, "WORKERS", 1)
     monkeypatch.setattr(suite, "LONGEST", 3 if "hangs" in only else 200)
-    part = suite.tests(sys.executable, tmp_path, only)
-    command = tuple(str(folder) if word == str(suite.TESTS) else word for word in part.command)
-    command += (f"--rootdir={tmp_path}",)
-    part = Part(part.name, command, part.environment)
+    part = suite.tests(sys.executable, tmp_path, folder, only)
+    part = Part(part.name, (*part.command, f"--rootdir={tmp_path}"), part.environment)
     return run(part, cwd=suite.ROOT, scratch=tmp_path, until=time.time() + 400)
 
 
@@ -137,7 +135,7 @@ def test_a_sanitizer_is_believed_only_as_far_as_it_finds(name, status, log, verd
 
 @pytest.mark.parametrize(("insisted", "outcome"), [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
 def test_a_backend_that_does_not_load_is_no_pass(tmp_path, monkeypatch, insisted, outcome):
-    assert suite.tests(sys.executable, tmp_path, "").environment["FASTSPARSE_CUDA"] == "1"
+    assert suite.tests(sys.executable, tmp_path, tmp_path, "").environment["FASTSPARSE_CUDA"] == "1"
     monkeypatch.setenv("FASTSPARSE_CUDA", insisted)
     broken = Backend(name="cuda", available=False, detail="the library could not be loaded")
     with pytest.raises(outcome, match="could not be loaded"):
