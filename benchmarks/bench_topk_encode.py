@@ -39,7 +39,9 @@ def jobs(lab: Lab) -> Iterator[Job]:
         yield Job("topk_encode", given.name(), given, run, bars, need)
         if lab.trace and given.priority == 0:
             given = replace(given, shape=replace(shape, headline=False), priority=2)
-            yield Job("topk_encode", given.name("blocks"), given, partial(blocks, lab, given), need=need)
+            for name in lab.backends:
+                of_blocks = partial(blocks, lab, given, name)
+                yield Job("topk_encode", given.name(f"blocks in {name}"), given, of_blocks, need=need)
 
 
 def wanted(lab: Lab) -> Iterator[Given]:
@@ -106,16 +108,15 @@ def case(lab: Lab, given: Given) -> dict[str, Any]:
     return found
 
 
-def blocks(lab: Lab, given: Given) -> dict[str, Any]:
-    """The same call in blocks of other sizes."""
+def blocks(lab: Lab, given: Given, name: str) -> dict[str, Any]:
+    """The same call on one of our backends, in blocks of other sizes."""
     shape, rounding = given.shape, ROUNDING[given.dtype]
     x, weight = (tensor.to(DTYPES[given.dtype]) for tensor in problem(shape, given.kind, lab.device))
     bias = data.bias(shape).to(x)
     check = partial(TopKOracle.of(x, weight, bias, shape.k).check, stored=rounding)
     encode = partial(fastsparse.topk_encode, x, weight, bias, k=shape.k)
     with torch.no_grad():
-        ways = [way for name in lab.backends for way in encoder.by_blocks(name, encode, check)]
-        return lab.measure(shape, ways)
+        return lab.measure(shape, list(encoder.by_blocks(name, encode, check)))
 
 
 @lru_cache(maxsize=1)  # shapes follow one another in two dtypes

@@ -22,7 +22,7 @@ DEVICE = "cuda"
 UNWRITTEN = -(2**31)
 MIB = 1 << 20
 # Tokens at a time, and bytes of scores: the first are those that there are.
-CUDA = ({}, *({"rows": n} for n in (2048, 4096, 16384)), *({"bytes": m * MIB} for m in (8, 16, 24, 48, 64)))
+CUDA = ({}, *({"rows": n} for n in (1024, 2048, 4096)), *({"bytes": m * MIB} for m in (8, 16, 24, 48, 64)))
 TRITON = (
     {},
     {"_MOST_TOKENS": 1024},

@@ -178,7 +178,7 @@ def test_less_important_cases_are_left_out():
     assert [job.given.priority for job in first] == [0] * 4
     assert len(every) > len(first)
     taken_apart = worker.jobs_of(replace(trial, trace=True), ["topk_encode"])
-    assert sum(job.name.endswith("blocks") for job in taken_apart) == 4
+    assert sum(job.name.endswith("blocks in reference") for job in taken_apart) == 4
 
 
 def test_provenance_of_a_gpu(monkeypatch):

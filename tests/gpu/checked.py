@@ -6,7 +6,10 @@ work here.
 """
 
 import argparse
+import math
+import random
 import sys
+import time
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -46,6 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--op", help="this one alone (default: all), at awkward sizes and strides too")
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no case is begun")
     chosen = parser.parse_args(arguments)
     if chosen.planted:
         outside = torch.full((1, 1), 1 << 24, device="cuda")
@@ -53,9 +57,16 @@ def main(arguments: list[str]) -> int:
             fastsparse.spmm(torch.ones(1, 1, device="cuda"), outside, torch.ones(2, 32, device="cuda"))
         torch.cuda.synchronize()
         return 0
+    end = time.monotonic() + chosen.seconds
     names = [name for name in SAMPLES if any(chosen.op in (None, op) for op, _ in recorded(SAMPLES[name]))]
-    checked = wrong = 0
-    for dtype, sizes, name in product(TOLERANCE, (*SIZES, *(AWKWARD if chosen.op else ())), names):
+    cases = list(product(TOLERANCE, (*SIZES, *(AWKWARD if chosen.op else ())), names))
+    if chosen.op:  # some of every kind, where time doesn't suffice for all
+        random.Random(0).shuffle(cases)
+    checked = wrong = left = 0
+    for dtype, sizes, name in cases:
+        if time.monotonic() > end:
+            left += 1
+            continue
         for op, given in recorded(SAMPLES[name], sizes, dtype=dtype):
             if chosen.op not in (None, op) or not takes(chosen.backend, op, dtype):
                 continue
@@ -69,7 +80,7 @@ def main(arguments: list[str]) -> int:
                     print(f"{FOUND}{what}: {fault}", flush=True)
                     if chosen.device == "cuda":
                         torch.cuda.synchronize()  # raises where nothing more can be run
-    print(f"{checked} answers, {wrong} wrong")
+    print(f"{checked} answers, {wrong} wrong, {left} of {len(cases)} cases left for want of time")
     return 1 if wrong or not checked else 0
 
 

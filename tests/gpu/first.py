@@ -35,6 +35,8 @@ PRIORITY = 2
 MINUTES = 9.0
 # Seconds that each may take: for tests what is left.
 BUILD, CHECKING, PROBING, MEASURING = 250, 110, 50, 190
+SOON = 85  # after which a check begins no case
+TESTED_WITH = "pytest xdist hypothesis"
 SHOWN = ("what is here", "tensor cores", "benchmarks")  # whose output is in the table
 MOST = 6000  # characters of it
 
@@ -44,62 +46,39 @@ def stages(
 ) -> Iterator[list[Part]]:
     """What runs at once, one after the other; given what became of those before."""
 
-    def script(name: str, limit: float, *words: object, **environment: str) -> Part:
-        return Part(name, (sys.executable, *map(str, words)), environment, judge_script, limit)
+    def script(name: str, limit: float, file: Path | str, words: str, *more: object) -> Part:
+        command = (sys.executable, str(file), *words.split(), *map(str, more))
+        return Part(name, command, judge=judge_script, limit=limit)
 
-    device = ("--device", "cpu") if chosen.quick else ()
+    device = "--device cpu" if chosen.quick else ""
     if not chosen.quick:
-        needs = (
-            "make",
-            "-C",
-            str(ROOT),
-            "gpu-kernels",
-            f"PYTHON={sys.executable}",
-            "NEEDS=pytest xdist hypothesis",
-        )
-        yield [Part("build", needs, judge=judge_script, limit=BUILD)]
+        make = "make", "-C", str(ROOT), "gpu-kernels", f"PYTHON={sys.executable}", f"NEEDS={TESTED_WITH}"
+        yield [Part("build", make, judge=judge_script, limit=BUILD)]
         if not (chosen.package / "fastsparse").exists():
             return  # nothing can be built or run here
-    yield [script("what is here", PROBING, "-m", "fastsparse", "info")]
+    yield [script("what is here", PROBING, "-m", "fastsparse info")]
+    alone = f"--seconds {SOON} {device} --op"
     checks = [
-        script(
-            f"{op}, {backend}",
-            CHECKING,
-            CHECK,
-            "--op",
-            op,
-            "--backend",
-            backend,
-            *device,
-            OMP_NUM_THREADS="1",
+        replace(
+            script(f"{op}, {name}", CHECKING, CHECK, f"{alone} {op} --backend {name}"),
+            environment={"OMP_NUM_THREADS": "1"},  # of so many at once
         )
         for op in OPS
-        for backend in BACKENDS
+        for name in BACKENDS
     ]
     yield checks
     failed = {out.name for out in outcomes if out.verdict == "failed"}
-    again = [part for part in checks if part.name in failed][:1]
-    blocking = {
-        "CUDA_LAUNCH_BLOCKING": "1",
-        "OMP_NUM_THREADS": "1",
-    }  # so that the call that fails is the one that is at fault
-    yield [replace(part, name=f"{part.name}, again", environment=blocking) for part in again]
-    yield [script("tensor cores", PROBING, HERE / "tensor_cores.py", *device)]
+    again = next((part for part in checks if part.name in failed), None)
+    if again is not None:  # so that the launch that fails is the one at fault
+        blocking = again.environment | {"CUDA_LAUNCH_BLOCKING": "1"}
+        yield [replace(again, name=f"{again.name}, again", environment=blocking)]
+    yield [script("tensor cores", PROBING, HERE / "tensor_cores.py", device)]
     end = min(until - GRACE, time.time() + MEASURING)  # it still has to write then
-    words = (
-        "-m",
-        "benchmarks",
-        *BENCHES,
-        "--device",
-        "cuda",
-        "--no-compile",
-        "--trace",
-        "--priority",
-        PRIORITY,
-    )
-    words += ("--package", chosen.package.resolve(), "--output", scratch / "benchmarks", "--until", end)
-    words += ("--commit", chosen.commit) if chosen.commit else ()
-    yield [script("benchmarks", MEASURING + GRACE, *words, *(["--quick"] if chosen.quick else []))]
+    words = f"benchmarks --device cuda --no-compile --trace --priority {PRIORITY} --until {end}"
+    words += " --quick" * chosen.quick
+    more = "--package", chosen.package.resolve(), "--output", scratch / "benchmarks"
+    more += ("--commit", chosen.commit) if chosen.commit else ()
+    yield [script("benchmarks", MEASURING + GRACE, "-m", words, *BENCHES, *more)]
     tests = suite.tests(sys.executable, scratch, HERE, "training" if chosen.quick else "")
     yield [replace(tests, environment=tests.environment | {"REHEARSE_GPU_TESTS": str(int(chosen.quick))})]
 
@@ -108,11 +87,8 @@ def keep(output: Path, scratch: Path, outcomes: list[Outcome], commit: str | Non
     """Write down all that there is by now, and return the table."""
     parts = {"commit": commit, "parts": [asdict(out) for out in outcomes]}
     (scratch / "gpu-first.json").write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n")
-    shown = [
-        f"##### {name}\n{read(scratch / f'{name}.log', MOST)}"
-        for name in SHOWN
-        if (scratch / f"{name}.log").exists()
-    ]
+    logs = [scratch / f"{name}.log" for name in SHOWN]
+    shown = [f"##### {log.stem}\n{read(log, MOST)}" for log in logs if log.exists()]
     text = "\n".join([*shown, table(outcomes)])
     (output / "gpu-first.txt").write_text(text + "\n")
     for log in scratch.rglob("*.log"):
@@ -128,9 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     option = parser.add_argument
     option("--output", type=Path, required=True, help="folder for gpu-first.txt and gpu-first.tar.gz")
     option("--package", type=Path, default=ROOT, help="folder that fastsparse is built in and imported from")
-    option(
-        "--until", type=float, help=f"when all must have ended, since 1970 (default: in {MINUTES} minutes)"
-    )
+    option("--until", type=float, help=f"when all ends, since 1970 (default: in {MINUTES} minutes)")
     option("--commit", help="what is tried, where the checkout can't tell")
     option("--quick", action="store_true", help="a trial on CPU tensors of what is built")
     chosen = parser.parse_args(arguments)

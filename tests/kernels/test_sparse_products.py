@@ -75,7 +75,8 @@ def test_more_entries_than_are_counted_is_an_error():
 def clock(monkeypatch):
     """A machine on which a configuration takes as long as its number says, and which logs what is timed."""
     timed = []
-    monkeypatch.setattr(_launch, "_chosen", {})
+    for known in ("_chosen", "timed"):
+        monkeypatch.setattr(_launch, known, {})
     monkeypatch.setattr(_launch, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(_launch, "_time", lambda launch, candidate: timed.append(candidate) or candidate)
