@@ -4,7 +4,7 @@ Reaches into both of our backends: a kernel's lists and sizes are nobody else's 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -77,42 +77,41 @@ def _of_triton(encode: Callable[[], Any], N: int, M: int) -> Tensor:
 
 def by_blocks(name: str, encode: Callable[[], Any], check: Callable[[Any], str]) -> Iterator[Contender]:
     """The call on one backend, in blocks of other sizes."""
-    for values in {"cuda": CUDA, "triton": TRITON}.get(name, ()):
-        said = ", ".join(f"{what.strip('_').lower()} {value}" for what, value in values.items()) or "as it is"
-        yield _contender(f"{name}, {said}", partial(_set, name, values), name, encode, check)
-    for sizes in TILES if name == "triton" else ():
-        yield _contender(f"triton, tile {sizes}", partial(_tiled, sizes), name, encode, check)
+    settings = {"cuda": _of_cuda_blocks, "triton": _of_triton_blocks}
+    for said, setting in settings[name]() if name in settings else ():
+
+        def run(setting: Callable[[], Any] = setting) -> Any:
+            with setting():
+                return on_backend(name, encode)
+
+        yield Contender(f"{OURS}, {name}, {said}", run, check, samples=3)
 
 
-def _contender(
-    said: str, setting: Callable[[], Any], name: str, encode: Callable[[], Any], check: Callable[[Any], str]
-) -> Contender:
-    def run() -> Any:
-        with setting():
-            return on_backend(name, encode)
+def _of_cuda_blocks() -> Iterator[tuple[str, Callable[[], Any]]]:
+    for values in CUDA:
+        yield _said(values), partial(turned, backend._cuda.library, **values)
 
-    return Contender(f"{OURS}, {said}", run, check, samples=3)
+
+def _of_triton_blocks() -> Iterator[tuple[str, Callable[[], Any]]]:
+    from fastsparse.kernels import topk_encode
+
+    for values in TRITON:
+        yield _said(values), partial(patch.multiple, topk_encode, **values) if values else nullcontext
+    for sizes in TILES:
+        yield f"tile {sizes}", partial(_tiled, topk_encode.Tile(*sizes))
+
+
+def _said(values: dict[str, int]) -> str:
+    return ", ".join(f"{name.strip('_').lower()} {value}" for name, value in values.items()) or "as it is"
 
 
 @contextmanager
-def _set(name: str, values: dict[str, int]) -> Iterator[None]:
-    with ExitStack() as stack:
-        if name == "cuda":
-            stack.enter_context(turned(backend._cuda.library, **values))
-        else:
-            from fastsparse.kernels import topk_encode
-
-            stack.enter_context(patch.multiple(topk_encode, **values)) if values else None
-        yield
-
-
-@contextmanager
-def _tiled(sizes: tuple[int, ...]) -> Iterator[None]:
+def _tiled(tile: Any) -> Iterator[None]:
     from fastsparse.kernels import _launch, topk_encode
 
-    usual, tile = topk_encode.tiles, topk_encode.Tile(*sizes)
+    usual = topk_encode.tiles
 
-    def tiles(dtype: torch.dtype, *rest: Any) -> list:
+    def tiles(dtype: torch.dtype, *rest: Any) -> list:  # fp32's are of another kind
         return usual(dtype, *rest) if dtype == torch.float32 else [tile]
 
     with patch.object(topk_encode, "tiles", tiles), patch.object(_launch, "_chosen", {}):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,15 @@ def test_a_fault_of_one_op_costs_no_other_op_anything(tmp_path, monkeypatch, cap
     assert "launches that block: 1" in logs["crashes"]
     assert {"gpu-first.json", "tests.xml", "benchmarks/table.txt"} <= names
     assert any(name.endswith("/linear_recurrence.json") for name in names)
+
+
+def test_what_there_is_when_the_time_is_up_is_written(tmp_path):
+    words = ["--quick", "--output", str(tmp_path), "--package", str(suite.ROOT), "--until", str(time.time())]
+    assert first.main(words) == 1
+    *parts, total = (tmp_path / "gpu-first.txt").read_text().splitlines()
+    assert total == f"{len(parts)} parts: {len(parts)} failed"
+    assert all(part.endswith(": the time was up") for part in parts)
+    assert (tmp_path / "gpu-first.tar.gz").exists()
 
 
 def test_an_answer_is_held_against_the_definition(monkeypatch, capsys):
