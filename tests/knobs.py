@@ -12,7 +12,7 @@ def _structure(*names: str) -> type[ctypes.Structure]:
 _KNOBS = {
     "fastsparse_cpu_knobs": _structure("screening", "kept_atoms"),
     "fastsparse_cuda_knobs": _structure(
-        "screening", "rows", "bytes", "threads", "shared_bytes", "accumulation", "counts"
+        *("screening", "rows", "bytes", "threads", "shared_bytes", "accumulation", "counts", "undecided")
     ),
 }
 

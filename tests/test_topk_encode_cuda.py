@@ -8,7 +8,7 @@ import torch
 from backends import GPU_BACKENDS, missing, running
 from knobs import turned
 from oracle import assert_topk, integers, random
-from test_topk_encode import assert_same_as_reference
+from test_topk_encode import DATA, assert_same_as_reference
 
 import fastsparse
 from fastsparse._options import ACTIVATIONS
@@ -115,3 +115,75 @@ def test_screen_leaves_the_few_rows_that_it_cannot_decide_to_exact_scores(blocks
     assert_topk(fastsparse.topk_encode(x, weight, bias, k=9), x, weight, bias, k=9)
     near = weight[:1] + 2.0**-14 * weight
     assert_topk(fastsparse.topk_encode(x[1:9], near, k=9), x[1:9], near, k=9)
+
+
+@pytest.fixture(params=BACKENDS)
+def screened(request) -> ctypes.CDLL:
+    with running(request.param + "-screened"):
+        yield GPU_BACKENDS[request.param].library()
+
+
+@pytest.fixture
+def undecided(screened):
+    """How many rows the first and the second screen of the last call in one block have left undecided."""
+    device = "cuda" if screened is GPU_BACKENDS["cuda-gpu"].library() else "cpu"
+    counts = torch.full((2,), -1, dtype=torch.int32, device=device)
+    with turned(screened, undecided=counts.data_ptr()):
+        yield counts
+
+
+def spread(exponent: int) -> torch.Tensor:
+    """Latents around one of them."""
+    return random(1, 64, seed=2) + 2.0**exponent * random(M, 64, seed=3)
+
+
+@pytest.mark.parametrize(("exponent", "left"), [(0, [0, 0]), (-11, [40, 0]), (-20, [40, 40])])
+def test_each_screen_decides_what_it_can(undecided, exponent, left):
+    x, weight, bias = random(40, 64, seed=1), spread(exponent), 2.0**exponent * random(M, seed=4)
+    assert_topk(fastsparse.topk_encode(x, weight, bias, k=9), x, weight, bias, k=9)
+    assert undecided.tolist() == left
+    options = {"activation": "abs", "latent_mask": random(M, seed=5) > -1}
+    options["latent_scale"] = 1 + 2.0**exponent * random(M, seed=6)
+    assert_topk(fastsparse.topk_encode(x, weight, k=9, **options), x, weight, k=9, **options)
+    assert undecided.tolist() == left
+
+
+def test_rows_of_each_kind_in_one_call(undecided):
+    weight = torch.cat((spread(-11), random(M, 64, seed=5)), dim=1)
+    x = random(40, 128, seed=1)
+    x[::2, 64:], x[1::2, :64] = 0, 0  # the even rows are for the second screen
+    x[[3, 4, 33, 34]] = torch.inf  # these for none
+    assert_topk(fastsparse.topk_encode(x, weight, k=9), x, weight, k=9)
+    assert undecided.tolist() == [22, 4]
+
+
+def test_equal_atoms_tie_in_the_second_screen(undecided):
+    code = fastsparse.topk_encode(random(9, 64, seed=1), spread(-11).repeat(2, 1), k=8, activation="none")
+    assert undecided.tolist() == [9, 0]
+    assert torch.equal(code.indices[:, 1::2], code.indices[:, ::2] + M)
+    assert torch.equal(code.values[:, 1::2], code.values[:, ::2])
+
+
+@pytest.mark.parametrize("D", [6, 63, 70])
+@pytest.mark.parametrize("data", DATA)
+def test_hostile_data_in_the_second_screen(screened, undecided, data, D):
+    x, weight, bias = DATA[data](random(7, D, seed=1), random(900, D, seed=2), random(900, seed=3))
+    with turned(screened, screening=2):
+        for activation in ("none", "abs"):
+            code = fastsparse.topk_encode(x, weight, bias, k=5, activation=activation)
+            assert_topk(code, x, weight, bias, k=5, activation=activation)
+            assert undecided[0] == 7
+
+
+def test_closer_bracket_holds_where_rounding_errors_add_up(screened, undecided):
+    # Low parts times low parts, which the second screen leaves out, decide: they are twice the other's lead.
+    D, low = 64, 0.9 * 2.0**-8
+    near = 1.5 + low * (1.0 - 2.0 * (torch.arange(D) % 2))  # 1.5 in bf16
+    weight = torch.zeros(500, D)
+    weight[321] = near
+    weight[7] = 1.5
+    weight[7, 0] += D * low**2 / 2 / 1.5
+    with turned(screened, screening=2, accumulation=0):
+        code = fastsparse.topk_encode(near.repeat(3, 1), weight, k=1, activation="none")
+    assert code.indices.flatten().tolist() == [321] * 3
+    assert undecided.tolist() == [3, 0]

@@ -18,6 +18,7 @@
 
 #include <cfloat>
 
+#include "cuda/tensor_cores.cuh"
 #include "cuda/topk_encode.cuh"
 
 namespace fastsparse::cuda {
@@ -30,6 +31,8 @@ inline constexpr int kRoundGroup = kRoundThreads / kWarp;  // latents that share
 
 struct Norms {
   float norm, residual;  // |rounded row|, |row - rounded row|, not less than they are
+
+  __device__ __forceinline__ bool tame() const { return norm <= kMostNorm && residual <= kMostNorm; }
 };
 
 // Four elements from d on, zeros past the row's end.
@@ -76,18 +79,34 @@ __device__ __forceinline__ Norms round_row(const float* row, int64_t D, bool pac
 
 __global__ void __launch_bounds__(kRoundThreads)
     topk_encode_round_tokens(const float* x, int64_t stride, int64_t rows, int64_t D, bool packets, bf16* rounded,
-                             int64_t padded, Norms* norms) {
+                             int64_t padded, Norms* norms, int32_t* undecided) {
+  if (blockIdx.x == 0 && threadIdx.x < 2) undecided[threadIdx.x] = 0;
   int64_t row = int64_t(blockIdx.x) * kRoundGroup + warp_index();
   if (row >= rows) return;
   Norms of = round_row(x + row * stride, D, packets, rounded + row * padded, padded);
   if (lane_index() == 0) norms[row] = of;
 }
 
-// What each latent of a stripe adds to a bracket, times |scale|, padded with zeros to a whole group; and its maxima.
+// What a latent adds to a bracket, times |scale|; `lost` is how far rows may be off for being subnormal.
+struct Terms {
+  float norm = 0;      // |w~|
+  float residual = 0;  // |w - w~| + tiny
+  float rest = 0;      // the bias's rounding + tiny
+
+  Terms() = default;
+  __device__ __forceinline__ Terms(Norms of, const Latents<float>& latents, int64_t m, int64_t D, float lost) {
+    if (latents.eligible && !latents.eligible[m]) return;
+    float factor = latents.scale ? fabsf(latents.scale[m]) : 1.0f, bias = fabsf(latents.bias[m]);
+    rest = (0x1p-20f * bias + lost * (of.norm + sqrtf(float(D)))) * factor;
+    residual = (of.residual + lost) * factor;
+    norm = of.norm * factor;
+    if (!(of.norm <= kMostNorm && norm <= kMostNorm && bias <= kMostNorm * kMostNorm)) rest = INFINITY;
+  }
+};
+
+// These of a stripe, padded with zeros to a whole group; and their maxima.
 struct Brackets {
-  float* norm;           // |w~|
-  float* residual;       // |w - w~| + tiny
-  float* rest;           // the bias's rounding + tiny
+  float *norm, *residual, *rest;
   Packet<float>* most;   // of every kRoundGroup latents: norm, residual, rest; NaN, that all pass, where one isn't finite
 };
 
@@ -100,26 +119,19 @@ __global__ void __launch_bounds__(kRoundThreads)
   };
   auto& shared = shared_storage<Storage>();
   int m = int(blockIdx.x) * kRoundGroup + warp_index();
-  float norm = 0, residual = 0, rest = 0;
+  Terms terms;
   if (m < count) {
     Norms of = round_row(weight + (begin + m) * stride, D, packets, rounded + m * padded, padded);
-    if (!latents.eligible || latents.eligible[begin + m]) {
-      float factor = latents.scale ? fabsf(latents.scale[begin + m]) : 1.0f, flushed = sqrtf(float(D)) * 0x1p-125f;
-      rest = (0x1p-20f * fabsf(latents.bias[begin + m]) + flushed * of.norm + float(D) * 0x1p-125f) * factor;
-      residual = (of.residual + flushed) * factor;
-      norm = of.norm * factor;
-      if (!(of.norm <= kMostNorm && norm <= kMostNorm && fabsf(latents.bias[begin + m]) <= kMostNorm * kMostNorm))
-        rest = INFINITY;
-    }
+    terms = Terms(of, latents, begin + m, D, sqrtf(float(D)) * 0x1p-125f);
   }
   if (lane_index() == 0) {
-    brackets.norm[m] = norm;
-    brackets.residual[m] = residual;
-    brackets.rest[m] = rest;
+    brackets.norm[m] = terms.norm;
+    brackets.residual[m] = terms.residual;
+    brackets.rest[m] = terms.rest;
     auto finite = [](float value) { return value <= FLT_MAX ? value : INFINITY; };
-    shared.terms[0][warp_index()] = finite(norm);
-    shared.terms[1][warp_index()] = finite(residual);
-    shared.terms[2][warp_index()] = finite(rest);
+    shared.terms[0][warp_index()] = finite(terms.norm);
+    shared.terms[1][warp_index()] = finite(terms.residual);
+    shared.terms[2][warp_index()] = finite(terms.rest);
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -141,6 +153,9 @@ template <bool Keyed> struct ScreenedRow {
   Brackets brackets;
   float a, b;
 
+  __device__ __forceinline__ ScreenedRow(const ExactRow<float, Keyed>& scored, const Brackets& brackets, float a,
+                                         float b)
+      : scored(scored), products(scored.products), brackets(brackets), a(a), b(b) {}
   __device__ __forceinline__ ScreenedRow(const ExactRow<float, Keyed>& scored, const Brackets& brackets, Norms token,
                                          int64_t D, float g)
       : scored(scored), products(scored.products), brackets(brackets) {
@@ -190,7 +205,7 @@ __global__ void __launch_bounds__(kFilterThreads, Keyed ? 6 : 7)
   List<float> list(lists, share.list);
   if (stripe.begin > 0) list.resume();
   Norms token = tokens[share.row];
-  if (!(token.norm <= kMostNorm && token.residual <= kMostNorm)) list.count = kHopeless;
+  if (!token.tame()) list.count = kHopeless;
   if (list.count != kHopeless) {
     ScreenedRow<Keyed> row(ExactRow<float, Keyed>(lists, stripe, latents, share.row), brackets, token, D, g);
     scan<float>(row, list, share.begin, share.end, stripe.begin);
@@ -227,14 +242,13 @@ __device__ __forceinline__ float dot(const float* token, const float* atom, int6
 }
 
 // Turns the brackets of a row's candidates into exact orders and scores, or into order 0 where even the upper bound is
-// below the k-th best. A block a row; its token in dynamic shared memory.
-__global__ void __launch_bounds__(kRefineThreads, 2)
-    topk_encode_refine(Lists<float> lists, int splits, Rows rows, Latents<float> latents) {
+// below the k-th best. By all threads of a block; the token goes into dynamic shared memory.
+__device__ __forceinline__ void refine_row(const Entries<float>& entries, const Rows& rows, int64_t row,
+                                           const Latents<float>& latents) {
   auto& scratch = shared_storage<BlockScratch>();
-  Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
-  if (entries.hopeless()) return;
+  const Lists<float>& lists = entries.lists;
   float* token = dynamic_shared<float>();
-  const float* source = rows.x + int64_t(blockIdx.x) * rows.x_stride;
+  const float* source = rows.x + row * rows.x_stride;
   for (int64_t d = threadIdx.x; d < rows.D; d += kRefineThreads) token[d] = source[d];
 
   auto score = [&](int64_t at, int32_t latent) {
@@ -271,50 +285,229 @@ __global__ void __launch_bounds__(kRefineThreads, 2)
   });
 }
 
+__global__ void __launch_bounds__(kRefineThreads, 2)
+    topk_encode_refine(Lists<float> lists, int splits, Rows rows, Latents<float> latents) {
+  Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
+  if (!entries.hopeless()) refine_row(entries, rows, blockIdx.x, latents);
+}
+
 // ---- the rows that the screen can't decide ----
 //
-// They are not known to the host: launches are for all rows, and blocks without work leave at once. A block takes 64
-// rows and all latents, or a part of them where there are few such rows: exact scores a tile at a time, in shared
-// memory, and the filter on them. All 8192 rows at D=4096, M=131072 take it 8.8 TFLOP, some 0.3 s (an estimate: half
-// of fp32's peak); with up to 64 of them it must read the weight once, 2 GB.
+// They are not known to the host: launches are for all rows, and blocks without work leave at once. So the vendor's
+// library, whose products are as large as the host says, has no part in what follows. A block takes 64 rows and all
+// latents, or a part of them where there are few such rows, 128 of them at a time.
+//
+// A second screen comes first, closer by a factor of some 500. With x = x~ + x^ + dx, w = w~ + w^ + dw, where x^ and w^
+// are, in bf16, what the first rounding leaves,
+//   |x.w - (x~.w~ + x^.w~ + x~.w^)| <= |x^||w^| + |dx||w| + (|x| + |dx|)|dw|,  |dx| <= 2^-9 |x - x~|, |dw| likewise
+//   the product's accumulation      <= 1.02 g |x||w|  with g = (48 a + 8 + D / 16) 2^-24: of 16 columns the tensor
+// cores add three products each to 0, whose errors (tensor_cores.cu) sum up like the whole's, by Cauchy and Schwarz; D /
+// 16 such sums are added in fp32; 1.02 is for three products being larger than one. With h for the exact score's own, as
+// above, that is a bracket A |w| + B |w - w~| with A = 2^-9 |x - x~| + (g + h) |x| and B = |x - x~| + 2^-9 |x|.
+//
+// Rows that this leaves, too, get exact scores, a tile at a time, in shared memory, and the filter on them.
+//
+// All 8192 rows at D=4096, M=131072 take the second screen 26 TFLOP, some 0.1 s, and exact scores 8.8 TFLOP, some 0.3 s
+// (estimates: half of mma's peak, of fp32's); with up to 64 rows each must read the weight once, 2 GB.
 
 inline constexpr int kRescueThreads = 256, kRescueRows = 64, kRescueDepth = 16;
+inline constexpr int kRescuePairs = kRescueDepth / 2;  // of neighbours in a row
 
-struct Rescue {
-  int32_t* rows;   // which
-  int32_t* total;  // how many
-  int blocks;      // of the grid
+// Rows that a screen leaves undecided, in whatever order: no row's result depends on it.
+struct Undecided {
+  int32_t* rows;
+  int32_t* total;
+  int blocks;      // of the grid that takes them on
   int most_lists;  // that there is memory for
   int groups;      // of latents
 
+  __device__ __forceinline__ void note(int32_t row) const {
+    if (threadIdx.x == 0) rows[atomicAdd(total, 1)] = row;
+  }
   // How many parts the latents are cut into.
-  __device__ __forceinline__ int splits(int count) const {
-    int tiles = (count + kRescueRows - 1) / kRescueRows;
-    return Most()(1, Least()(groups, Least()(blocks / tiles, most_lists / count)));
+  __device__ __forceinline__ int splits() const {
+    int tiles = (*total + kRescueRows - 1) / kRescueRows;
+    return Most()(1, Least()(groups, Least()(blocks / tiles, most_lists / *total)));
   }
 };
 
-// One block.
-__global__ void __launch_bounds__(1024)
-    topk_encode_find_hopeless(Lists<float> lists, int rows, int splits, Rescue rescue) {
-  struct Storage {
-    int32_t total;
-  };
-  auto& shared = shared_storage<Storage>();
-  if (threadIdx.x == 0) shared.total = 0;
-  __syncthreads();
-  for (int row = int(threadIdx.x); row < rows; row += int(blockDim.x)) {
-    Entries<float> entries{lists, int64_t(row) * splits, splits};
-    // In whatever order: no row's result depends on it.
-    if (entries.hopeless()) rescue.rows[atomicAdd(&shared.total, 1)] = row;
+// What a block takes of them: rows [begin, begin + count), groups [first, last) of latents.
+struct RescueShare {
+  int splits, split, begin, count, first, last;
+
+  __device__ __forceinline__ RescueShare(const Undecided& undecided) : splits(undecided.splits()) {
+    int total = *undecided.total, tiles = (total + kRescueRows - 1) / kRescueRows;
+    split = int(blockIdx.x) / tiles;
+    begin = int(blockIdx.x) % tiles * kRescueRows;
+    count = Least()(kRescueRows, total - begin);
+    int part = Least()(split, splits);  // beyond the last there is nothing to do
+    first = int(int64_t(undecided.groups) * part / splits);
+    last = split < splits ? int(int64_t(undecided.groups) * (part + 1) / splits) : first;
   }
-  __syncthreads();
-  if (threadIdx.x == 0) *rescue.total = shared.total;
+  __device__ __forceinline__ int64_t list(int r) const { return int64_t(begin + r) * splits + split; }
+};
+
+// Ends what the first screen has begun, a block a row; notes the rows that it leaves.
+__global__ void __launch_bounds__(kSelectThreads, 4)
+    topk_encode_select_screened(Lists<float> lists, int splits, Output<float> output, const uint8_t* eligible,
+                                int64_t M, Undecided left) {
+  Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
+  if (entries.hopeless()) left.note(int32_t(blockIdx.x));
+  else select_row(entries, output, blockIdx.x, eligible, M);
 }
 
 template <bool Keyed>
 __global__ void __launch_bounds__(kRescueThreads, 2)
-    topk_encode_rescue(Lists<float> lists, Rows rows, Latents<float> latents, int M, Rescue rescue) {
+    topk_encode_screen_again(Lists<float> lists, Rows rows, Latents<float> latents, const Norms* tokens, float g, int M,
+                             Undecided undecided) {
+  constexpr int group = kGroup<float>, pad = 4, lines = kRescueThreads / kRescuePairs;
+  constexpr int token_lines = kRescueRows / lines, atom_lines = group / lines;
+  struct Storage {
+    union {
+      struct {  // high and low parts; 12 words apart, the four of eight rows lie in 32 banks
+        uint32_t tokens[2][kRescueRows][kRescuePairs + pad], atoms[2][group][kRescuePairs + pad];
+      } parts;
+      float scores[kRescueRows][group + pad];
+    };
+    Packet<float> norm[group / 4], residual[group / 4], rest[group / 4];
+    int32_t row[kRescueRows];
+  };
+  auto& shared = shared_storage<Storage>();
+  if (*undecided.total == 0) return;
+  RescueShare share(undecided);
+  for (int r = int(threadIdx.x); r < kRescueRows; r += kRescueThreads)
+    shared.row[r] = undecided.rows[share.begin + Least()(r, share.count - 1)];
+
+  // Loads: thread t fetches two columns of rows t / 8, t / 8 + 32, ... Products: a warp takes 32 rows, 32 latents.
+  const int pair = int(threadIdx.x) % kRescuePairs, line = int(threadIdx.x) / kRescuePairs;
+  const int down = warp_index() / 4 * 32, across = warp_index() % 4 * 32, near = lane_index() / 4, word = lane_index() % 4;
+  auto fetch = [&](float (&two)[2], const float* row, int64_t d) {
+    two[0] = d < rows.D ? row[d] : 0.0f;
+    two[1] = d + 1 < rows.D ? row[d + 1] : 0.0f;
+  };
+  const float h = float(rows.D / 32 + 16) * 0x1p-24f, lost = sqrtf(float(rows.D)) * 0x1p-116f;
+  for (int each = share.first; each < share.last; ++each) {
+    int m = each * group, present = Least()(group, M - m);
+    float sums[2][4][4] = {}, norm[atom_lines] = {}, residual[atom_lines] = {};
+    float tokens_next[token_lines][2], atoms_next[atom_lines][2];  // on their way while the last ones are multiplied
+    auto fetch_all = [&](int64_t d) {
+#pragma unroll
+      for (int i = 0; i < token_lines; ++i)
+        fetch(tokens_next[i], rows.x + shared.row[line + i * lines] * rows.x_stride, d);
+#pragma unroll
+      for (int i = 0; i < atom_lines; ++i)
+        fetch(atoms_next[i], rows.weight + (m + Least()(line + i * lines, present - 1)) * rows.weight_stride, d);
+    };
+    __syncthreads();
+    fetch_all(2 * pair);
+    for (int64_t step = 0; step < rows.D; step += kRescueDepth) {
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < token_lines; ++i) {
+        Parts parts(tokens_next[i]);
+        shared.parts.tokens[0][line + i * lines][pair] = parts.high;
+        shared.parts.tokens[1][line + i * lines][pair] = parts.low;
+      }
+#pragma unroll
+      for (int i = 0; i < atom_lines; ++i) {
+        Parts parts(atoms_next[i]);
+        shared.parts.atoms[0][line + i * lines][pair] = parts.high;
+        shared.parts.atoms[1][line + i * lines][pair] = parts.low;
+        parts.add_squares(norm[i], residual[i]);
+      }
+      __syncthreads();
+      fetch_all(step + kRescueDepth + 2 * pair);
+      uint32_t x[2][2][4];  // of either part, rows `down` and rows `down` + 16
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            x[part][i][e] = shared.parts.tokens[part][down + 16 * i + e % 2 * 8 + near][e / 2 * 4 + word];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t w[2][2];
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) w[part][e] = shared.parts.atoms[part][across + 8 * j + near][e * 4 + word];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float some[4] = {};
+          multiply_add(some, x[0][i], w[0]);
+          multiply_add(some, x[1][i], w[0]);
+          multiply_add(some, x[0][i], w[1]);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sums[i][j][e] += some[e];
+        }
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          shared.scores[down + 16 * i + e / 2 * 8 + near][across + 8 * j + 2 * word + e % 2] = sums[i][j][e];
+    // Squares are as good as in round_row; where they leave fp32's range, norms are too large, or infinite.
+    const float safety = 1 + float(rows.D) * 0x1p-22f, least = float(rows.D) * 0x1p-148f;
+#pragma unroll
+    for (int i = 0; i < atom_lines; ++i) {
+#pragma unroll
+      for (int apart = kRescuePairs / 2; apart; apart /= 2) {
+        norm[i] += __shfl_xor_sync(kAllLanes, norm[i], apart);
+        residual[i] += __shfl_xor_sync(kAllLanes, residual[i], apart);
+      }
+      if (int r = line + i * lines; pair == 0) {
+        Terms terms;
+        if (r < present)
+          terms = Terms({sqrtf(norm[i] + least) * safety, sqrtf(residual[i] + least) * safety}, latents, m + r, rows.D,
+                        lost);
+        shared.norm[r / 4].value[r % 4] = terms.norm;
+        shared.residual[r / 4].value[r % 4] = terms.residual;
+        shared.rest[r / 4].value[r % 4] = terms.rest;
+      }
+    }
+    __syncthreads();
+    bool open = false;
+    for (int r = warp_index(); r < share.count; r += kRescueThreads / kWarp) {
+      List<float> list(lists, share.list(r));
+      Norms token = tokens[shared.row[r]];
+      if (each > share.first) list.resume();
+      else if (!token.tame()) list.count = kHopeless;
+      if (list.count != kHopeless) {
+        float length = token.norm + token.residual;
+        float a = 1.02f * (0x1p-9f * token.residual + (g + h) * length);
+        float b = 1.02f * (token.residual + 0x1p-9f * length);
+        ExactRow<float, Keyed> scored(lists, {shared.scores[r], 0, m, present}, latents, 0);
+        Brackets brackets{shared.norm[0].value, shared.residual[0].value, shared.rest[0].value, nullptr};
+        append(ScreenedRow<Keyed>(scored, brackets, a, b), list, 0, m);
+        open |= list.count != kHopeless;
+      }
+      list.suspend();
+    }
+    if (!__syncthreads_or(open)) break;
+  }
+}
+
+// Ends what the second screen has begun, a block a row; notes the rows that it leaves.
+__global__ void __launch_bounds__(kRefineThreads, 2)
+    topk_encode_refine_again(Lists<float> lists, Rows rows, Latents<float> latents, Output<float> output, int64_t M,
+                             Undecided undecided, Undecided left) {
+  if (int(blockIdx.x) >= *undecided.total) return;
+  int splits = undecided.splits(), row = undecided.rows[blockIdx.x];
+  Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
+  if (entries.hopeless()) return left.note(row);
+  refine_row(entries, rows, row, latents);
+  __syncthreads();
+  select_row(entries, output, row, latents.eligible, M);
+}
+
+template <bool Keyed>
+__global__ void __launch_bounds__(kRescueThreads, 2)
+    topk_encode_rescue(Lists<float> lists, Rows rows, Latents<float> latents, int M, Undecided undecided) {
   constexpr int group = kGroup<float>, pad = 4;
   struct Storage {
     float tokens[kRescueDepth][kRescueRows + pad];
@@ -322,19 +515,15 @@ __global__ void __launch_bounds__(kRescueThreads, 2)
     float scores[kRescueRows][group + pad];
   };
   auto& shared = shared_storage<Storage>();
-  int total = *rescue.total, tiles = (total + kRescueRows - 1) / kRescueRows;
-  if (total == 0) return;
-  int splits = rescue.splits(total);
-  int tile = int(blockIdx.x) % tiles, split = int(blockIdx.x) / tiles;
-  if (split >= splits) return;
-  int first = int(int64_t(rescue.groups) * split / splits), last = int(int64_t(rescue.groups) * (split + 1) / splits);
-  int begin = tile * kRescueRows, count = Least()(kRescueRows, total - begin);
+  if (*undecided.total == 0) return;
+  RescueShare share(undecided);
+  int begin = share.begin, count = share.count;
 
   // Loads: thread t fetches columns d + t % 16 of rows t / 16, t / 16 + 16, ... Products: 4 rows, 2 times 4 latents.
   int column = int(threadIdx.x) % kRescueDepth, line = int(threadIdx.x) / kRescueDepth;
   constexpr int lines = kRescueThreads / kRescueDepth;
   int across = int(threadIdx.x) % 16 * 4, down = int(threadIdx.x) / 16 * 4;
-  for (int each = first; each < last; ++each) {
+  for (int each = share.first; each < share.last; ++each) {
     int m = each * group, present = Least()(group, M - m);
     float sums[4][8] = {};
     for (int64_t d = 0; d < rows.D; d += kRescueDepth) {
@@ -342,7 +531,7 @@ __global__ void __launch_bounds__(kRescueThreads, 2)
       __syncthreads();
 #pragma unroll
       for (int r = line; r < kRescueRows; r += lines)
-        shared.tokens[column][r] = there && r < count ? rows.x[rescue.rows[begin + r] * rows.x_stride + d + column] : 0;
+        shared.tokens[column][r] = there && r < count ? rows.x[undecided.rows[begin + r] * rows.x_stride + d + column] : 0;
 #pragma unroll
       for (int r = line; r < group; r += lines)
         shared.atoms[column][r] = there && r < present ? rows.weight[(m + r) * rows.weight_stride + d + column] : 0;
@@ -365,9 +554,8 @@ __global__ void __launch_bounds__(kRescueThreads, 2)
                      {sums[r][4 * half], sums[r][4 * half + 1], sums[r][4 * half + 2], sums[r][4 * half + 3]});
     __syncthreads();
     for (int r = warp_index(); r < count; r += kRescueThreads / kWarp) {
-      int64_t index = int64_t(begin + r) * splits + split;
-      List<float> list(lists, index);
-      if (each > first) list.resume();
+      List<float> list(lists, share.list(r));
+      if (each > share.first) list.resume();
       ExactRow<float, Keyed> row(lists, {shared.scores[r], 0, m, present}, latents, 0);
       append(row, list, 0, m);
       list.suspend();
@@ -376,13 +564,12 @@ __global__ void __launch_bounds__(kRescueThreads, 2)
 }
 
 __global__ void __launch_bounds__(kSelectThreads, 4)
-    topk_encode_select_rescued(Lists<float> lists, Rescue rescue, Output<float> output, const uint8_t* eligible,
+    topk_encode_select_rescued(Lists<float> lists, Undecided undecided, Output<float> output, const uint8_t* eligible,
                                int64_t M) {
-  int total = *rescue.total;
-  if (int(blockIdx.x) >= total) return;
-  int splits = rescue.splits(total);
+  if (int(blockIdx.x) >= *undecided.total) return;
+  int splits = undecided.splits();
   Entries<float> entries{lists, int64_t(blockIdx.x) * splits, splits};
-  select_row(entries, output, rescue.rows[blockIdx.x], eligible, M);
+  select_row(entries, output, undecided.rows[blockIdx.x], eligible, M);
 }
 
 }  // namespace fastsparse::cuda

@@ -93,7 +93,7 @@ template <typename T> class Encoder {
 
   bool screens() const {
     bool possible = std::is_same_v<T, float> && D_ > 0 && D_ <= kMostRefined && k_ <= kMostSorted;
-    if (knobs.screening >= 0 || !possible) return possible && knobs.screening == 1;
+    if (knobs.screening >= 0 || !possible) return possible && knobs.screening > 0;
     // A product of fp32 must cost more than rounding the weight does (that is memory-bound: a few tokens are not worth
     // it), than the exact scores of the survivors, and than a handful of launches.
     return N_ >= 128 && D_ >= 128 && M_ >= 4096 && k_ <= M_ / 16;
@@ -203,7 +203,7 @@ template <typename T> class Encoder {
     x_ = with_unit_stride(x_);
     weight_ = with_unit_stride(weight_);
     padded_ = round_up(D_, 8);  // whole packets of bf16
-    error_ = accumulation_error(D_);
+    error_ = knobs.screening == 2 ? std::numeric_limits<float>::infinity() : accumulation_error(D_);
     int64_t group = kGroup<C>, stripe = round_up(stripe_, group);
     tokens_ = allocate(x_, {rows_, padded_}, ScalarType::BFloat16);
     atoms_ = allocate(x_, {std::min(stripe_, M_), padded_}, ScalarType::BFloat16);
@@ -211,14 +211,20 @@ template <typename T> class Encoder {
     terms_ = scratch(3 * stripe + 4 * stripe / kRoundGroup, accumulator());
     float* terms = mutable_data<float>(*terms_);
     brackets_ = {terms, terms + stripe, terms + 2 * stripe, reinterpret_cast<Packet<float>*>(terms + 3 * stripe)};
-    rescue_.blocks = int(std::max<int64_t>(ceil_div(rows_, kRescueRows), 2 * call_.multiprocessors()));
-    rescue_.groups = int(ceil_div(M_, group));
-    // In the memory of the lists that the screen has left, as many lists as there can be.
-    rescue_.most_lists = int(std::min<int64_t>(rows_ * splits_ * capacity_ / exact_capacity(),
-                                               std::max<int64_t>(rows_, int64_t{kRescueRows} * rescue_.blocks)));
-    rescue_state_ = scratch(rows_ + 1 + 2 * rescue_.most_lists, ScalarType::Int);
-    rescue_.rows = mutable_data<int32_t>(*rescue_state_);
-    rescue_.total = rescue_.rows + rows_;
+    // The second screen has the first one's lists. Of exact scores, as many as have room in these.
+    int64_t blocks = std::max<int64_t>(ceil_div(rows_, kRescueRows), 2 * call_.multiprocessors());
+    int64_t most_lists = std::min<int64_t>(rows_ * splits_ * capacity_ / exact_capacity(),
+                                           std::max<int64_t>(rows_, kRescueRows * blocks));
+    rescue_state_ = scratch(2 * rows_ + 2 + 2 * most_lists, ScalarType::Int);
+    int32_t* state = mutable_data<int32_t>(*rescue_state_);
+    int32_t* totals = knobs.undecided ? reinterpret_cast<int32_t*>(knobs.undecided) : state + 2 * rows_;
+    int groups = int(ceil_div(M_, group));
+    first_left_ = {state, totals, int(blocks), int(rows_ * splits_), groups};
+    second_left_ = {state + rows_, totals + 1, int(blocks), int(most_lists), groups};
+    rescue_lists_ = lists_;
+    rescue_lists_.capacity = int(exact_capacity());
+    rescue_lists_.count = state + 2 * rows_ + 2;
+    rescue_lists_.threshold = reinterpret_cast<uint32_t*>(rescue_lists_.count + most_lists);
   }
 
   // Rows [begin, begin + rows) by screen, certify and refine; then those that it can't decide.
@@ -227,7 +233,8 @@ template <typename T> class Encoder {
                takes_packets<float>(x_, D_) && takes_packets<float>(weight_, D_)};
     auto* norms = reinterpret_cast<Norms*>(mutable_data<float>(*token_norms_));
     call_.launch("topk_encode_round_tokens", topk_encode_round_tokens, ceil_div(rows, kRoundGroup), kRoundThreads, 0,
-                 exact.x, exact.x_stride, rows, D_, exact.packets, mutable_data<bf16>(*tokens_), padded_, norms);
+                 exact.x, exact.x_stride, rows, D_, exact.packets, mutable_data<bf16>(*tokens_), padded_, norms,
+                 first_left_.total);
     Tensor tokens = rows_of(*tokens_, 0, rows);
     for (int64_t m = 0; m < M_; m += stripe_) {
       int64_t count = std::min(stripe_, M_ - m);
@@ -247,21 +254,21 @@ template <typename T> class Encoder {
     }
     call_.launch("topk_encode_refine", topk_encode_refine, rows, kRefineThreads, D_ * sizeof(float), lists_,
                  int(splits_), exact, latents_);
-    select(begin, rows);
-    rescue(begin, rows, exact);
+    call_.launch("topk_encode_select_screened", topk_encode_select_screened, rows, select_threads(), 0, lists_,
+                 int(splits_), output(begin), latents_.eligible, M_, first_left_);
+    rescue(begin, rows, exact, norms);
   }
 
-  void rescue(int64_t begin, int64_t rows, const Rows& exact) {
-    call_.launch("topk_encode_find_hopeless", topk_encode_find_hopeless, 1, 1024, 0, lists_, int(rows), int(splits_),
-                 rescue_);
-    Lists<float> lists = lists_;
-    lists.capacity = int(exact_capacity());
-    lists.count = rescue_.total + 1;
-    lists.threshold = reinterpret_cast<uint32_t*>(lists.count + rescue_.most_lists);
-    call_.launch("topk_encode_rescue", keyed_ ? topk_encode_rescue<true> : topk_encode_rescue<false>, rescue_.blocks,
-                 kRescueThreads, 0, lists, exact, latents_, int(M_), rescue_);
-    call_.launch("topk_encode_select_rescued", topk_encode_select_rescued, rows, kSelectThreads, 0, lists, rescue_,
-                 output(begin), latents_.eligible, M_);
+  void rescue(int64_t begin, int64_t rows, const Rows& exact, const Norms* norms) {
+    float error = accumulation_error(3 * kRescueDepth) + float(ceil_div(D_, kRescueDepth)) * 0x1p-24f;
+    call_.launch("topk_encode_screen_again", keyed_ ? topk_encode_screen_again<true> : topk_encode_screen_again<false>,
+                 first_left_.blocks, kRescueThreads, 0, lists_, exact, latents_, norms, error, int(M_), first_left_);
+    call_.launch("topk_encode_refine_again", topk_encode_refine_again, rows, kRefineThreads, D_ * sizeof(float), lists_,
+                 exact, latents_, output(begin), M_, first_left_, second_left_);
+    call_.launch("topk_encode_rescue", keyed_ ? topk_encode_rescue<true> : topk_encode_rescue<false>,
+                 second_left_.blocks, kRescueThreads, 0, rescue_lists_, exact, latents_, int(M_), second_left_);
+    call_.launch("topk_encode_select_rescued", topk_encode_select_rescued, rows, kSelectThreads, 0, rescue_lists_,
+                 second_left_, output(begin), latents_.eligible, M_);
   }
 
   Call call_;
@@ -270,9 +277,9 @@ template <typename T> class Encoder {
   bool relu_, keyed_;
   float error_ = 0;  // of the product of bf16
   Latents<C> latents_{};
-  Lists<C> lists_{};
+  Lists<C> lists_{}, rescue_lists_{};
   Brackets brackets_{};
-  Rescue rescue_{};
+  Undecided first_left_{}, second_left_{};
   std::optional<Tensor> bias_, scale_, eligible_, scores_, first_, second_, latent_, count_, threshold_;
   std::optional<Tensor> tokens_, atoms_, token_norms_, terms_, rescue_state_;
 };

@@ -342,7 +342,7 @@ template <typename T>
 __global__ void __launch_bounds__(kSelectThreads, 4)
     topk_encode_select(Lists<Accumulator<T>> lists, int splits, Output<T> output, const uint8_t* eligible, int64_t M) {
   Entries<Accumulator<T>> entries{lists, int64_t(blockIdx.x) * splits, splits};
-  if (!entries.hopeless()) select_row(entries, output, blockIdx.x, eligible, M);
+  select_row(entries, output, blockIdx.x, eligible, M);
 }
 
 // For a k that no block sorts: the k best of each row as integers of their order, for a stable sort. A warp a row.

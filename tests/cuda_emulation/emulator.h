@@ -420,6 +420,32 @@ inline float widen(f16 value) {
   return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest) * 0x1p112f));
 }
 
+// csrc/cuda/tensor_cores.cuh says what a lane holds. Sums are exact, but for one rounding. Lanes read one another's
+// operands where these are, until all have.
+inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                         emulator::Place place = emulator::Place::current()) {
+  auto of_lane = [&](const void* mine, int lane) {
+    auto address = reinterpret_cast<uint64_t>(mine);
+    return reinterpret_cast<const void*>(emulator::shuffle(emulator::Warp::shfl, ~0u, address, lane, 32, place));
+  };
+  int row = int(emulator::lane()) / 4, column = int(emulator::lane()) % 4 * 2;
+  double sums[4] = {c[0], c[1], c[2], c[3]};
+  for (int pair = 0; pair < 4; ++pair) {
+    uint32_t left[4];
+    emulator::copy(left, of_lane(a, row * 4 + pair), sizeof left);
+    for (int next = 0; next < 2; ++next) {
+      uint32_t right[2];
+      emulator::copy(right, of_lane(b, (column + next) * 4 + pair), sizeof right);
+      for (int at = 0; at < 4; ++at)
+        for (int half = 0; half < 2; ++half)
+          sums[at % 2 * 2 + next] += double(widen(bf16{uint16_t(left[at] >> 16 * half)})) *
+                                     double(widen(bf16{uint16_t(right[at / 2] >> 16 * half)}));
+    }
+  }
+  __syncwarp(~0u, place);
+  for (int at = 0; at < 4; ++at) c[at] = float(sums[at]);
+}
+
 template <typename T> T narrow(Accumulator<T> value);
 template <> inline float narrow<float>(float value) { return value; }
 template <> inline double narrow<double>(double value) { return value; }

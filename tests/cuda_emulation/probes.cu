@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/device.cuh"
+#include "cuda/tensor_cores.cuh"
 
 namespace fastsparse::cuda {
 namespace {
@@ -75,6 +75,17 @@ __global__ void votes(Job job) {
   out[11] = unsigned(__reduce_add_sync(mask, int(mine)));
   out[12] = unsigned(__reduce_min_sync(mask, int(mine)));
   out[13] = unsigned(__reduce_max_sync(mask, int(mine)));
+}
+
+// A lane's words are those of a, b and c.
+__global__ void tensor_core(Job job) {
+  const uint64_t* in = job.in + 10 * threadIdx.x;
+  uint32_t a[4], b[2];
+  float c[4];
+  for (int i = 0; i < 4; ++i) a[i] = uint32_t(in[i]), c[i] = as<float>(in[6 + i]);
+  for (int i = 0; i < 2; ++i) b[i] = uint32_t(in[4 + i]);
+  multiply_add(c, a, b);
+  for (int i = 0; i < 4; ++i) job.out[4 * threadIdx.x + i] = word(c[i]);
 }
 
 __global__ void barriers(Job job) {
@@ -404,7 +415,8 @@ struct Probe {
 #define PROBE(name) {#name, name}
 [[maybe_unused]] const Probe probes[] = {
     PROBE(indices), PROBE(shuffles<int>), PROBE(shuffles<unsigned>), PROBE(shuffles<long>),
-    PROBE(shuffles<unsigned long long>), PROBE(shuffles<float>), PROBE(shuffles<double>), PROBE(votes), PROBE(barriers),
+    PROBE(shuffles<unsigned long long>), PROBE(shuffles<float>), PROBE(shuffles<double>), PROBE(votes), PROBE(tensor_core),
+    PROBE(barriers),
     PROBE(atomics<int>), PROBE(atomics<unsigned>), PROBE(atomics<unsigned long long>), PROBE(float_atomics<float>),
     PROBE(float_atomics<double>), PROBE(other_atomics), PROBE(shared_memory), PROBE(bits), PROBE(rounding),
     PROBE(conversions), PROBE(extremes), PROBE(packets), PROBE(order), PROBE(tree_sum), PROBE(groups_of_lanes),

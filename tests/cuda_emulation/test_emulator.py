@@ -132,6 +132,29 @@ def assert_votes(machine: Machine, mask: int, words: np.ndarray) -> None:
     assert not out[[lane for lane in range(32) if lane not in lanes]].any()
 
 
+def test_tensor_core(machine):
+    """mma.m16n8k16 of bf16, whose fragments the PTX ISA draws: rows g and g + 8, pairs of columns."""
+    rng = np.random.default_rng(1)
+    a, b, c = (rng.integers(-99, 100, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
+    words = np.zeros((32, 10), np.uint64)
+    for lane in range(32):
+        g, t = divmod(lane, 4)
+        words[lane, :4] = [pair(a[g + down, 2 * t + right :]) for right in (0, 8) for down in (0, 8)]
+        words[lane, 4:6] = [pair(b[2 * t + down :, g]) for down in (0, 8)]
+        words[lane, 6:] = c[[g, g, g + 8, g + 8], [2 * t, 2 * t + 1] * 2].view(np.uint32)
+    out = machine.run("tensor_core", words, 4 * 32).astype(np.uint32).view(np.float32).reshape(32, 4)
+    right = c + a @ b
+    for lane, found in enumerate(out):
+        g, t = divmod(lane, 4)
+        assert found.tolist() == right[[g, g, g + 8, g + 8], [2 * t, 2 * t + 1] * 2].tolist()
+
+
+def pair(numbers: np.ndarray) -> int:
+    """The first two in bf16, which holds them, in a word."""
+    first, second = (int(bits) >> 16 for bits in numbers[:2].copy().view(np.uint32))
+    return second << 16 | first
+
+
 @pytest.mark.parametrize("block", [1, 31, 32, 33, (8, 4, 3), 1024])
 def test_barriers(machine, block):
     threads = int(np.prod(block))
