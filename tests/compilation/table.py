@@ -10,7 +10,7 @@ from .usage import SHARED_LIMITS, Usage
 DATA = ROOT / "docs" / "compilation.json"
 PAGE = ROOT / "docs" / "compilation.md"
 
-FIELDS = ("registers", "shared", "spilled", "key")  # of a kernel on a GPU; CUDA C++ has no keys
+FIELDS = ("registers", "shared", "spilled", "key", "matrix")  # of a kernel on a GPU; some end before
 # What is known to be spilled, in bytes a thread, by one of the Tritons: two to four registers, not mended.
 # Nothing else may spill, nor these more.
 KNOWN_TO_SPILL = {
@@ -19,6 +19,13 @@ KNOWN_TO_SPILL = {
     ("topk_encode: collect, fp32, options, num_warps = 8", "sm_120"): 8,
     ("topk_encode: select, fp32, options, num_warps = 4", "sm_90"): 8,
     ("matching_pursuit: product, gram, D = 768", "sm_120"): 16,
+}
+# What multiplies 16-bit matrices by mma.sync where a GPU has better: 16 tokens, where wgmma and tcgen05.mma
+# take 64 rows. Such a product is bound by reading the weight, 16 operations a byte, for which mma.sync is
+# fast enough; 48 rows of nothing would only make every tile's epilogue longer.
+KNOWN_BY_MMA_SYNC = {
+    ("topk_encode: score, bf16, few tokens", "sm_90"),
+    ("topk_encode: score, bf16, few tokens", "sm_100"),
 }
 SAMPLE = 32  # of so many of the newest Triton's kernels one is compiled whether or not anything has changed
 
@@ -29,14 +36,15 @@ on AMD's GPUs) and the shared memory of a block in KB; of CUDA C++ kernels that 
 launch may add to it. Triton's kernels are those that calls of the ops launch (`tests/compilation/calls.py`),
 specialised as these launches are (`:16`: a multiple of 16). `make test` fails where a kernel spills, but for
 {len(KNOWN_TO_SPILL)} that are known to spill 8 or 16 bytes a thread and are shown so, where one doesn't
-compile, and where one wants more shared memory than the GPU has. It
-compiles those of Triton's kernels of which something has changed since, as a hash of all that goes into a
-compilation tells, and one in {SAMPLE} of the others.
+compile, where one wants more shared memory than the GPU has, and where one multiplies 16-bit matrices by
+another instruction than the GPU's fastest, but for {len(KNOWN_BY_MMA_SYNC)} that are known to; a cell says
+which. It compiles those of Triton's kernels of which something has changed since, as a hash of all that goes
+into a compilation tells, and one in {SAMPLE} of the others.
 """
 
 
 def usage_of(record: dict) -> Usage:
-    return Usage(record["registers"], record["shared"], record["spilled"])
+    return Usage(record["registers"], record["shared"], record["spilled"], record.get("matrix", ""))
 
 
 def complaints(records: list[dict]) -> Iterator[str]:
@@ -46,9 +54,11 @@ def complaints(records: list[dict]) -> Iterator[str]:
         if "error" in record:
             yield f"{where}: {record['error']}"
         else:
-            usage = usage_of(record)
-            if usage.spilled <= KNOWN_TO_SPILL.get((record["name"], record["target"]), 0):
+            usage, which = usage_of(record), (record["name"], record["target"])
+            if usage.spilled <= KNOWN_TO_SPILL.get(which, 0):
                 usage = replace(usage, spilled=0)
+            if usage.matrix == "mma.sync" and which in KNOWN_BY_MMA_SYNC:
+                usage = replace(usage, matrix="")
             yield from (f"{where}: {complaint}" for complaint in usage.complaints(record["target"]))
 
 
@@ -59,7 +69,7 @@ def write(sections: dict[str, list[dict]]) -> None:
     for title, records in sorted(data.items()):
         kernels: dict[str, dict] = {}
         for record in records:
-            usage = [record[name] for name in FIELDS if name in record]
+            usage = [record[name] for name in FIELDS if record.get(name, "") != ""]
             kernels.setdefault(record["name"], {})[record["target"]] = usage
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(usage)}" for name, usage in kernels.items())
         texts.append(f" {json.dumps(title)}: {{\n{lines}\n }}")
@@ -108,4 +118,5 @@ def page(data: dict[str, list[dict]]) -> str:
 
 def _cell(usage: Usage) -> str:
     parts = [str(usage.registers), *([f"{usage.shared / 1024:.3g} KB"] if usage.shared else [])]
-    return ", ".join([*parts, *([f"{usage.spilled} B spilled"] if usage.spilled else [])])
+    parts += [f"{usage.spilled} B spilled"] if usage.spilled else []
+    return ", ".join([*parts, *([usage.matrix] if usage.matrix else [])])

@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 
 from compilation import table
-from compilation.tools import TRITON_VERSIONS, MissingError, cuda_records, triton_records
-from compilation.usage import SHARED_LIMITS, Usage, cuobjdump, of_amd_assembly, of_cuda_binary
+from compilation.tools import TRITON_VERSIONS, MissingError, cuda_library, cuda_records, triton_records
+from compilation.usage import (
+    MATRIX,
+    SHARED_LIMITS,
+    Usage,
+    cuobjdump,
+    matrix_instructions,
+    of_amd_assembly,
+    of_cuda_binary,
+    with_a_stack,
+)
+from fastsparse.backend import _cuda
 
 
 def under_triton(version: str, *paths: Path, **options) -> list[dict]:
@@ -41,6 +51,13 @@ def test_cuda_kernels():
         pytest.skip(str(missing))
     assert_fit(records)
     assert_listed("CUDA C++", records)
+    failure = _cuda.failure  # to ask is to load it
+    assert _cuda.library, failure
+    built = [code for code in _cuda.contents.split() if code.startswith("sm_")]
+    assert {record["target"] for record in records} == set(built)
+    # What cuobjdump's table of sizes leaves out is the source's doing: one target tells it of all.
+    stacks = with_a_stack(*cuda_library(), built[0])
+    assert not [name for name in stacks if name.startswith("_ZN10fastsparse")]
 
 
 def assert_fit(records: list[dict]) -> None:
@@ -63,6 +80,9 @@ def test_the_page_is_made_of_the_data():
     assert table.PAGE.read_text(encoding="utf-8") == table.page(data)
     assert {f"Triton {version}" for version in TRITON_VERSIONS} <= data.keys()
     assert not [complaint for records in data.values() for complaint in table.complaints(records)]
+    records = [record for records in data.values() for record in records]
+    slow = {(r["name"], r["target"]) for r in records if r.get("matrix") == "mma.sync"}
+    assert slow >= table.KNOWN_BY_MMA_SYNC
 
 
 # The tool itself: it must find what is planted.
@@ -122,6 +142,7 @@ def calls():
     yield "planted", "fits", lambda: scale[1,](x, x, BLOCK=1024)
     yield "planted", "spills", lambda: scale[1,](x, x, BLOCK=4096, **few)
     yield "planted", "too much", lambda: product[1,](half, x, 7, SIZE=128, num_stages=5, num_warps=8)
+    yield "planted", "few rows", lambda: product[1,](half, x, 7, SIZE=16, num_warps=4)
     yield "planted", "doesn't compile", lambda: wrong[1,](x, x, BLOCK=32)
     yield "planted", "aborts", lambda: abort[1,](x)
 """
@@ -147,13 +168,18 @@ def test_what_is_planted_is_found(planted):
         "abort, aborts": "the compiler ended with SIGABRT",
     }
     found = {(record["name"], record["target"]): record for record in planted(PLANTED)}
-    assert len(found) == len(SHARED_LIMITS) * (1 + len(complaints))
+    assert len(found) == len(SHARED_LIMITS) * (2 + len(complaints))
     for target in SHARED_LIMITS:
         assert_fit([found["planted: scale, fits", target]])
         assert found["planted: scale, fits", target]["registers"] > 4
         for name, complaint in complaints.items():
             said = list(table.complaints([found[f"planted: {name}", target]]))
             assert any(complaint in line for line in said), (name, target, said)
+        few = list(table.complaints([found["planted: product, few rows", target]]))
+        if target in ("sm_90", "sm_100"):  # whose instructions want 64 rows; the others' want 16
+            assert few[0].endswith(f"16-bit matrices by mma.sync, {target} has {MATRIX[target]}"), few
+        else:
+            assert not few
 
 
 def test_a_kernel_that_nothing_launches_is_an_error(planted):
@@ -217,6 +243,10 @@ def test_cuda_spills_are_found(tmp_path):
           __syncthreads();
           x[threadIdx.x] = all[(threadIdx.x * 7) % 4096];
         }
+        __device__ __noinline__ float deep(float* x, int n) {
+          return n ? deep(x, n - 1) * x[n] + x[n + 1] : x[0];
+        }
+        extern "C" __global__ void recurses(float* x, int n) { x[threadIdx.x] = deep(x, n); }
         """)
     )
     nvcc, tool = shutil.which("nvcc"), cuobjdump()
@@ -231,6 +261,7 @@ def test_cuda_spills_are_found(tmp_path):
     assert not list(usages["fits"].complaints("sm_90"))
     assert usages["shares"] == Usage(usages["shares"].registers, 4 * 4096, 0)
     assert list(usages["spills"].complaints("sm_90"))
+    assert with_a_stack(cubin, tool, "sm_90") == {"spills", "recurses"}
 
 
 def test_amd_spills_are_found():
@@ -243,6 +274,25 @@ def test_amd_spills_are_found():
     assert of_amd_assembly(assembly(64, 0, 0)) == Usage(64, 512, 0)
     assert of_amd_assembly(assembly(256, 3, 0)).spilled == 12
     assert of_amd_assembly(assembly(256, 3, 16)).spilled == 16
+
+
+@pytest.mark.parametrize(
+    ("by", "instruction"),
+    [
+        ("mma.sync", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r1}, {%r2}, {%r3}, {%r4};"),
+        ("wgmma", "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%r1}, %rd1, %rd2, p, 1, 1, 0, 1;"),
+        ("tcgen05.mma", "@p tcgen05.mma.cta_group::1.kind::f16 [ %r1 + 0 ], %rd1, %rd2, %r2, %p1;"),
+        ("v_mfma", "v_mfma_f32_32x32x8_bf16 a[0:15], v[0:1], v[2:3], a[0:15]"),
+        ("no matrix instruction", "fma.rn.f32 %r1, %r2, %r3, %r1;"),
+        ("no matrix instruction", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r1}, {%r2};"),
+    ],
+)
+def test_matrix_instructions_are_told_apart(by, instruction):
+    dot = "    %7 = tt.dot %5, %6, %0 : tensor<64x32xbf16> * tensor<32x64xbf16> -> tensor<64x64xf32>"
+    assert matrix_instructions(dot, instruction) == by
+    assert matrix_instructions(dot.replace("bf16", "f32"), instruction) == ""
+    for target, best in MATRIX.items():
+        assert bool(list(Usage(8, 0, 0, by).complaints(target))) == (by != best)
 
 
 @pytest.mark.parametrize("target", SHARED_LIMITS)

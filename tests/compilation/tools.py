@@ -87,8 +87,8 @@ def triton_records(
     return found
 
 
-def cuda_records() -> list[dict]:
-    """What the kernels of the built CUDA library need, CUB's left out."""
+def cuda_library() -> tuple[Path, Path]:
+    """The built CUDA library, and cuobjdump."""
     library = Path(fastsparse.__file__).with_name("_ops_cuda.so")
     if not library.exists():
         raise MissingError(f"{library.name} was not built")
@@ -97,6 +97,12 @@ def cuda_records() -> list[dict]:
     )
     if tool is None:
         raise MissingError("cuobjdump was found neither beside nvcc nor in an installed triton")
+    return library, tool
+
+
+def cuda_records() -> list[dict]:
+    """What the kernels of the built CUDA library need, CUB's left out."""
+    library, tool = cuda_library()
     found = list(of_cuda_binary(library, tool))
     names = _demangled([name for _, name, _ in found])
     return [

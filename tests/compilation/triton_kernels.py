@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 
 from . import launches
 from .launches import Launch
-from .usage import SHARED_LIMITS, Usage, cuobjdump, of_amd_assembly, of_cuda_binary
+from .usage import SHARED_LIMITS, Usage, cuobjdump, matrix_instructions, of_amd_assembly, of_cuda_binary
 
 CPU_SECONDS = 120  # that one compilation may take: most take one or two
 
@@ -79,8 +79,13 @@ def usage(job: Job) -> Usage:
             file.write(binary.asm["cubin"])
             file.flush()
             ((_, _, found),) = of_cuda_binary(Path(file.name), tool, job.target)
+    assembly = binary.asm["ptx" if "ptx" in binary.asm else "amdgcn"]
     # Triton's kernels have all their shared memory from the launch.
-    return dataclasses.replace(found, shared=max(found.shared, binary.metadata.shared))
+    return dataclasses.replace(
+        found,
+        shared=max(found.shared, binary.metadata.shared),
+        matrix=matrix_instructions(binary.asm["ttir"], assembly),
+    )
 
 
 def _compile(job: Job, record: Path, log: Path) -> None:

@@ -19,15 +19,29 @@ SHARED_LIMITS = {
     "gfx942": 64 * KB,
     "gfx950": 160 * KB,
 }
+# By what a GPU multiplies matrices of 16-bit numbers at full speed. sm_90 and sm_100 have mma.sync too, but
+# it reaches only a part of it.
+MATRIX = {
+    "sm_80": "mma.sync",
+    "sm_90": "wgmma",
+    "sm_100": "tcgen05.mma",
+    "sm_120": "mma.sync",
+    "gfx942": "v_mfma",
+    "gfx950": "v_mfma",
+}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Registers a thread, bytes of shared memory a block, and bytes of stack or scratch memory a thread."""
+    """Registers a thread, bytes of shared memory a block, and bytes of stack or scratch memory a thread.
+
+    And by which instructions it multiplies matrices of 16-bit numbers, if it does; see matrix_instructions.
+    """
 
     registers: int
     shared: int
     spilled: int
+    matrix: str = ""
 
     def complaints(self, target: str) -> Iterator[str]:
         """What of this the kernel may not have on a GPU."""
@@ -36,6 +50,8 @@ class Usage:
         limit = SHARED_LIMITS.get(target, 48 * KB)  # every GPU has that much
         if self.shared > limit:
             yield f"{self.shared} bytes of shared memory, {target} has {limit}"
+        if self.matrix and self.matrix != MATRIX[target]:
+            yield f"products of 16-bit matrices by {self.matrix}, {target} has {MATRIX[target]}"
 
 
 def cuobjdump(*places: Path) -> Path | None:
@@ -73,6 +89,17 @@ def of_cuda_binary(binary: Path, tool: Path, target: str = "") -> Iterator[tuple
             )
 
 
+def with_a_stack(binary: Path, tool: Path, target: str) -> set[str]:
+    """Mangled names of the kernels whose machine code for a target reads or writes memory of a thread's own.
+
+    That finds what has no size before it runs, as of recursion and alloca, which count as 0 bytes above.
+    """
+    command = [tool, "-sass", "-arch", target, binary]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels = code.split("Function : ")[1:]
+    return {kernel.split(maxsplit=1)[0] for kernel in kernels if " LDL" in kernel or " STL" in kernel}
+
+
 def of_amd_assembly(assembly: str) -> Usage:
     """Usage of the one kernel in AMD's assembly; VGPRs, matrix accumulators included, are its registers.
 
@@ -84,3 +111,11 @@ def of_amd_assembly(assembly: str) -> Usage:
 
     spilled = max(number("private_segment_fixed_size"), 4 * number("vgpr_spill_count"))
     return Usage(number("vgpr_count"), number("group_segment_fixed_size"), spilled)
+
+
+def matrix_instructions(ttir: str, assembly: str) -> str:
+    """By what the assembly multiplies 16-bit matrices; empty if Triton's own code has no such product."""
+    if not re.search(r"\btt\.dot .*: tensor<[\dx]+xb?f16> \*", ttir):
+        return ""
+    names = re.findall(r"\b(mma\.sync|wgmma|tcgen05\.mma|v_mfma)[\w.:]*[_.:]b?f16(?![a-z\d])", assembly)
+    return " and ".join(sorted(set(names))) or "no matrix instruction"
