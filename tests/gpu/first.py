@@ -34,7 +34,7 @@ BENCHES = (
 PRIORITY = 2
 MINUTES = 9.0
 # Seconds that each may take: for tests what is left.
-BUILD, CHECKING, PROBING, MEASURING = 250, 110, 50, 190
+BUILD, CHECKING, AGAIN, PROBING, MEASURING = 250, 110, 60, 50, 190
 SOON = 85  # after which a check begins no case
 TESTED_WITH = "pytest xdist hypothesis"
 SHOWN = ("what is here", "tensor cores", "benchmarks")  # whose output is in the table
@@ -71,7 +71,7 @@ def stages(
     again = next((part for part in checks if part.name in failed), None)
     if again is not None:  # so that the launch that fails is the one at fault
         blocking = again.environment | {"CUDA_LAUNCH_BLOCKING": "1"}
-        yield [replace(again, name=f"{again.name}, again", environment=blocking)]
+        yield [replace(again, name=f"{again.name}, again", environment=blocking, limit=AGAIN)]
     yield [script("tensor cores", PROBING, HERE / "tensor_cores.py", device)]
     end = min(until - GRACE, time.time() + MEASURING)  # it still has to write then
     words = f"benchmarks --device cuda --no-compile --trace --priority {PRIORITY} --until {end}"

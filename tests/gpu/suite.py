@@ -226,7 +226,9 @@ def judge_sanitizer(name: str, status: int | None, log: str, scratch: Path) -> O
 
 
 def judge_script(name: str, status: int | None, log: str, scratch: Path) -> Outcome:
-    """What a script's exit status (None: it was ended), the last line of its output, and those in it say."""
+    """What a script's exit status says (None: it was ended), its output's last line, and faults in it."""
+    if status is None:  # what it was at
+        log = log.partition("Traceback (most recent call last)")[0]
     ended = "the time was up" if status is None else signal.Signals(-status).name if status < 0 else ""
     faults = [line.strip() for line in log.splitlines() if line.startswith(FOUND)]
     reason = "; ".join(filter(None, (ended, _last(log))))
