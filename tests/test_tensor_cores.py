@@ -202,3 +202,37 @@ def test_both_languages_assume_the_same(monkeypatch):
     for major in range(7, 14):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
         assert module("_tensor_cores").accumulation_unit(torch.device("cuda")) == of_cuda(major) / 4
+
+
+def on_tensor_cores(x: torch.Tensor, w: torch.Tensor, L: int, F: int) -> torch.Tensor:
+    """Sums over D of x w (B, D), fp64 numbers that bf16 holds, as tensor cores add: see accumulation_unit."""
+
+    def exponent(numbers):
+        return torch.frexp(numbers).exponent.double().masked_fill(numbers == 0, -500)
+
+    def cut(numbers, unit):
+        return (numbers / unit).trunc() * unit
+
+    total = torch.zeros(len(x), 1, dtype=torch.float64)
+    for some, others in zip(x.split(L, dim=1), w.split(L, dim=1), strict=True):
+        # Two factors in [1, 2) each, the product is left in [1, 4).
+        largest = torch.cat((exponent(total), exponent(some) + exponent(others) - 1), 1).amax(1, keepdim=True)
+        terms = cut(torch.cat((total, some * others), 1), 2.0 ** (largest - 1 - F))
+        total = terms.sum(dim=1, keepdim=True)
+        total = cut(total, 2.0 ** (exponent(total) - 24))
+    return total[:, 0]
+
+
+@pytest.mark.parametrize("D", [1, 7, 16, 100, 2048])
+@pytest.mark.parametrize(("unit", "L", "F"), [(1, 16, 25), (1, 8, 25), (1.75, 8, 24), (3, 8, 23), (3, 4, 23)])
+def test_sums_are_as_good_as_assumed(unit, L, F, D):
+    x, w = (random(40, D, seed=seed).bfloat16().double() for seed in (1, 2))
+    w[10:20] = x[10:20]  # nothing cancels
+    w[20:30] = w[20:30].abs() * x[20:30].sign() * 2.0 ** (torch.arange(D) % 9)
+    w[30:, D // 2 :] = -w[30:, : D - D // 2]  # all of it does
+    x[30:, D // 2 :] = x[30:, : D - D // 2]
+    error = (on_tensor_cores(x, w, L, F) - (x * w).sum(dim=1)).abs()
+    size = x.norm(dim=1) * w.norm(dim=1) * 2.0**-24
+    assert (error <= (unit * D + 3) * size).all()
+    if D == 2048:
+        assert (error > D / 64 * size).any(), "sums that round would do as well"
