@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kRefineThreads, 2)
 // library, whose products are as large as the host says, has no part in what follows. A block takes 64 rows and all
 // latents, or a part of them where there are few such rows, 128 of them at a time.
 //
-// A second screen comes first, closer by a factor of some 500. With x = x~ + x^ + dx, w = w~ + w^ + dw, where x^ and w^
+// A second screen comes first, some 100 times closer. With x = x~ + x^ + dx, w = w~ + w^ + dw, where x^ and w^
 // are, in bf16, what the first rounding leaves,
 //   |x.w - (x~.w~ + x^.w~ + x~.w^)| <= |x^||w^| + |dx||w| + (|x| + |dx|)|dw|,  |dx| <= 2^-9 |x - x~|, |dw| likewise
 //   the product's accumulation      <= 1.02 g |x||w|  with g = (48 a + 8 + D / 16) 2^-24: of 16 columns the tensor
