@@ -444,6 +444,8 @@ def test_derivatives_whose_product_overflows(backend, cell, on_the_way):
 
 def test_python_and_cpp_say_the_same_of_solvers():
     csrc = Path(__file__).parents[1] / "csrc"
+    if not csrc.exists():
+        pytest.skip("this is no checkout")
     said = "".join((csrc / name).read_text() for name in ("options.h", "solvers.h"))
 
     def value(name):
