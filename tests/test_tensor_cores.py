@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from backends import GPU_BACKENDS, missing, running
+from backends import GPU_BACKENDS, leave_out, missing, running
 from knobs import turned
 from oracle import assert_topk, random
 from test_matching_pursuit import assert_same_bits
@@ -103,7 +103,7 @@ def module(name: str):
 def machine(request):
     name = request.param.name
     if (reason := missing(name.removesuffix("-screened"))) is not None:
-        pytest.skip(reason)
+        leave_out(reason)
     with running(name):
         yield request.param()
 
@@ -183,7 +183,7 @@ def pursue(cuda: Cuda, method: str, *, assumed: float, actual: float):
 @pytest.mark.parametrize("method", ["direct", "gram"])
 def test_worst_sums_change_no_pursuit(method):
     if (reason := missing("cuda-emulated")) is not None:
-        pytest.skip(reason)
+        leave_out(reason)
     with running(Cuda.name):
         found = {
             (assumed, actual): pursue(Cuda(), method, assumed=assumed, actual=actual)
@@ -196,7 +196,7 @@ def test_worst_sums_change_no_pursuit(method):
 
 def test_both_languages_assume_the_same(monkeypatch):
     if (reason := missing("cuda-emulated")) is not None:
-        pytest.skip(reason)
+        leave_out(reason)
     of_cuda = GPU_BACKENDS["cuda-emulated"].library().fastsparse_cuda_accumulation
     of_cuda.argtypes, of_cuda.restype = [ctypes.c_int], ctypes.c_int
     for major in range(7, 14):

@@ -81,6 +81,7 @@ def newton_recurrence(
         ValueError: shapes or devices don't match, max_iter < 1, tol or damping is out of range, or step mixes
             what it must keep apart, or returns something else than states.
         RuntimeError: a backend was named that can't serve this call.
+        NotImplementedError: by second derivatives outside of the reference.
 
     Example:
         >>> import torch, fastsparse

@@ -129,7 +129,7 @@ def matching_pursuit_step(
         and residual.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`matching_pursuit`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`matching_pursuit`.
 
     Example:
         >>> import torch, fastsparse
