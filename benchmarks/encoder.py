@@ -38,7 +38,7 @@ TILES = (
 
 
 def candidates(name: str, encode: Callable[[], Any], N: int, M: int) -> dict[str, float]:
-    """Of a call that screens: latents in the lists, a token, and tokens that it can't decide.
+    """Of a call that screens: latents in the lists, a token, and tokens that the (first) screen can't decide.
 
     Empty where nothing is screened.
     """
