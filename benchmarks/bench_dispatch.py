@@ -32,11 +32,11 @@ def jobs(lab: Lab) -> Iterator[Job]:
     ops, k = torch.ops.fastsparse, TINY.k
     x, weight, bias = data.tokens(TINY, "gaussian"), data.dictionary(TINY, "gaussian"), data.bias(TINY)
     public = partial(fastsparse.topk_encode, x, weight, bias, k=k)
-    bare = partial(ops.topk_encode.default, x, weight, bias, k, ACTIVATIONS.index("relu"), None, None)
+    bare = partial(ops.topk_encode.default, x, weight, bias, k, ACTIVATIONS.index("relu"), None, None, 1)
     yield _job(lab, "topk_encode", public, bare, TopKOracle.of(x, weight, bias, k).check)
     code = *data.code(TINY, "gaussian"), weight
     check = partial(close_all, {"out": reference.spmm(*code)}, 1e-6)
-    public, bare = partial(fastsparse.sparse_decode, *code), partial(ops.spmm.default, *code)
+    public, bare = partial(fastsparse.sparse_decode, *code), partial(ops.spmm.default, *code, None)
     yield _job(lab, "sparse_decode", public, bare, check)
 
 

@@ -1,5 +1,5 @@
-"""Peak memory of encoding, and of matching pursuit with its gradients, beyond their inputs: each contender
-alone in a fresh process, by the kernel's own account.
+"""Peak memory of encoding, of rows and of a batch, and of matching pursuit with its gradients, beyond their
+inputs: each contender alone in a fresh process, by the kernel's own account.
 
 ``python -m benchmarks.bench_memory WORK CONTENDER N D M k threads`` is that process: it prints the growth in
 bytes.
@@ -21,9 +21,9 @@ from torch import Tensor
 import fastsparse
 from benchmarks import bench_matching_pursuit, data, pursuits, shapes
 from benchmarks.bars import Bar, missing
-from benchmarks.baselines import torch_encode
+from benchmarks.baselines import torch_batch_encode, torch_encode
 from benchmarks.cases import OURS, matrix_bytes, median, short_of_memory
-from benchmarks.checks import PursuitOracle, TopKOracle, close_all
+from benchmarks.checks import BatchTopKOracle, PursuitOracle, TopKOracle, close_all
 from benchmarks.harness import WrongAnswer
 from benchmarks.lab import Job, Lab
 from benchmarks.shapes import Given, Shape
@@ -42,11 +42,15 @@ def jobs(lab: Lab) -> Iterator[Job]:
         return
     encoded, step = lab.shapes([shapes.MEMORY, shapes.PURSUIT_STEP])
     full = matrix_bytes((encoded.N, encoded.M))
-    name = f"memory, encode ({encoded}): peak growth over N x M in fp32"
     needs = {OURS: 0.5 * full, "torch": 3 * full}  # torch: the product, its relu, and room
-    run = partial(case, "encode", encoded, needs)
-    yield _job("encode", encoded, run, lambda case: [_bar(name, case, lambda: median(case, OURS) / full)])
+    for work in ("encode", "batch_topk_encode"):
+        yield _job(work, encoded, partial(case, work, encoded, needs), partial(_share_of_all, work, encoded))
     yield from pursuits_at_more_steps(step)
+
+
+def _share_of_all(work: str, shape: Shape, case: dict[str, Any]) -> list[Bar]:
+    name = f"memory, {work} ({shape}): peak growth over N x M in fp32"
+    return [_bar(name, case, lambda: median(case, OURS) / matrix_bytes((shape.N, shape.M)))]
 
 
 def pursuits_at_more_steps(shape: Shape) -> Iterator[Job]:
@@ -137,6 +141,18 @@ def _encode(who: str, shape: Shape) -> Probe:
     return small, partial(encode, x, weight, bias, k=shape.k), check
 
 
+def _batch_encode(who: str, shape: Shape) -> Probe:
+    x, weight, bias = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian"), data.bias(shape)
+    encode = torch.no_grad()(fastsparse.batch_topk_encode if who == OURS else torch_batch_encode)
+    small = partial(encode, x[:64].clone(), weight[:1024].clone(), bias[:1024].clone(), total=64 * shape.k)
+
+    def check(answer: Any) -> str:
+        oracle = BatchTopKOracle.of(x, weight, bias, len(x) * shape.k)
+        return oracle.check_code(answer) if who == OURS else oracle.check_dense(answer)
+
+    return small, partial(encode, x, weight, bias, total=len(x) * shape.k), check
+
+
 def _matching_pursuit(who: str, shape: Shape) -> Probe:
     x, dictionary = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian")
     encode = pursuits.encode if who == OURS else pursuits.torch_loop
@@ -163,7 +179,11 @@ def _matching_pursuit(who: str, shape: Shape) -> Probe:
     return small, partial(differentiated, x, dictionary), check
 
 
-WORKS: dict[str, Callable[[str, Shape], Probe]] = {"encode": _encode, "matching_pursuit": _matching_pursuit}
+WORKS: dict[str, Callable[[str, Shape], Probe]] = {
+    "encode": _encode,
+    "batch_topk_encode": _batch_encode,
+    "matching_pursuit": _matching_pursuit,
+}
 
 
 def _some(shape: Shape, rows: int) -> Tensor:

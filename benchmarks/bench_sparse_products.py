@@ -1,7 +1,8 @@
 """``sparse_decode``, forward and backward, and the products that its gradients are made of, alone.
 
 Against ``F.embedding_bag`` with weights and a dense gradient, which is what sparsify's decoder is on a CPU,
-and what people write for the others; on a GPU also against atomics.
+and what people write for the others; on a GPU also against atomics. Those of ragged codes, whose rows are as
+uneven as BatchTopK's, against our own at a fixed k, with as many entries.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,17 +27,23 @@ from fastsparse import reference
 # Relative to the norm of the answer: fp32 sums in any order; in bf16 the rounding of what is stored.
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
 BIAS = "bias gradient"
+RAGGED, FIXED = "ragged", "fixed k"
+EVEN = 1.15  # times as long as at a fixed k a ragged code may take
 FORWARD = 0.7  # of the gathers' floor at least, at a GPU's headline shapes in bf16
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A code (N, k) and both dense sides: weight (M, D), and x (N, D), which is also what comes back."""
+    """A code (N, k) and both dense sides: weight (M, D), and x (N, D), which is also what comes back.
+
+    Or a ragged one (N k,) with offsets (N + 1,).
+    """
 
     values: Tensor
     indices: Tensor
     weight: Tensor
     x: Tensor
+    offsets: Tensor | None = None
 
     @staticmethod
     @lru_cache(maxsize=1)
@@ -48,7 +55,17 @@ class Problem:
 
     def ones(self) -> "Problem":
         """With (N, 1) in the place of x: the gradient of a bias."""
-        return Problem(self.values, self.indices, self.weight, self.x.new_ones(len(self.x), 1))
+        return replace(self, x=self.x.new_ones(len(self.x), 1))
+
+    def ragged(self, shape: Shape) -> "Problem":
+        """With the same entries in rows of other lengths."""
+        offsets = data.offsets(shape).to(self.x.device)
+        return replace(self, values=self.values.flatten(), indices=self.indices.flatten(), offsets=offsets)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """What a call is told of them."""
+        return {} if self.offsets is None else {"offsets": self.offsets}
 
     def work(self, written: float, gathers: int = 1, read: float = 0.0) -> Work:
         """Every entry gathers a row, so many times; ``written`` and ``read`` numbers cross memory once."""
@@ -84,7 +101,7 @@ class Product:
 
 
 def decoded(decode: Callable[..., Tensor], p: Problem) -> Call:
-    return partial(decode, p.values, p.indices, p.weight)
+    return partial(decode, p.values, p.indices, p.weight, **p.rows)
 
 
 def differentiated(decode: Callable[..., Tensor], p: Problem) -> Call:
@@ -94,17 +111,17 @@ def differentiated(decode: Callable[..., Tensor], p: Problem) -> Call:
     @cache
     def out() -> Tensor:
         with torch.enable_grad():
-            return decode(leaves[0], p.indices, leaves[1])
+            return decode(leaves[0], p.indices, leaves[1], **p.rows)
 
     return lambda: torch.autograd.grad(out(), leaves, p.x, retain_graph=True)
 
 
 def sampled(sddmm: Callable[..., Tensor], p: Problem) -> Call:
-    return partial(sddmm, p.x, p.weight, p.indices)
+    return partial(sddmm, p.x, p.weight, p.indices, **p.rows)
 
 
 def summed(spmm_t: Callable[..., Tensor], p: Problem) -> Call:
-    return partial(spmm_t, p.values, p.indices, p.x, len(p.weight))
+    return partial(spmm_t, p.values, p.indices, p.x, len(p.weight), **p.rows)
 
 
 DECODE = {"torch": baselines.torch_decode, baselines.ATOMICS: baselines.atomic("decode")}
@@ -144,6 +161,10 @@ def jobs(lab: Lab) -> Iterator[Job]:
                 run, bars = partial(case, lab, product, given), partial(promised, lab, product, given)
                 late = replace(given, priority=given.priority + product.late)
                 yield Job(product.op, given.name(product.direction), late, run, bars, need)
+            if _asked_ragged(lab, product, given):
+                run, bars = partial(ragged, lab, product, given), partial(even, lab, product, given)
+                late = replace(given, priority=given.priority + product.late + 1)
+                yield Job(product.op, _ragged_name(product, given), late, run, bars, need)
         if shape.headline and given.kind == shape.kinds[-1] and not lab.gpu:
             yield _reproducible(shape)
 
@@ -173,6 +194,16 @@ def _asked(lab: Lab, product: Product, given: Given) -> bool:
     return lab.gpu or product.op == "sparse_decode" or given.shape.headline
 
 
+def _asked_ragged(lab: Lab, product: Product, given: Given) -> bool:
+    plain = given.kind == KINDS[0] and given.dtype == ("bf16" if lab.gpu else "fp32")
+    some = given.shape.headline and given.shape.N > 1
+    return some and plain and product.direction != BIAS and not lab.choice
+
+
+def _ragged_name(product: Product, given: Given) -> str:
+    return given.name(", ".join(filter(None, (product.direction, RAGGED))))
+
+
 def case(lab: Lab, product: Product, given: Given) -> dict[str, Any]:
     p = Problem.of(given.shape, given.kind, given.dtype, lab.device)
     check = partial(close_all, product.expected(p), TOLERANCE[given.dtype])
@@ -182,6 +213,23 @@ def case(lab: Lab, product: Product, given: Given) -> dict[str, Any]:
         contenders += [Contender(who, product.call(other, p), check) for who, other in others.items()]
     with torch.no_grad():
         return lab.measure(given.shape, contenders, product.work(p))
+
+
+def ragged(lab: Lab, product: Product, given: Given) -> dict[str, Any]:
+    """A product with a ragged code, beside the same op at a fixed k."""
+    p, op = Problem.of(given.shape, given.kind, given.dtype, lab.device), getattr(fastsparse, product.op)
+    uneven, tolerance = p.ragged(given.shape), TOLERANCE[given.dtype]
+    check = partial(close_all, product.expected(uneven), tolerance)
+    contenders = lab.ours(product.call(op, uneven), check)
+    check = partial(close_all, product.expected(p), tolerance)
+    contenders.append(Contender(FIXED, product.call(op, p), check))
+    with torch.no_grad():
+        return lab.measure(given.shape, contenders, product.work(p))
+
+
+def even(lab: Lab, product: Product, given: Given, case: dict[str, Any]) -> list[Bar]:
+    where = f"{product.op}, {given.shape.name} ({given.shape}), {_ragged_name(product, given)}"
+    return speed_bars(where, {FIXED: 1 / EVEN}, case)
 
 
 def promised(lab: Lab, product: Product, given: Given, case: dict[str, Any]) -> list[Bar]:
@@ -224,25 +272,34 @@ def _reproducible(shape: Shape) -> Job:
 # The right answers, in blocks of rows whose (rows, k, D) intermediate in the reference stays small.
 
 
-def blocks(p: Problem, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    size = max(1, BLOCK // (p.indices.shape[1] * p.x.shape[1]))
-    return zip(*(part.split(size) for part in parts), strict=True)
+def blocks(p: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """values, indices, x and offsets of some rows after the others."""
+    size = max(1, BLOCK * len(p.x) // (p.indices.numel() * p.x.shape[1]))
+    for begin in range(0, len(p.x), size):
+        rows = entries = slice(begin, begin + size)
+        offsets = None
+        if p.offsets is not None:
+            offsets = p.offsets[begin : begin + size + 1]
+            entries, offsets = slice(int(offsets[0]), int(offsets[-1])), offsets - offsets[0]
+        yield p.values[entries].float(), p.indices[entries], p.x[rows].float(), offsets
 
 
 def decode(p: Problem) -> Tensor:
-    parts, weight = blocks(p, p.values.float(), p.indices), p.weight.float()
-    return torch.cat([reference.spmm(*part, weight) for part in parts])
+    weight = p.weight.float()
+    return torch.cat(
+        [reference.spmm(values, indices, weight, offsets) for values, indices, _, offsets in blocks(p)]
+    )
 
 
 def scores(p: Problem) -> Tensor:
-    parts, weight = blocks(p, p.x.float(), p.indices), p.weight.float()
-    return torch.cat([reference.sddmm(rows, weight, which) for rows, which in parts])
+    weight = p.weight.float()
+    return torch.cat([reference.sddmm(x, weight, indices, offsets) for _, indices, x, offsets in blocks(p)])
 
 
 def d_weight(p: Problem) -> Tensor:
     """``reference.spmm_t`` summed over row blocks, touching only the latents that a block holds."""
     out = p.x.new_zeros(len(p.weight), p.x.shape[1], dtype=torch.float32)
-    for values, indices, x in blocks(p, p.values.float(), p.indices, p.x.float()):
+    for values, indices, x, offsets in blocks(p):
         latents, which = indices.unique(return_inverse=True)
-        out.index_add_(0, latents, reference.spmm_t(values, which, x, len(latents)))
+        out.index_add_(0, latents, reference.spmm_t(values, which, x, len(latents), offsets))
     return out

@@ -113,6 +113,94 @@ class TopKOracle:
 
 
 @dataclass(frozen=True)
+class BatchTopKOracle:
+    """The largest scores of a whole batch in fp32, and how far rounding can move one.
+
+    Attributes:
+        x, weight, bias, total: the problem.
+        certain: the places, n M + m, that must be among the largest, ascending.
+        least, most: what any of the largest must be at least, (N, 1), and the largest score.
+        tolerance: (N, 1).
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    total: int
+    certain: Tensor
+    least: Tensor
+    most: Tensor
+    tolerance: Tensor
+
+    @classmethod
+    def of(
+        cls, x: Tensor, weight: Tensor, bias: Tensor, total: int, *, selected: float = 0.0
+    ) -> "BatchTopKOracle":
+        """The plain computation in fp32, in row blocks, with the tolerance of :class:`TopKOracle`.
+
+        Args:
+            x, weight, bias, total: the problem.
+            selected: relative rounding of the scores that are selected on, beyond that of fp32.
+        """
+        M, D = weight.shape
+        step = max(1, BLOCK // M)
+        scores, places = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.int64)
+        for first in range(0, len(x), step):
+            block = torch.addmm(bias.float(), x[first : first + step].float(), weight.float().T).flatten()
+            their = torch.arange(len(block), device=x.device) + first * M
+            scores, best = torch.cat((scores, block)).topk(min(total + 1, len(scores) + len(block)))
+            places = torch.cat((places, their))[best]
+        size = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True) * largest_norm(weight)
+        tolerance = 4 * D**0.5 * UNIT * size + selected * scores[0].abs()
+        cut = scores[total] if total < len(scores) else scores.new_tensor(-torch.inf)
+        clear = scores[:total] > cut + 2 * tolerance.max()
+        certain = places[:total][clear].sort().values
+        least = scores[total - 1] - tolerance - tolerance.max()
+        return cls(x, weight, bias, total, certain, least, scores[0], tolerance)
+
+    def check(self, values: Tensor, places: Tensor, *, stored: float = 0.0) -> str:
+        """Judge values and places of the largest, places ascending.
+
+        Args:
+            values, places: what the contender returned.
+            stored: relative rounding of the values.
+        """
+        M = len(self.weight)
+        if values.shape != (self.total,) or places.shape != (self.total,):
+            raise WrongAnswer(f"there must be {self.total} entries, got {len(values)}, {len(places)}")
+        if not (places.diff() > 0).all() or places[0] < 0 or places[-1] >= len(self.x) * M:
+            raise WrongAnswer("places must ascend, and be those of tokens and latents")
+        found = torch.searchsorted(places, self.certain).clamp_(max=self.total - 1)
+        if missing := int((places[found] != self.certain).sum()):
+            raise WrongAnswer(f"{missing} clearly among the largest are missing")
+        worst = 0.0
+        for value, place in zip(
+            *(t.split(max(1, BLOCK // self.x.shape[1])) for t in (values, places)), strict=True
+        ):
+            n, m = place // M, place % M
+            score = (self.x[n].float() * self.weight[m].float()).sum(dim=1) + self.bias[m].float()
+            tolerance = self.tolerance[n, 0] + stored * score.abs()
+            deviation = (value.float() - score.relu()).abs()
+            if not (deviation <= tolerance).all():  # also when NaN
+                raise WrongAnswer(f"values differ by up to {deviation.max():.3g}")
+            if not (score >= self.least[n, 0]).all():
+                raise WrongAnswer("one is not among the largest")
+            worst = max(worst, float(deviation.max()))
+        return f"values within {worst:.1e}, {len(self.certain)} of {self.total} clear of rounding, all there"
+
+    def check_code(self, code: tuple[Tensor, Tensor, Tensor, Tensor], *, stored: float = 0.0) -> str:
+        """Judge a ragged code."""
+        values, indices, offsets, _ = code
+        rows = torch.arange(len(self.x), device=indices.device).repeat_interleave(offsets.diff())
+        return self.check(values, rows * len(self.weight) + indices, stored=stored)
+
+    def check_dense(self, dense: Tensor, *, stored: float = 0.0) -> str:
+        """Judge a code (N, M) whose entries are positive."""
+        places = dense.flatten().nonzero()[:, 0]
+        return self.check(dense.flatten()[places], places, stored=stored)
+
+
+@dataclass(frozen=True)
 class PursuitOracle:
     """Matching pursuit of unit-norm atoms in fp64, and how far rounding can move a score of an fp32 pursuit.
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.shapes import Shape
@@ -80,6 +81,21 @@ def code(shape: Shape, kind: str, seed: int = 30) -> tuple[Tensor, Tensor]:
         rank = (shape.M ** generator.random((shape.N, shape.k))).astype(np.int64) - 1
         drawn = generator.permutation(shape.M)[rank]
     return values, torch.from_numpy(drawn)
+
+
+def offsets(shape: Shape, spread: float = 0.3, seed: int = 50) -> Tensor:
+    """(N + 1,): of a code's N k entries, the rows that the largest scores of a batch have.
+
+    Scores are normal, of log-normal size from token to token, as norms and how well they are explained are.
+    """
+    scale = torch.exp(spread * normal(shape.N, 1, seed)[:, 0].double())
+    low, high = 0.0, 100.0  # where the threshold is
+    for _ in range(60):
+        middle = (low + high) / 2
+        counts = shape.M * torch.special.ndtr(-middle / scale)
+        low, high = (middle, high) if counts.mean() > shape.k else (low, middle)
+    ends = counts.cumsum(0) * (shape.N * shape.k / counts.sum())
+    return F.pad(ends.round().long(), (1, 0))
 
 
 def _loadings(shape: Shape) -> Tensor:

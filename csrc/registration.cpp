@@ -104,12 +104,17 @@ void Form::tell(const char* op, const char* text) {
 void Form::check(const Tensor* const* tensors) const {
   const char* op = op_;
   if (text_.empty()) throw std::logic_error(std::string(op) + ": its library must be loaded by import fastsparse");
-  std::string_view form(text_), other;
+  std::string_view form(text_);
   if (size_t bar = form.find(" | "); bar != form.npos) {
-    other = form.substr(bar + 3);
+    std::string_view other = form.substr(bar + 3);
     form = form.substr(0, bar);
-    std::string_view first = other;
-    if (tensors[0]->dim() == dimensions(take_entry(first).shape)) form = other;
+    // Of the forms that name all the tensors there are, the one with the first's number of dimensions.
+    size_t named = std::count(form.begin(), form.end(), '('), all = std::count(other.begin(), other.end(), '(');
+    bool more = false;
+    for (size_t i = named; i < all; ++i) more = more || tensors[i];
+    std::string_view first = form, second = other;
+    bool fits = tensors[0]->dim() == dimensions(take_entry(first).shape);
+    if (more || (!fits && tensors[0]->dim() == dimensions(take_entry(second).shape))) form = other;
   }
   Sizes sizes;
   size_t position = 0;
@@ -122,13 +127,19 @@ void Form::check(const Tensor* const* tensors) const {
   position = 0;
   for (std::string_view rest = form; !rest.empty(); ++position) {
     Entry entry = take_entry(rest);
+    if (!tensors[position] && !entry.optional) refuse(op, entry.name, "be given with what the other tensors are");
     if (!tensors[position]) continue;
     const Tensor& tensor = *tensors[position];
     if (!sizes.fits(tensor, entry.shape))
       refuse(op, entry.name, "have shape " + sizes.describe(entry.shape) + ", got " + shape_of(tensor));
-    ScalarType wanted = entry.dtype.empty() ? dtype : entry.dtype == "bool" ? ScalarType::Bool : ScalarType::Long;
+    ScalarType wanted = entry.dtype.empty()     ? dtype
+                        : entry.dtype == "wide" ? (dtype == ScalarType::Double ? dtype : ScalarType::Float)
+                        : entry.dtype == "bool" ? ScalarType::Bool
+                                                : ScalarType::Long;
     if (tensor.scalar_type() != wanted)
-      refuse(op, entry.name, entry.dtype.empty() ? "have the dtype of the first tensor" : "be " + std::string(entry.dtype));
+      refuse(op, entry.name, entry.dtype.empty() ? "have the dtype of the first tensor"
+             : entry.dtype == "wide" ? "have the dtype that sums are carried in"
+                                     : "be " + std::string(entry.dtype));
     if (tensor.is_cpu() != first.is_cpu() || tensor.get_device_index() != first.get_device_index())
       refuse(op, entry.name, "be on the device of the first tensor");
   }

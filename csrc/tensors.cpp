@@ -29,16 +29,40 @@ Tensor as_contiguous(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype));
 }
 
+std::optional<Tensor> part_of(const std::optional<Tensor>& tensor, int64_t begin, int64_t count) {
+  if (!tensor || count == tensor->size(0)) return tensor;
+  Tensor whole = *tensor;
+  return torch::stable::narrow(whole, 0, begin, count);
+}
+
 void check_indices(const char* op, const Tensor& indices, int64_t M) {
   const int64_t* index = indices.const_data_ptr<int64_t>();
   int64_t count = indices.numel();
   uint64_t outside = 0;
   for (int64_t i = 0; i < count; ++i) outside |= uint64_t(uint64_t(index[i]) >= uint64_t(M));
   if (!outside) return;
-  int64_t i = 0, k = indices.size(1);
+  int64_t i = 0;
   while (uint64_t(index[i]) < uint64_t(M)) ++i;
-  throw std::out_of_range(std::string(op) + ": indices[" + std::to_string(i / k) + ", " + std::to_string(i % k) +
-                          "] must be in [0, " + std::to_string(M) + "), got " + std::to_string(index[i]));
+  std::string place = std::to_string(i);
+  if (indices.dim() == 2) place = std::to_string(i / indices.size(1)) + ", " + std::to_string(i % indices.size(1));
+  throw std::out_of_range(std::string(op) + ": indices[" + place + "] must be in [0, " + std::to_string(M) + "), got " +
+                          std::to_string(index[i]));
+}
+
+void check_offsets(const char* op, const Tensor& offsets, const Tensor& indices) {
+  const int64_t *bound = offsets.const_data_ptr<int64_t>(), *index = indices.const_data_ptr<int64_t>();
+  int64_t N = offsets.numel() - 1, entries = indices.numel();
+  auto refuse = [&](const std::string& must) { throw std::invalid_argument(std::string(op) + ": offsets must " + must); };
+  if (bound[0] != 0) refuse("begin at 0, got " + std::to_string(bound[0]));
+  for (int64_t n = 0; n < N; ++n)
+    if (bound[n + 1] < bound[n])
+      refuse("not decrease, got " + std::to_string(bound[n + 1]) + " after " + std::to_string(bound[n]) + " at " +
+             std::to_string(n + 1));
+  bool ends = bound[N] <= entries;
+  for (int64_t i = bound[N]; ends && i < entries; ++i) ends = index[i] == 0;
+  if (!ends)
+    refuse("end at the number of entries (" + std::to_string(entries) + "), got " + std::to_string(bound[N]) +
+           "; what lies behind is padding only where its indices are 0");
 }
 
 }  // namespace fastsparse

@@ -24,7 +24,14 @@ Tensor with_unit_stride(const Tensor& tensor);
 // The tensor contiguous and of a dtype, copied only where it isn't.
 Tensor as_contiguous(const Tensor& tensor, ScalarType dtype);
 
-// Raises IndexError, naming the first offender, unless every index (N, k), contiguous in host memory, lies in [0, M).
+// Rows [begin, begin + count) of a tensor that there is.
+std::optional<Tensor> part_of(const std::optional<Tensor>& tensor, int64_t begin, int64_t count);
+
+// Raises IndexError, naming the first offender, unless every index (N, k) or (E), contiguous in host memory, lies in [0, M).
 void check_indices(const char* op, const Tensor& indices, int64_t M);
+
+// Raises ValueError unless offsets (N + 1), contiguous in host memory, bound the rows of a code (E): from 0 on, never back,
+// and to its end, or to where nothing but padding, of index 0, follows.
+void check_offsets(const char* op, const Tensor& offsets, const Tensor& indices);
 
 }  // namespace fastsparse

@@ -19,16 +19,28 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def largest(numbers: Tensor) -> int | None:
+    """Of whole numbers, all that vmap batches among them, 0 of none; None where nobody may look at them."""
+    capturing = numbers.is_cuda and torch.cuda.is_current_stream_capturing()
+    if is_traced() or isinstance(numbers, FakeTensor) or capturing:
+        return None
+    with torch._C._DisableFuncTorch():
+        return max(unwrapped(numbers).reshape(-1).tolist(), default=0)
+
+
 def may_branch_on(tensor: Tensor) -> bool:
     """Whether code may ask for a tensor's data: not while it is traced, nor where vmap batches it."""
+    return not (is_traced() or isinstance(tensor, FakeTensor) or is_batched(tensor))
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether vmap batches a tensor."""
     functorch = torch._C._functorch
-    if is_traced() or isinstance(tensor, FakeTensor):
-        return False
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
-            return False
+            return True
         tensor = functorch.get_unwrapped(tensor)
-    return True
+    return False
 
 
 def is_traced() -> bool:

@@ -117,24 +117,82 @@ def check_range(op: str, indices: Tensor, M: int) -> None:
             raise IndexError(f"{op}: indices{place} must be in [0, {M}), got {indices[tuple(place)].item()}")
 
 
-def check_eligible(weight: Tensor, k: int, latent_mask: Tensor | None) -> None:
-    """k latents are eligible: for topk_encode, which can't return fewer.
+def check_offsets(op: str, offsets: Tensor, indices: Tensor) -> None:
+    """Offsets (N + 1,) bound the rows of a ragged code (E,): from 0 on, never back, and to its end.
+
+    Behind the last row may be padding, of index 0. When this looks at data, see check_range.
+    """
+    if is_traced() or not _may_read(offsets):
+        return
+    with torch._C._DisableFuncTorch():
+        bounds, indices = unwrapped(offsets), unwrapped(indices)
+        starts, steps, ends = bounds[..., 0], bounds.diff(), bounds[..., -1:]
+        if starts.any():
+            raise ValueError(f"{op}: offsets must begin at 0, got {int(starts[starts != 0][0])}")
+        if (steps < 0).any():
+            *batch, at = (steps < 0).nonzero()[0].tolist()
+            before, after = bounds[tuple(batch)][at : at + 2].tolist()
+            raise ValueError(f"{op}: offsets must not decrease, got {after} after {before} at {at + 1}")
+        entries = indices.shape[-1]
+        behind, wrong = torch.arange(entries, device=ends.device) >= ends, ends > entries
+        if 1 in (behind.dim(), indices.dim()) or behind.shape == indices.shape:  # else two vmaps batch them
+            wrong = wrong | (behind & (indices != 0)).any(dim=-1, keepdim=True)
+        if wrong.any():
+            raise ValueError(
+                f"{op}: offsets must end at the number of entries ({entries}), "
+                f"got {int(ends.expand_as(wrong)[wrong][0])}; what lies behind is padding only where its "
+                "indices are 0"
+            )
+
+
+def check_thresholds(op: str, threshold: Tensor) -> None:
+    """No threshold is NaN, where a check may look at them (check_range)."""
+    if is_traced() or not _may_read(threshold):
+        return
+    with torch._C._DisableFuncTorch():
+        nan = unwrapped(threshold).isnan()
+        if nan.any():
+            raise ValueError(f"{op}: threshold must not be NaN, got it at {nan.nonzero()[0].tolist()}")
+
+
+def check_eligible(
+    op: str, name: str, chosen: int, latent_mask: Tensor | None, *, rows: int = 1, groups: int = 1
+) -> None:
+    """So many latents of every group, in so many rows, are eligible: for ops that can't return fewer.
 
     This waits for the device that holds the mask, so not while a CUDA graph is being captured.
     """
     if latent_mask is None or capturing(latent_mask):
         return
     if torch.compiler.is_compiling():  # which breaks the graph here
-        eligible = int(latent_mask.sum())
+        eligible = int(latent_mask.view(groups, -1).sum(dim=1).amin())
     elif is_traced() or isinstance(latent_mask, FakeTensor):
         return
     else:
         with torch._C._DisableFuncTorch():
-            eligible = min(unwrapped(latent_mask).sum(dim=-1).reshape(-1).tolist(), default=k)
-    if k > eligible:
+            counts = unwrapped(latent_mask).unflatten(-1, (groups, -1)).sum(dim=-1)
+            eligible = min(counts.reshape(-1).tolist(), default=chosen)
+    if chosen > rows * eligible:
         raise ValueError(
-            f"topk_encode: k must be between 1 and the number of eligible latents ({eligible}), got k={k}"
+            f"{op}: {name} must be between 1 and {told_bound(rows, eligible, groups)}, got {name}={chosen}"
         )
+
+
+def check_groups(op: str, weight: Tensor, groups: int) -> None:
+    """So many groups of equally many latents."""
+    M = weight.shape[0]
+    if groups < 1 or M % groups:
+        raise ValueError(
+            f"{op}: groups must be at least 1 and divide the number of latents ({M}), got groups={groups}"
+        )
+
+
+def told_bound(rows: int, eligible: int, groups: int = 1) -> str:
+    """How many latents can be chosen, in words."""
+    if groups > 1:
+        return f"the number of eligible latents of every group ({eligible})"
+    latents = f"the number of eligible latents ({eligible})"
+    return latents if rows == 1 else f"{latents} times that of tokens ({rows})"
 
 
 def whole_number(op: str, name: str, number: int) -> int:
@@ -173,6 +231,13 @@ def check_tolerance(op: str, name: str, tolerance: float) -> None:
         raise TypeError(f"{op}: {name} must be a float, got {tolerance!r} of type {type(tolerance).__name__}")
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"{op}: {name} must be finite and at least 0, got {name}={tolerance}")
+
+
+def check_positive(op: str, name: str, number: float) -> None:
+    """A finite number above 0."""
+    check_tolerance(op, name, number)
+    if number == 0:
+        raise ValueError(f"{op}: {name} must be above 0, got {name}={number}")
 
 
 class UnitNormError(ValueError):
@@ -285,6 +350,22 @@ def check_code(op: str, values: Tensor, indices: Tensor) -> Tensor:
             f"got {_shape(values)} and {_shape(indices)}"
         )
     return indices
+
+
+def check_ragged(op: str, indices: Tensor, offsets: Tensor, x: Tensor | None = None) -> None:
+    """Indices (E,) and offsets (N + 1,) of a ragged code, for the tokens (..., D) that there are N of."""
+    if indices.dim() != 1:
+        raise ValueError(
+            f"{op}: indices must have shape (E,) where offsets are given, got shape {_shape(indices)}"
+        )
+    check_tensor(op, "offsets", offsets)
+    if offsets.dtype != torch.int64:
+        raise TypeError(f"{op}: offsets must be int64, got {str(offsets.dtype)[6:]}")
+    rows = None if x is None else x.shape[:-1].numel()
+    if offsets.dim() != 1 or offsets.shape[0] == 0 or rows not in (None, offsets.shape[0] - 1):
+        wanted = "(N + 1,)" if rows is None else f"(N + 1,) = ({rows + 1},)"
+        raise ValueError(f"{op}: offsets must have shape {wanted}, got shape {_shape(offsets)}")
+    check_device(op, "offsets", offsets, "indices", indices)
 
 
 def are_plain(indices: Tensor, first: Tensor, second: Tensor) -> bool:

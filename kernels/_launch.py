@@ -47,10 +47,15 @@ def chosen(key: Hashable, configurations: Sequence[T], launch: Callable[[T], Non
     best = _chosen.get(key)
     if best is None:
         best = configurations[0]
-        if len(configurations) > 1 and not INTERPRETED and not torch.cuda.is_current_stream_capturing():
+        if len(configurations) > 1 and not INTERPRETED and not capturing():
             timed[key] = {candidate: _time(launch, candidate) for candidate in configurations}
             best = _chosen[key] = min(timed[key], key=timed[key].get)
     return best
+
+
+def capturing() -> bool:
+    """Whether what is launched goes into a CUDA graph, to run later."""
+    return not INTERPRETED and torch.cuda.is_current_stream_capturing()
 
 
 def _time(launch: Callable[[T], None], configuration: T) -> float:

@@ -1,7 +1,9 @@
 """Keys as integers of the same order, and the k-th largest of many of them."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 UNSET = tl.constexpr(-(2**31))  # below the order of every key
 LARGEST = tl.constexpr(2**31 - 1)  # the order of NaN
@@ -32,3 +34,14 @@ def kth_largest(orders, k, DIGIT: tl.constexpr):
         digit = tl.sum((reaching >= k).to(tl.int32), axis=1) - 1
         found += digit << (32 - DIGIT * (step + 1))
     return found
+
+
+def orders_of(keys: Tensor) -> Tensor:
+    """:func:`order_of` of fp32 keys on the host: for what PyTorch sorts."""
+    bits = keys.masked_fill(keys == 0, 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).masked_fill(keys.isnan(), LARGEST.value)
+
+
+def keys_at(orders: Tensor) -> Tensor:
+    """:func:`key_at` on the host."""
+    return (orders ^ ((orders >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -21,6 +21,7 @@ from fastsparse.kernels._launch import (
     tuned,
     with_unit_stride,
 )
+from fastsparse.kernels._ragged import tokens_of
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,8 +34,10 @@ def _sddmm(
     x,
     weight,
     indices,
+    owners,
     out,
     entries,
+    N,
     k,
     D,
     x_stride,
@@ -52,35 +55,44 @@ def _sddmm(
     n = first_token + ahead // k
     slot = (ahead % k).to(tl.int64)
     latent = tl.load(indices + n * index_token_stride + slot * index_stride, mask=real, other=0)
+    live = real
+    if owners is not None:
+        n = tl.load(owners + n, mask=real, other=0).to(tl.int64)
+        live = real & (n < N)  # the others are padding
     tokens = x + (n * x_stride)[:, None]
     atoms = weight + (latent * weight_stride)[:, None]
     total = tl.full([BLOCK, BLOCK_D], 0, ACCUMULATOR)
     for first in range(0, D, BLOCK_D):
         columns = (first + tl.arange(0, BLOCK_D))[None, :]
-        inside = real[:, None] & (columns < D)
+        inside = live[:, None] & (columns < D)
         token = tl.load(tokens + columns, mask=inside, other=0).to(ACCUMULATOR)
         total += token * tl.load(atoms + columns, mask=inside, other=0).to(ACCUMULATOR)
     tl.store(out + begin + tl.arange(0, BLOCK), tl.sum(total, axis=1).to(out.dtype.element_ty), mask=real)
 
 
-def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """``(x @ weight.T)`` at ``indices``: x (N, D); weight (M, D); indices (N, k); returns (N, k)."""
-    (N, k), (M, D), dtype = indices.shape, weight.shape, x.dtype
+def sddmm(x: Tensor, weight: Tensor, indices: Tensor, offsets: Tensor | None) -> Tensor:
+    """``(x @ weight.T)`` at ``indices`` (N, k), or (E,) with offsets (N + 1,); x (N, D); weight (M, D)."""
+    (N, D), M, dtype = x.shape, weight.shape[0], x.dtype
     if D == 0:
-        return x.new_zeros(N, k)
-    out = x.new_empty(N, k)
+        return x.new_zeros(indices.shape)
+    out, name, owners = x.new_empty(indices.shape), "sddmm", None
     if out.numel() == 0:
         return out
+    if offsets is not None:  # a token an entry
+        name, indices, owners = "sddmm, ragged", indices.unsqueeze(1), tokens_of(offsets, indices.numel())
+    total, k = indices.numel(), indices.shape[1]
     x, weight = with_unit_stride(x), with_unit_stride(weight)
 
     def launch(configuration: Configuration) -> None:
         entries, columns = _block(D, dtype, configuration)
-        _sddmm[(triton.cdiv(N * k, entries),)](
+        _sddmm[(triton.cdiv(total, entries),)](
             x,
             weight,
             indices,
+            owners,
             out,
-            N * k,
+            total,
+            N,
             k,
             D,
             x.stride(0),
@@ -93,7 +105,7 @@ def sddmm(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
             **OPTIONS,
         )
 
-    tuned(("sddmm", x.device, dtype, N.bit_length(), k, M, D), CONFIGURATIONS, launch)
+    tuned((name, x.device, dtype, indices.shape[0].bit_length(), k, M, D), CONFIGURATIONS, launch)
     return out
 
 

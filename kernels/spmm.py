@@ -7,6 +7,8 @@ next: what is gathered meanwhile, M x block, is what L2 has to hold, not all of 
 Bytes: N k D gathered, N D written, N k (8 + element) read for every block of columns (at k = 64 under 4 %).
 Operations: 2 N k D, far below what the machine could. So the floor is the gathers over the bandwidth of L2,
 or, where a block of ``weight`` doesn't fit into it, of HBM.
+
+The tokens of a ragged code are lists (_list_sums.py): their entries are shared out, however many a token has.
 """
 
 import torch
@@ -21,6 +23,8 @@ from fastsparse.kernels._launch import (
     tuned,
     with_unit_stride,
 )
+from fastsparse.kernels._list_sums import Lists, check_counts, sum_lists
+from fastsparse.kernels._ragged import tokens_of
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -70,8 +74,10 @@ def _spmm(
     tl.store(out + (n * D)[:, None] + columns[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
-def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    """``S @ weight``: values, indices (N, k); weight (M, D); returns (N, D)."""
+def spmm(values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor | None) -> Tensor:
+    """``S @ weight``: values, indices (N, k), or (E,) with offsets (N + 1,); weight (M, D)."""
+    if offsets is not None:
+        return _of_lists(values, indices, with_unit_stride(weight), offsets)
     (N, k), (M, D), dtype = values.shape, weight.shape, weight.dtype
     if k == 0:
         return weight.new_zeros(N, D)
@@ -103,3 +109,15 @@ def spmm(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
     tuned(("spmm", weight.device, dtype, N.bit_length(), k, M, D), CONFIGURATIONS, launch)
     return out
+
+
+def _of_lists(values: Tensor, indices: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """The same of a ragged code, whose tokens are lists."""
+    entries, N, (M, D) = indices.numel(), offsets.numel() - 1, weight.shape
+    if entries == 0 or N == 0 or D == 0:
+        return weight.new_zeros(N, D)
+    check_counts("spmm", entries, N, "tokens")
+    bounds = offsets.clamp(0, entries).to(torch.int32)
+    lists = Lists(tokens_of(offsets, entries), bounds, indices.contiguous(), values.contiguous())
+    key = ("spmm, ragged", weight.device, weight.dtype, entries.bit_length(), N.bit_length(), M, D)
+    return sum_lists(lists, weight, key, CONFIGURATIONS)

@@ -18,15 +18,15 @@ which the clock chooses once for every class of shapes. Nothing waits for the de
 it is first made.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import triton
-from fastsparse.kernels._launch import INTERPRETED, OPTIONS, chosen, with_unit_stride
-from fastsparse.kernels._order import INFINITE, LARGEST, UNSET
+from fastsparse.kernels._launch import INTERPRETED, OPTIONS, with_unit_stride
+from fastsparse.kernels._order import UNSET, orders_of
 from fastsparse.kernels._tensor_cores import accumulation_unit
 from fastsparse.kernels._topk_lists import BLOCK, GIVEN_UP, Lists, collect, rivals_of, select
-from fastsparse.kernels._topk_product import Tile, score, tiles
+from fastsparse.kernels._topk_product import Atoms, Criteria, Tokens, score_stripe
 from fastsparse.kernels._topk_screen import refine, round_rows
 from torch import Tensor
 
@@ -42,29 +42,6 @@ _MOST_SCREENED_TOKENS = 8192  # that share one rounding of the weight
 _LEAST_SCORES, _MOST_SCORES = 2**22, 2**24  # of a stripe
 _MOST_K = 1024  # beyond, PyTorch sorts
 _MOST_CANDIDATES = 1536  # of a row in a screen; more make it undecided
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """A block of tokens: rows of the product's matrix, or those that `rows` lists, from `first` to `live`."""
-
-    matrix: Tensor
-    count: int
-    terms: Tensor | None = None
-    first: int = 0
-    rows: Tensor | None = None
-    live: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Atoms:
-    """A stripe of latents: rows of the product's matrix, or those that `order` lists."""
-
-    matrix: Tensor
-    begin: int
-    count: int
-    terms: Tensor | None = None
-    order: Tensor | None = None
 
 
 class _Encoder:
@@ -127,13 +104,13 @@ class _Encoder:
         for first in range(0, self.N, _MOST_TOKENS):
             count = min(_MOST_TOKENS, self.N - first)
             matrix = self.x[first : first + count] if rows is None else self.x
-            tokens = _Tokens(matrix, count, None, first, rows, live)
+            tokens = Tokens(matrix, count, None, first, rows, live)
             lists = Lists(count, capacity, self.x.device)
             scratch = self._scratch(count)
             width = scratch[0].shape[1]
             for begin in range(0, self.M, width):
                 matrix = self.weight[begin:] if self.order is None else self.weight
-                atoms = _Atoms(matrix, begin, min(width, self.M - begin), None, self.order)
+                atoms = Atoms(matrix, begin, min(width, self.M - begin), None, self.order)
                 self._score(tokens, atoms, scratch, lists.bounds)
                 self._collect(tokens, atoms, scratch, lists, slice(count))
             self._select(tokens, lists)
@@ -148,19 +125,19 @@ class _Encoder:
         undecided = []
         for first in range(0, self.N, most):
             count = min(most, self.N - first)
-            exact = _Tokens(x[first : first + count], count, None, first)
+            exact = Tokens(x[first : first + count], count, None, first)
             lists = Lists(count, capacity, x.device)
             scratch = self._scratch(min(count, _MOST_TOKENS))
             width = scratch[0].shape[1]
             short, terms = self._round(exact.matrix, count)
             for begin in range(0, self.M, width):
                 matrix = weight[begin:] if self.order is None else weight
-                atoms = _Atoms(matrix, begin, min(width, self.M - begin))
+                atoms = Atoms(matrix, begin, min(width, self.M - begin))
                 rounded, atom_terms = self._round(matrix, atoms.count, atoms)
                 atoms = replace(atoms, matrix=rounded, terms=atom_terms)
                 for start in range(0, count, _MOST_TOKENS):
                     block = slice(start, min(start + _MOST_TOKENS, count))
-                    tokens = _Tokens(short[block], block.stop - start, terms[:, block])
+                    tokens = Tokens(short[block], block.stop - start, terms[:, block])
                     self._score(tokens, atoms, scratch, lists.bounds[block])
                     self._collect(tokens, atoms, scratch, lists, block)
             self._refine(exact, weight, lists)
@@ -174,17 +151,15 @@ class _Encoder:
         width = triton.cdiv(self.M, BLOCK) * BLOCK
         step = max(1, _MOST_SCORES // width)
         latents = torch.arange(self.M - 1, -1, -1, device=self.x.device)
-        atoms = _Atoms(self.weight, 0, self.M)
+        atoms = Atoms(self.weight, 0, self.M)
         for first in range(0, self.N, step):
             count = min(step, self.N - first)
-            tokens = _Tokens(self.x[first : first + count], count)
+            tokens = Tokens(self.x[first : first + count], count)
             scratch = self._scores(count, width)
             self._score(tokens, atoms, scratch, Lists(count, 0, self.x.device).bounds)
             scores = scratch[0][:, : self.M]
             keys = scores if self.scale is None else scores * self.scale
-            keys = keys.abs() if self.absolute else keys
-            bits = keys.masked_fill(keys == 0, 0.0).view(torch.int32)
-            orders = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).masked_fill(keys.isnan(), LARGEST.value).long()
+            orders = orders_of(keys.abs() if self.absolute else keys).long()
             if self.mask is not None:
                 orders = orders.masked_fill(~self.mask, UNSET.value)
             best = ((orders << 32) | latents).topk(self.k).values
@@ -197,7 +172,7 @@ class _Encoder:
 
     # What follows launches one kernel each.
 
-    def _round(self, matrix: Tensor, count: int, stripe: _Atoms | None = None) -> tuple[Tensor, Tensor]:
+    def _round(self, matrix: Tensor, count: int, stripe: Atoms | None = None) -> tuple[Tensor, Tensor]:
         """Rows of tokens, or of a stripe, in bf16 and padded to whole tiles; the bracket's terms."""
         padded = triton.cdiv(self.D, 64) * 64
         rounded = self.x.new_empty(count, padded, dtype=torch.bfloat16)
@@ -228,54 +203,12 @@ class _Encoder:
         )
         return rounded, terms
 
-    def _score(self, tokens: _Tokens, atoms: _Atoms, scratch: tuple[Tensor, Tensor], bounds: Tensor) -> None:
-        D = tokens.matrix.shape[1]
-
-        def launch(tile: Tile, bounds: Tensor = bounds) -> None:
-            grid = triton.cdiv(tokens.count, tile.tokens) * triton.cdiv(atoms.count, tile.latents)
-            score[(grid,)](
-                tokens.matrix,
-                atoms.matrix,
-                self.bias,
-                self.scale,
-                tokens.rows,
-                tokens.live,
-                tokens.first,
-                atoms.order,
-                self.live_latents,
-                bounds,
-                tokens.terms,
-                0 if tokens.terms is None else tokens.terms.stride(0),
-                atoms.terms,
-                *scratch,
-                tokens.count,
-                atoms.begin,
-                atoms.count,
-                scratch[0].shape[1],
-                D,
-                *tokens.matrix.stride(),
-                *atoms.matrix.stride(),
-                ABSOLUTE=self.absolute,
-                EVEN_D=D % tile.depth == 0,
-                UPCAST=INTERPRETED,
-                BLOCK_N=tile.tokens,
-                BLOCK_M=tile.latents,
-                BLOCK_D=tile.depth,
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-                **OPTIONS,
-            )
-
-        dtype = tokens.matrix.dtype
-        strides = tokens.matrix.stride(1), atoms.matrix.stride(1) == 1
-        screened = tokens.terms is not None
-        key = ("topk_encode", bounds.device, dtype, D, strides, tokens.count.bit_length(), screened)
-        choice = tiles(dtype, tokens.count, D % 64 == 0, screened)
-        # Timed with bounds that nothing passes, as almost nothing does after the first stripe.
-        launch(chosen(key, choice, lambda tile: launch(tile, torch.full_like(bounds, INFINITE))))
+    def _score(self, tokens: Tokens, atoms: Atoms, scratch: tuple[Tensor, Tensor], bounds: Tensor) -> None:
+        criteria = Criteria(self.bias, self.scale, self.absolute, bounds)
+        score_stripe("topk_encode", tokens, atoms, criteria, self.live_latents, scratch)
 
     def _collect(
-        self, tokens: _Tokens, atoms: _Atoms, scratch: tuple[Tensor, Tensor], lists: Lists, block: slice
+        self, tokens: Tokens, atoms: Atoms, scratch: tuple[Tensor, Tensor], lists: Lists, block: slice
     ) -> None:
         options = lists.options()
         collect[(triton.cdiv(tokens.count, options["ROWS"]),)](
@@ -300,7 +233,7 @@ class _Encoder:
             **options,
         )
 
-    def _refine(self, tokens: _Tokens, weight: Tensor, lists: Lists) -> None:
+    def _refine(self, tokens: Tokens, weight: Tensor, lists: Lists) -> None:
         # Programs enough for the machine, whatever the tokens.
         split = 1 if INTERPRETED else 4 if tokens.count >= _MOST_TOKENS else 16
         refine[(tokens.count * split,)](
@@ -323,7 +256,7 @@ class _Encoder:
             **OPTIONS,
         )
 
-    def _select(self, tokens: _Tokens, lists: Lists) -> None:
+    def _select(self, tokens: Tokens, lists: Lists) -> None:
         options = lists.options()
         selected = triton.next_power_of_2(self.k)
         select[(triton.cdiv(tokens.count, options["ROWS"]),)](
@@ -352,7 +285,19 @@ def topk_encode(
     activation: int,
     latent_scale: Tensor | None,
     latent_mask: Tensor | None,
+    groups: int,
 ) -> tuple[Tensor, Tensor]:
-    """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; returns two (N, k)."""
+    """x (N, D), weight (M, D), bias and latent_scale (M,), latent_mask (M,) bool; two (N, groups k)."""
     chosen = option_at("topk_encode", "activation", activation, ACTIVATIONS)
-    return _Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run()
+    if groups == 1:
+        return _Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run()
+    parts = (
+        [None] * groups if tensor is None else tensor.tensor_split(groups)
+        for tensor in (weight, bias, latent_scale, latent_mask)
+    )
+    found = [
+        _Encoder(x, W, b, k, chosen, scale, mask).run() for W, b, scale, mask in zip(*parts, strict=True)
+    ]
+    size = weight.shape[0] // groups
+    values = torch.cat([values for values, _ in found], dim=1)
+    return values, torch.cat([indices + g * size for g, (_, indices) in enumerate(found)], dim=1)

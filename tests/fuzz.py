@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 if not torch.cuda.is_available():  # before anything imports Triton, which asks once
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -132,10 +133,10 @@ class Draw(random.Random):
         layout = self.choose(f"{name}' layout", LAYOUTS) if len(shape) <= 2 else "contiguous"
         return laid_out(values, layout)
 
-    def code(self, N: int, k: int, M: int) -> Tensor:
-        """Indices (N, k), any of which may come again, or a few all the time."""
+    def code(self, M: int, *shape: int) -> Tensor:
+        """Indices, any of which may come again, or a few all the time."""
         hot = self.choose("hot", (M, M, min(M, 3)))
-        return laid_out(self.integers(0, hot, N, k), self.choose("indices' layout", LAYOUTS))
+        return laid_out(self.integers(0, hot, *shape), self.choose("indices' layout", LAYOUTS))
 
     def bounds(self, T: int) -> Tensor:
         """Of sequences that fill T steps."""
@@ -180,7 +181,9 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def topk_encode(draw: Draw) -> int:
-    M = draw.size("M", 5000)
+    groups = draw.choose("groups", (1, 1, 1, 2, 5))
+    size = draw.size("latents of each", draw.most / groups)
+    M = groups * size
     D = draw.size("D", 1200)
     N = draw.size("N", draw.work / (M * D) ** 0.5 / 20)
     x, weight = draw.numbers("x", N, D), draw.numbers("weight", M, D)
@@ -189,23 +192,30 @@ def topk_encode(draw: Draw) -> int:
     mask = None
     if draw.flag("masked", 0.3):
         mask = torch.rand(M, generator=draw.generator) < draw.choice((0.1, 0.9))
-        mask[draw.randrange(M)] = True
-    eligible = M if mask is None else int(mask.sum())
+        mask[draw.randrange(size) :: size] = True
+    eligible = size if mask is None else int(mask.view(groups, size).sum(dim=1).min())
     k = draw.size("k", eligible)
     options = {"k": k, "activation": draw.choose("activation", ("relu", "none", "abs"))}
-    options |= {"latent_scale": scale, "latent_mask": mask}
-    code = draw.run(lambda: fastsparse.topk_encode(x, weight, bias, **options))
-    assert_topk(code, x, weight, bias, **options)
+    vectors = {"latent_scale": scale, "latent_mask": mask}
+    call = options | vectors | {"groups": groups}
+    code = draw.run(lambda: fastsparse.topk_encode(x, weight, bias, **call))
+    parts = [part.split(k, dim=1) for part in code]
+    for g, (values, indices) in enumerate(zip(*parts, strict=True)):
+        its = slice(g * size, (g + 1) * size)
+        of_bias, *of_others = (None if v is None else v[its] for v in (bias, *vectors.values()))
+        found = values.contiguous(), (indices - g * size).contiguous()
+        assert_topk(found, x, weight[its], of_bias, **options, **dict(zip(vectors, of_others, strict=True)))
     # The reference's gradient is that of the whole product, in which 0 times NaN is NaN.
     sparse = draw.backend != "reference" or "not finite" not in draw.said.values()
     if draw.flag("differentiated", 0.3) and sparse:
-        _differentiate(draw, code, x, weight, bias, options)
+        _differentiate(draw, code, x, weight, bias, call)
     if all(draw.said.get(f"{name} are", "ties") == "ties" for name in ("x", "weight", "bias", "scales")):
         keys = x.double() @ weight.double().T + (0 if bias is None else bias.double())
         keys = keys * (1 if scale is None else scale.double())
         keys = keys.abs() if options["activation"] == "abs" else keys
         keys = keys if mask is None else keys.masked_fill(~mask, -torch.inf)
-        assert torch.equal(code[1], keys.sort(dim=1, descending=True, stable=True).indices[:, :k])
+        order = keys.view(N, groups, size).sort(dim=2, descending=True, stable=True).indices[:, :, :k]
+        assert torch.equal(code[1], (order + torch.arange(groups).view(-1, 1) * size).flatten(1))
     return N
 
 
@@ -236,11 +246,17 @@ def _multiply(draw: Draw, product: Product) -> int:
         draw.size("D", 1200 if "weight" in product.takes else 400),
     )
     N = draw.size("N", draw.work / (k * D))
-    shapes = {"values": (N, k), "x": (N, D), "weight": (M, D)}
+    ragged = draw.flag("ragged")
+    code = (N * k,) if ragged else (N, k)
+    shapes = {"values": code, "x": (N, D), "weight": (M, D)}
     made = [
-        M if name == "M" else draw.code(N, k, M) if name == "indices" else draw.numbers(name, *shapes[name])
+        M if name == "M" else draw.code(M, *code) if name == "indices" else draw.numbers(name, *shapes[name])
         for name in product.takes
     ]
+    if ragged:  # rows end anywhere, or most of them at the first entries
+        ends = torch.rand(N, generator=draw.generator).pow(draw.choose("skew", (1, 8))) * (N * k + 1)
+        ends[-1] = N * k
+        made.append(F.pad(ends.long().sort().values, (1, 0)))
     out = draw.run(lambda: product(*made))
     for place in product.dense:
         (made[place],) = draw.flushed(made[place])

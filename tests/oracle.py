@@ -111,43 +111,78 @@ def assert_within(actual: Tensor, exact: Tensor, error: Tensor) -> None:
         )
 
 
-def assert_spmm(
-    out: Tensor, values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None
+def entry_rows(indices: Tensor, offsets: Tensor | None) -> Tensor:
+    """(E,) the row of every entry of a code (N, k), or of those that offsets bound the rows of."""
+    counts = torch.full(indices.shape[:1], indices.shape[-1]) if offsets is None else offsets.diff()
+    return torch.arange(len(counts)).repeat_interleave(counts)
+
+
+def assert_sums(
+    out: Tensor,
+    to: Tensor,
+    values: Tensor,
+    of: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None = None,
 ) -> None:
-    """``out`` is the code times the matrix (plus bias) up to fp32 rounding, NaN and infinities included."""
-    atoms = weight.double()[indices]
-    exact = (values.double().unsqueeze(-1) * atoms).sum(1)
-    magnitude = (finite(values).unsqueeze(-1) * finite(atoms)).sum(1)
-    error = sum_error(values.shape[1], magnitude, weight.dtype)
+    """``out[i]`` sums ``values[e] * matrix[of[e]]`` where ``to[e]`` is i, NaN and infinities included."""
+    (rows, D), dtype = out.shape, matrix.dtype
+    values = values.flatten()[: len(to)]
+
+    def scatter(a: Tensor, b: Tensor) -> Tensor:
+        terms = a.double().unsqueeze(-1) * b.double()[of]
+        return torch.zeros(rows, D, dtype=torch.float64).index_add_(0, to, terms)
+
+    exact, magnitude = scatter(values, matrix), scatter(finite(values), finite(matrix))
+    error = sum_error(torch.bincount(to, minlength=rows).double().unsqueeze(1), magnitude, dtype)
     if bias is not None:  # the sum is rounded to the output's dtype before the bias is added
-        unit = torch.finfo(weight.dtype).eps / 2
-        error = error + 4 * unit * (magnitude + finite(bias)) + 4 * torch.finfo(weight.dtype).tiny
+        unit = torch.finfo(dtype).eps / 2
+        error = error + 4 * unit * (magnitude + finite(bias)) + 4 * torch.finfo(dtype).tiny
         exact = exact + bias.double()
-    assert out.dtype == weight.dtype
+    assert out.dtype == dtype
     assert_within(out, exact, error)
 
 
-def assert_sddmm(out: Tensor, x: Tensor, weight: Tensor, indices: Tensor) -> None:
-    """``out`` is ``x @ weight.T`` at the indices up to fp32 rounding."""
-    atoms = weight.double()[indices]
-    exact = (x.double().unsqueeze(1) * atoms).sum(-1)
-    magnitude = (finite(x).unsqueeze(1) * finite(atoms)).sum(-1)
+def assert_spmm(
+    out: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> None:
+    """``out`` is the code times the matrix (plus bias) up to fp32 rounding, NaN and infinities included."""
+    rows = entry_rows(indices, offsets)
+    assert out.shape == ((len(indices) if offsets is None else len(offsets) - 1), weight.shape[1])
+    assert_sums(out, rows, values, indices.flatten()[: len(rows)], weight, bias)
+
+
+def assert_sddmm(
+    out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, offsets: Tensor | None = None
+) -> None:
+    """``out`` is ``x @ weight.T`` at the indices up to fp32 rounding, and 0 behind the last row."""
+    rows = entry_rows(indices, offsets)
+    tokens, atoms = x[rows], weight[indices.flatten()[: len(rows)]]
+    exact = (tokens.double() * atoms.double()).sum(-1)
+    magnitude = (finite(tokens) * finite(atoms)).sum(-1)
+    assert out.shape == indices.shape
     assert out.dtype == x.dtype
-    assert_within(out, exact, sum_error(x.shape[1], magnitude, x.dtype))
+    assert_within(out.flatten()[: len(rows)], exact, sum_error(x.shape[1], magnitude, x.dtype))
+    assert not out.flatten()[len(rows) :].any()
 
 
-def assert_spmm_t(out: Tensor, values: Tensor, indices: Tensor, x: Tensor, num_latents: int) -> None:
+def assert_spmm_t(
+    out: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    x: Tensor,
+    num_latents: int,
+    offsets: Tensor | None = None,
+) -> None:
     """``out`` is the transposed code times ``x`` up to fp32 rounding."""
-    N, k = indices.shape
-    D = x.shape[1]
-
-    def scatter(a: Tensor, b: Tensor) -> Tensor:
-        terms = (a.double().unsqueeze(-1) * b.double().unsqueeze(1)).reshape(N * k, D)
-        return torch.zeros(num_latents, D, dtype=torch.float64).index_add_(0, indices.flatten(), terms)
-
-    counts = torch.bincount(indices.flatten(), minlength=num_latents).double().unsqueeze(1)
-    assert out.dtype == x.dtype
-    assert_within(out, scatter(values, x), sum_error(counts, scatter(finite(values), finite(x)), x.dtype))
+    rows = entry_rows(indices, offsets)
+    assert out.shape == (num_latents, x.shape[1])
+    assert_sums(out, indices.flatten()[: len(rows)], values, rows, x)
 
 
 def exact_scores(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -201,6 +236,54 @@ def assert_topk(
     missed = left.max(dim=1).values > high_chosen.min(dim=1).values
     assert not missed.any(), f"rows {missed.nonzero().flatten().tolist()[:10]}: a larger latent was left out"
     _assert_selected_on_own_values(values, indices, activation, latent_scale)
+
+
+def assert_batch_topk(
+    code: tuple[Tensor, Tensor, Tensor, Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    total: int,
+    activation: str = "relu",
+    latent_scale: Tensor | None = None,
+    latent_mask: Tensor | None = None,
+) -> None:
+    """As :func:`assert_topk`, of the largest of the whole batch, by rows and latents."""
+    values, indices, offsets, threshold = code
+    N, M = x.shape[0], weight.shape[0]
+    assert values.shape == indices.shape == (total,)
+    assert offsets.shape == (N + 1,)
+    assert threshold.shape == ()
+    assert values.dtype == x.dtype
+    assert indices.dtype == offsets.dtype == torch.int64
+    assert threshold.dtype == torch.promote_types(x.dtype, torch.float32)
+    assert all(tensor.is_contiguous() for tensor in code)
+    assert offsets[0] == 0
+    assert offsets[-1] == total
+    assert indices.min() >= 0
+    assert indices.max() < M
+    places = torch.arange(N).repeat_interleave(offsets.diff()) * M + indices
+    assert (places.diff() > 0).all(), "the entries are not in order, or one was chosen twice"
+    if latent_mask is not None:
+        assert latent_mask[indices].all(), "a latent that isn't eligible was chosen"
+
+    scores, error = exact_scores(x, weight, bias)
+    chosen = scores.flatten()[places]
+    assert_within(values, torch.relu(chosen) if activation == "relu" else chosen, error.flatten()[places])
+
+    low, high = _key_bounds(scores, error, activation, latent_scale, x.dtype)
+    left = low.flatten().scatter(0, places, -torch.inf).view(N, M)
+    if latent_mask is not None:
+        left = left.masked_fill(~latent_mask, -torch.inf)
+    least_low, least_high = (bound.flatten()[places].min() for bound in (low, high))
+    assert left.max() <= least_high, "a larger one was left out"
+    top = torch.finfo(torch.float64).max
+    least = torch.where(threshold.isnan(), top, threshold.double().clamp(-top / 2, top / 2))
+    assert least_low <= least <= least_high, "threshold is not the least key"
+    if latent_scale is None and activation != "relu" and x.dtype in (torch.float32, torch.float64):
+        keys = values.abs() if activation == "abs" else values
+        assert keys.nan_to_num(torch.inf, torch.inf).min() == threshold.nan_to_num(torch.inf, torch.inf)
 
 
 def _key_bounds(

@@ -11,6 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from oracle import random
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,12 +32,17 @@ class Sizes(NamedTuple):
     T: int
     H: int
 
+    @property
+    def E(self) -> int:
+        """Entries of a ragged code."""
+        return self.N * self.k
+
 
 SMALL = Sizes(N=5, D=4, M=11, k=3, many=11, T=2, H=4)
 LARGE = Sizes(N=65, D=72, M=1030, k=9, many=300, T=40, H=40)
 
 SHAPES = {
-    "x": "ND", "weight": "MD", "bias": "M", "offset": "D", "values": "Nk",
+    "entries": "E", "x": "ND", "weight": "MD", "bias": "M", "offset": "D", "values": "Nk",
     "a": "NTH", "b": "NTH", "blocks": "NT22H", "pairs": "NT2H", "h0": "NH", "c0": "NH",
     "u": "NT3H", "gates": "3H", "peephole": "2H", "h0s": "3H", "c0s": "3H",  # of three sequences
 }  # fmt: skip
@@ -52,6 +58,14 @@ def _bounds(sizes: Sizes, seed: int) -> Tensor:
     return torch.tensor([0, steps // (3 + seed), steps - steps // (2 + seed), steps])
 
 
+def _offsets(sizes: Sizes, seed: int) -> Tensor:
+    """Rows of very different length, some of them empty, which take up all entries."""
+    weights = ((torch.arange(sizes.N) * 7 + seed) % 5) ** 3
+    bounds = F.pad(weights.cumsum(0), (1, 0)) * sizes.E // weights.sum().clamp(min=1)
+    bounds[sizes.N :] = sizes.E
+    return bounds
+
+
 # What no gradient reaches. Those of SMALL samples can be traced, whatever the number of tokens.
 CONSTANTS: dict[str, Callable[[Sizes, int], Tensor]] = {
     "indices": lambda s, seed: (torch.arange(s.N).unsqueeze(1) * (7 + seed) + torch.arange(s.k)) % s.M,
@@ -64,6 +78,9 @@ CONSTANTS: dict[str, Callable[[Sizes, int], Tensor]] = {
     "mask": lambda s, seed: torch.arange(s.M) % (4 + seed) != 1,
     "scale": lambda s, seed: torch.linspace(-1 - seed, 2, s.M),
     "bounds": _bounds,
+    "thresholds": lambda s, seed: torch.linspace(-0.5, 3 + seed, s.M),
+    "latents": lambda s, seed: (torch.arange(s.E) * (5 + seed)) % s.M,
+    "offsets": lambda s, seed: _offsets(s, seed),
 }
 
 
@@ -75,11 +92,15 @@ class Sample:
         call: takes the sizes and the tensors; returns a tensor or several.
         names: of the tensors, by which they are made.
         core: whether it goes through all of PyTorch's machinery, on every backend.
+        ragged: whether it takes or makes a code whose rows can't be regrouped as its tokens are.
+        counted: whether shapes tell how much comes out.
     """
 
     call: Callable[..., Tensor | tuple[Tensor, ...]]
     names: tuple[str, ...]
     core: bool = False
+    ragged: bool = False
+    counted: bool = True
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -98,7 +119,7 @@ class Sample:
         """The differentiable outputs in one tensor, of the inputs alone; SMALL but for the tokens."""
         given = dict(zip(self.inputs, inputs, strict=True))
         first = inputs[0]
-        sizes = SMALL._replace(N=first.shape[0])
+        sizes = SMALL._replace(N=first.shape[0] // (SMALL.k if "entries" in given else 1))
         made = [
             given[name] if name in given else make(name, sizes, dtype=first.dtype).to(first.device)
             for name in self.names
@@ -150,6 +171,24 @@ SAMPLES = {
     "topk_encode, many": Sample(
         lambda s, x, weight: fastsparse.topk_encode(x, weight, k=s.many, activation="none"), ("x", "weight")
     ),
+    "topk_encode, groups": Sample(
+        lambda s, x, weight, bias: fastsparse.topk_encode(
+            x, weight[: s.M // 2 * 2], bias[: s.M // 2 * 2], k=min(s.k, s.M // 2), groups=2
+        ),
+        ("x", "weight", "bias"),
+        core=True,
+    ),
+    "topk_encode, groups, masked": Sample(  # two thirds of each are eligible, or the one that there is
+        lambda s, x, weight, mask: fastsparse.topk_encode(
+            x,
+            weight[: s.M // 2 * 2],
+            k=max(1, min(s.k, s.M // 2 * 2 // 3)),
+            activation="none",
+            latent_mask=mask[: s.M // 2 * 2] | (s.M < 4),
+            groups=2,
+        ),
+        ("x", "weight", "mask"),
+    ),
     "sparse_decode": Sample(
         lambda s, values, indices, weight, offset: fastsparse.sparse_decode(values, indices, weight, offset),
         ("values", "indices", "weight", "offset"),
@@ -169,6 +208,60 @@ SAMPLES = {
         lambda s, values, indices, x: fastsparse.spmm_t(values, indices, x, s.M),
         ("values", "indices", "x"),
         core=True,
+    ),
+    "batch_topk_encode": Sample(  # without the threshold, which has no gradient
+        lambda s, x, weight, bias: fastsparse.batch_topk_encode(x, weight, bias, total=s.E).code,
+        ("x", "weight", "bias"),
+        core=True,
+        ragged=True,
+    ),
+    "batch_topk_encode, abs, scaled, masked": Sample(
+        lambda s, x, weight, scale, mask: fastsparse.batch_topk_encode(
+            x, weight, total=max(1, s.E * 2 // 3), activation="abs", latent_scale=scale, latent_mask=mask
+        ),
+        ("x", "weight", "scale", "mask"),
+        ragged=True,
+    ),
+    "threshold_encode": Sample(
+        lambda s, x, weight, bias, thresholds: fastsparse.threshold_encode(
+            x, weight, bias, threshold=thresholds, max_entries=s.N * s.M
+        ),
+        ("x", "weight", "bias", "thresholds"),
+        core=True,
+        ragged=True,
+    ),
+    "threshold_encode, abs, masked": Sample(
+        lambda s, x, weight, mask: fastsparse.threshold_encode(
+            x, weight, threshold=2.0, margin=0.5, activation="abs", latent_mask=mask
+        ),
+        ("x", "weight", "mask"),
+        ragged=True,
+        counted=False,
+    ),
+    "sparse_decode, ragged": Sample(
+        lambda s, entries, latents, weight, offset, offsets: fastsparse.sparse_decode(
+            entries, latents, weight, offset, offsets
+        ),
+        ("entries", "latents", "weight", "offset", "offsets"),
+        ragged=True,
+    ),
+    "spmm, ragged": Sample(
+        lambda s, entries, latents, weight, offsets: fastsparse.spmm(entries, latents, weight, offsets),
+        ("entries", "latents", "weight", "offsets"),
+        core=True,
+        ragged=True,
+    ),
+    "sddmm, ragged": Sample(
+        lambda s, x, weight, latents, offsets: fastsparse.sddmm(x, weight, latents, offsets),
+        ("x", "weight", "latents", "offsets"),
+        core=True,
+        ragged=True,
+    ),
+    "spmm_t, ragged": Sample(
+        lambda s, entries, latents, x, offsets: fastsparse.spmm_t(entries, latents, x, s.M, offsets),
+        ("entries", "latents", "x", "offsets"),
+        core=True,
+        ragged=True,
     ),
     "spmm_t, hot latents": Sample(
         lambda s, values, hot, x: fastsparse.spmm_t(values, hot, x, s.M), ("values", "hot", "x")
@@ -321,9 +414,11 @@ def _solved(u, *_):
 # By op, in multiply-adds, in blocks as kernels take them: what is slow without a GPU. Others are small.
 WORK: dict[str, Callable[..., int]] = {
     "topk_encode": lambda x, weight, *_: len(x) * max(256, len(weight)) * max(32, x.shape[1]),
-    "spmm": lambda values, indices, weight: indices.numel() * max(32, weight.shape[1]),
-    "sddmm": lambda x, weight, indices: indices.numel() * max(32, x.shape[1]),
-    "spmm_t": lambda values, indices, x, num_latents: indices.numel() * max(32, x.shape[1]),
+    "batch_topk_encode": lambda x, weight, *_: len(x) * max(256, len(weight)) * max(32, x.shape[1]),
+    "threshold_encode": lambda x, weight, *_: len(x) * max(256, len(weight)) * max(32, x.shape[1]),
+    "spmm": lambda values, indices, weight, *_: indices.numel() * max(32, weight.shape[1]),
+    "sddmm": lambda x, weight, indices, *_: indices.numel() * max(32, x.shape[1]),
+    "spmm_t": lambda values, indices, x, *_: indices.numel() * max(32, x.shape[1]),
     "matching_pursuit": lambda x, dictionary, k, *_: (
         len(x) * k * (4 * max(256, len(dictionary)) + 16 * max(32, x.shape[1]))
     ),

@@ -19,9 +19,11 @@ N, k, M, D, T = SMALL.N, SMALL.k, SMALL.M, SMALL.D, SMALL.T
 FUNCTIONS = {name: (sample.__call__, sample.inputs) for name, sample in CORE.items()}
 CODE = random_indices(N, k, M, seed=9)
 functions = pytest.mark.parametrize("name", CORE)
+COUNTED = [name for name, sample in SAMPLES.items() if sample.counted]
 FIRST_AND_LAST = host_backend_names()[0], host_backend_names()[-1]
 first_and_last = pytest.mark.parametrize("named", FIRST_AND_LAST)
 ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradients have none
+SCORES = "threshold_encode"  # comes out as it was compared, in fp32
 twice = pytest.mark.parametrize("name", [name for name in CORE if not name.startswith(ONCE)])
 
 # PyTorch's compiler, forward mode, linearization and vmap warn of what they do themselves.
@@ -52,7 +54,7 @@ def test_gradgradcheck(backend, name):
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=slow)  # along random directions
 
 
-@functions
+@pytest.mark.parametrize("name", [name for name in CORE if name != "batch_topk_encode"])  # which keeps one
 def test_gradcheck_of_an_empty_batch(backend, name):
     function, inputs = FUNCTIONS[name]
     leaves = tensors(*inputs, tokens=0)
@@ -158,6 +160,44 @@ def test_lengths_that_tracing_could_not_look_at_are_checked(bounds):
         torch.ops.fastsparse.gru_recurrence_backward(u, gates, None, spans, x, x, True, True, False)
 
 
+class JumpReLU(torch.nn.Module):
+    """A ragged autoencoder, of as many entries as come out."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = map(torch.nn.Parameter, tensors("weight", "bias"))
+
+    def forward(self, x):
+        values, indices, offsets = fastsparse.threshold_encode(x, self.weight, self.bias, threshold=0.5)
+        return fastsparse.sparse_decode(values, indices, self.weight, offsets=offsets)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@first_and_last
+def test_compile_what_is_counted_at_runtime(named):
+    module = JumpReLU()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    with running(named):
+        for tokens in (7, 5, 64):
+            (x,) = tensors("x", tokens=tokens)
+            with torch.compiler.set_stance("default" if tokens == 7 else "fail_on_recompile"):
+                outs = [run(x) for run in (compiled, module)]
+            torch.testing.assert_close(*outs)
+            wanted = x, *module.parameters()
+            torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), wanted) for out in outs))
+
+
+def test_export_what_is_counted_at_runtime():
+    module = JumpReLU()
+    (x,) = tensors("x")
+    exported = torch.export.export(module, (x.detach(),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    targets = {str(node.target) for node in exported.graph.nodes}
+    assert {"fastsparse.threshold_encode.default", "fastsparse.spmm.default"} <= targets
+    for tokens in (5, 8, 100):
+        (x,) = tensors("x", tokens=tokens)
+        torch.testing.assert_close(exported.module()(x), module(x))
+
+
 @functions
 @pytest.mark.usefixtures("_fresh_compiler")
 @first_and_last
@@ -255,7 +295,7 @@ def test_autocast(backend, name, dtype):
     halves = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
     with torch.autocast("cpu", dtype):
         out = function(*leaves)
-    assert out.dtype == dtype
+    assert out.dtype == (torch.float32 if name.startswith(SCORES) else dtype)
     right = function(*halves)
     assert torch.equal(out, right)
     out.sum().backward()
@@ -296,7 +336,7 @@ def batched(name: str) -> tuple[Callable, tuple[torch.Tensor, ...]]:
 
 
 @first_and_last
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", COUNTED)
 def test_vmap_is_the_loop(named, name):
     function, args = batched(name)
     with running(named):
@@ -313,14 +353,19 @@ def test_vmap_is_the_loop(named, name):
 
 
 @first_and_last
-@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if "indices" in sample.names])
+@pytest.mark.parametrize(
+    ("name", "its"),
+    [pair for pair in product(SAMPLES, ("indices", "latents")) if pair[1] in SAMPLES[pair[0]].names],
+)
 @pytest.mark.parametrize("bad", [-1, M, -M - 1, 2**40])
-def test_indices_are_checked_under_transforms(named, name, bad):
+def test_indices_are_checked_under_transforms(named, name, its, bad):
     function, args = batched(name)
-    args[SAMPLES[name].names.index("indices")][1, 2, 1] = bad
+    place = (2, 1) if its == "indices" else (7,)
+    args[SAMPLES[name].names.index(its)][(1, *place)] = bad
+    told = rf"{', '.join(map(str, place))}\] must be in \[0, {M}\), got {bad}"
     with running(named):
         for call in (torch.vmap(function), torch.vmap(torch.func.functionalize(function))):
-            with pytest.raises(IndexError, match=rf"2, 1\] must be in \[0, {M}\), got {bad}"):
+            with pytest.raises(IndexError, match=told):
                 call(*args)
 
 
@@ -328,7 +373,8 @@ def test_indices_are_checked_under_transforms(named, name, bad):
 def test_what_data_must_be_is_checked_under_vmap(named):
     x, weight = random(2, N, D, seed=1), random(2, M, D, seed=2)
     mask, spans = torch.arange(M) < torch.tensor([[9], [3]]), torch.tensor([[0, 1, T], [0, T + 1, T]])
-    a = random(2, 1, T, D, seed=3)
+    a, bounds = random(2, 1, T, D, seed=3), torch.ones(2, M)
+    bounds[1, 2] = torch.nan
     with running(named):
         with pytest.raises(ValueError, match=r"eligible latents \(3\), got k=5"):
             torch.vmap(lambda x, w, mask: fastsparse.topk_encode(x, w, k=5, latent_mask=mask))(
@@ -338,13 +384,35 @@ def test_what_data_must_be_is_checked_under_vmap(named):
             torch.vmap(lambda x, w: fastsparse.matching_pursuit(x, w, k=1, normalized=True))(x, weight)
         with pytest.raises(ValueError, match=rf"must not decrease, got {T} after {T + 1} at 2"):
             torch.vmap(lambda a, spans: fastsparse.linear_recurrence(a, a, cu_seqlens=spans))(a, spans)
+        with pytest.raises(ValueError, match=r"total must be .* eligible latents .*, got total=27"):
+            torch.vmap(
+                lambda x, w, mask: fastsparse.batch_topk_encode(x, w, total=27, latent_mask=mask).code
+            )(x, weight, mask)
+        with pytest.raises(ValueError, match=r"threshold must not be NaN, got it at \[.*2\]"):
+            torch.vmap(lambda x, w, t: fastsparse.threshold_encode(x, w, threshold=t, max_entries=N * M))(
+                x, weight, bounds
+            )
+        function, args = batched("spmm, ragged")
+        args[-1][1, 2] = 2 * N * k
+        with pytest.raises(ValueError, match=r"spmm: offsets must not decrease, got .* after 30 at 3"):
+            torch.vmap(function)(*args)
+
+
+@first_and_last
+def test_vmap_must_know_how_much_comes_out(named):
+    function, args = batched("threshold_encode, abs, masked")
+    with (
+        running(named),
+        pytest.raises(ValueError, match="threshold_encode: max_entries must be given under vmap"),
+    ):
+        torch.vmap(function)(*args)
 
 
 @pytest.mark.parametrize(
     ("named", "name"),
     [
         pair
-        for pair in product(FIRST_AND_LAST, SAMPLES)
+        for pair in product(FIRST_AND_LAST, COUNTED)
         if pair[0] != "reference" or "shooting" not in pair[1]  # which takes ten seconds there
     ],
 )

@@ -124,7 +124,14 @@ def test_repeated_and_threaded_runs_agree_bitwise(backend, threads, name, dtype)
         assert mine is other is None or torch.equal(mine, other)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLES if not re.search("recurrence|column", name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, sample in SAMPLES.items()
+        if not sample.ragged and not re.search("recurrence|column", name)
+    ],
+)
 def test_leading_dimensions(backend, name):
     """Tokens may have any, or none; what is made for latents is summed over all of them."""
     sample, sizes = SAMPLES[name], SMALL._replace(N=24)
@@ -145,6 +152,19 @@ def test_leading_dimensions(backend, name):
         else:
             right = flat.unflatten(0, (2, 3, 4)), flat[3], flat[:0].unflatten(0, (0, 3))
         torch.testing.assert_close(found, list(right))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, sample in SAMPLES.items() if sample.ragged and "x" in sample.names]
+)
+def test_leading_dimensions_are_rows_of_a_ragged_code(backend, name):
+    sample, sizes = SAMPLES[name], SMALL._replace(N=24)
+    made = sample.make(sizes)
+    shaped = [
+        tensor.unflatten(0, (2, 3, 4)) if its == "x" else tensor
+        for its, tensor in zip(sample.names, made, strict=True)
+    ]
+    assert all(map(torch.equal, sample.run(sizes, shaped), sample.run(sizes, made)))
 
 
 def packed_calls(steps: int) -> list[tuple[str, list]]:

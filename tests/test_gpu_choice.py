@@ -60,7 +60,7 @@ def test_a_name_that_can_not_be_served_is_refused(op, device, requested, reason)
 @pytest.mark.parametrize(("name", "reason"), [("cpu", "it has no kernel for"), ("cuda", "it runs on cuda")])
 def test_an_op_without_a_kernel_runs_by_its_reference_or_not_at_all(monkeypatch, name, reason):
     run = _without_kernel(BARE)
-    code = torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1)
+    code = torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1), None
     assert run(*code).item() == 1
     monkeypatch.setattr(backend, "_requested", name)
     with pytest.raises(RuntimeError, match=f"^spmm: backend '{name}' was asked for .*: {reason}"):
@@ -119,7 +119,7 @@ def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
 
 def encode(run, mask=None, k=1):
     x = on_gpu(torch.eye(3))
-    return run(x, x, None, k, ACTIVATIONS.index("relu"), None, mask)
+    return run(x, x, None, k, ACTIVATIONS.index("relu"), None, mask, 1)
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "reference"])
@@ -130,7 +130,8 @@ def test_the_chosen_one_runs(monkeypatch, name):
     monkeypatch.setattr(Form, "check", lambda *_: None)  # the arguments are topk_encode's
     monkeypatch.setattr(Form, "check_indices", lambda *_: None)
     for op in OPS.values():
-        assert encode(_gpu.implementation(replace(op, reference=lambda *_: "reference", options={}))) == name
+        op = replace(op, reference=lambda *_: "reference", options={}, check=None)
+        assert encode(_gpu.implementation(op)) == name
 
 
 def test_the_name_that_was_asked_for_is_passed_on(monkeypatch):
@@ -179,6 +180,7 @@ def test_triton_checks_indices_when_asked_to(monkeypatch, product):
         made[product.takes.index("indices")][0, 1] = index
         arguments = [on_gpu(value) if isinstance(value, torch.Tensor) else value for value in made]
         monkeypatch.delenv("FASTSPARSE_DEBUG", raising=False)
+        arguments.append(None)  # offsets
         assert run(*arguments) == "ran"
         monkeypatch.setenv("FASTSPARSE_DEBUG", "1")
         if refused:

@@ -68,8 +68,12 @@ def test_a_form_is_read_whole():
     assert form.indices((x, None, index, None, 7, True)) == [(index, 7)]
     assert form.empty((x, None, index, torch.ones(5), 7, True)).shape == (4, 7)
     assert form.empty((x, None, index, torch.ones(5), 7, False)).shape == (0,)
-    wide = form.empty((torch.ones(3, 2, 4), None, index, None, 7, False))
-    assert (wide.shape, wide.dtype) == ((2, 4), torch.int32)
+    other = form.empty((torch.ones(3, 2, 4), None, None, None, 7, False))
+    assert (other.shape, other.dtype) == ((2, 4), torch.int32)
+    form = Form("v (N, k) -> (N) | v (E), at (N + 1) int64 -> (N) wide, (E), (g k)", ["v", "at", "g", "k"])
+    assert form.empty((torch.ones(3, 5), None, 2, 4)).shape == (3,)
+    rows, entries, product = form.empty((torch.ones(9).half(), torch.ones(4).long(), 2, 4))
+    assert (rows.shape, rows.dtype, entries.shape, product.shape) == ((3,), torch.float32, (9,), (8,))
 
 
 @pytest.mark.skipif(not fastsparse.backends()["cpu"].available, reason="no compiled kernels")

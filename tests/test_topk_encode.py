@@ -428,6 +428,61 @@ def test_relu_passes_gradient_to_positive_scores_and_nan_alone(backend):
     assert bias.grad.tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
+# Groups.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(19, 16, 600, 3, 7), (5, 4, 96, 32, 1), (40, 3, 520, 2, 65), (16, 64, 4096, 2, 16), (3, 0, 6, 3, 2),
+     (0, 5, 8, 4, 1), (2, 3, 4, 4, 1)],
+)  # fmt: skip
+def test_groups_are_encoded_one_by_one(backend, dtype, shape):
+    N, D, M, groups, k = shape
+    x, weight = integers(N, D, seed=1, limit=2, dtype=dtype), integers(M, D, seed=2, limit=2, dtype=dtype)
+    bias, scale = (integers(M, seed=seed, limit=2, dtype=dtype) for seed in (3, 4))
+    mask = (torch.arange(M) % 3 > 0) | (2 * groups * k > M)
+    scaled, masked = {"latent_scale": scale, "latent_mask": mask}, {"latent_mask": mask}
+    for activation, vectors in (("relu", {}), ("none", scaled), ("abs", masked)):
+        options = {"k": k, "activation": activation}
+        code = fastsparse.topk_encode(x, weight, bias, groups=groups, **options, **vectors)
+        right = reference.topk_encode(x, weight, bias, **options, **vectors, groups=groups)
+        assert all(map(torch.equal, code, right))
+        for g, its in enumerate(torch.arange(M).chunk(groups)):
+            its_vectors = {name: vector[its] for name, vector in vectors.items()}
+            part = fastsparse.topk_encode(x, weight[its], bias[its], **options, **its_vectors)
+            mine = slice(g * k, (g + 1) * k)
+            assert torch.equal(code.values[:, mine], part.values)
+            assert torch.equal(code.indices[:, mine], part.indices + its[0])
+
+
+def test_the_largest_of_every_group(backend):
+    """GroupMax: the groups' first maxima, of any numbers."""
+    x, weight = random(70, 24, seed=1), random(1024, 24, seed=2)
+    values, indices = fastsparse.topk_encode(x, weight, k=1, groups=32, activation="none")
+    scores = x.double() @ weight.double().T
+    largest = scores.unflatten(1, (32, 32)).max(dim=2)
+    assert torch.equal(indices, largest.indices + 32 * torch.arange(32))
+    torch.testing.assert_close(values.double(), largest.values, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_that_cannot_be_had(backend):
+    x, weight, mask = torch.ones(2, 3), torch.ones(12, 3), torch.arange(12) < 9
+    for groups in (0, -1, 5, 24):
+        with pytest.raises(
+            ValueError, match=rf"^topk_encode: groups must be at least 1.*, got groups={groups}$"
+        ):
+            fastsparse.topk_encode(x, weight, k=1, groups=groups)
+    with pytest.raises(TypeError, match=r"topk_encode: groups must be an int, got 2\.0"):
+        fastsparse.topk_encode(x, weight, k=1, groups=2.0)
+    with pytest.raises(ValueError, match=r"k must be between 1 and .* of every group \(4\), got k=5"):
+        fastsparse.topk_encode(x, weight, k=5, groups=3)
+    with pytest.raises(ValueError, match=r"k must be between 1 and .* of every group \(1\), got k=2"):
+        fastsparse.topk_encode(x, weight, k=2, groups=3, latent_mask=mask)
+    with pytest.raises(ValueError, match=r"groups must be at least 1 .* latents \(12\), got groups=5"):
+        torch.ops.fastsparse.topk_encode(x, weight, None, 1, 0, None, None, 5)
+
+
 # Properties.
 
 sizes = st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(1, 40)).flatmap(

@@ -72,7 +72,7 @@ def test_too_few_eligible_leave_zeros_on_other_latents(library, k, monkeypatch):
     eligible[[5, 900, 2700]] = True
     x, weight = integers(4, D, seed=1), integers(M, D, seed=2)
     unchanged = ACTIVATIONS.index("none")
-    values, indices = torch.ops.fastsparse.topk_encode(x, weight, None, k, unchanged, None, eligible)
+    values, indices = torch.ops.fastsparse.topk_encode(x, weight, None, k, unchanged, None, eligible, 1)
     for row in indices.tolist():
         assert set(row[:3]) == {5, 900, 2700}
         assert len(set(row)) == k

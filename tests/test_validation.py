@@ -12,6 +12,8 @@ import fastsparse
 N, k, M, D = 3, 2, 7, 5
 FLOATS = {
     "topk_encode": {"x": (N, D), "weight": (M, D), "bias": (M,), "latent_scale": (M,)},
+    "batch_topk_encode": {"x": (N, D), "weight": (M, D), "bias": (M,), "latent_scale": (M,)},
+    "threshold_encode": {"x": (N, D), "weight": (M, D), "bias": (M,)},
     "sparse_decode": {"values": (N, k), "weight": (M, D), "bias": (D,)},
     "spmm": {"values": (N, k), "weight": (M, D)},
     "sddmm": {"x": (N, D), "weight": (M, D)},
@@ -24,6 +26,7 @@ FLOATS = {
 }
 OTHERS = {
     "k": k,
+    "total": N * k,
     "num_latents": M,
     "indices": torch.ones(N, k, dtype=torch.int64),
     "latent_mask": torch.ones(M, dtype=torch.bool),

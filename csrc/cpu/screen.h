@@ -1,13 +1,12 @@
 // Scores of many rows and latents, stripe by stripe of latents, and what they leave of these: candidates.
 //
 // A filter streams a stripe's scores through a buffer for each row that holds the best so far. `screen` does so with bf16
-// scores and rigorous brackets around the exact ones. Derivation of the bracket: see `error bracket` in screen.cpp.
+// scores and rigorous brackets around the exact ones. Derivation of the bracket: see bracket.h.
 #pragma once
 
 #include <cstdint>
 
-#include "dtype.h"
-#include "cpu/isa.h"
+#include "cpu/rows.h"
 
 namespace fastsparse {
 
@@ -50,6 +49,14 @@ inline constexpr int64_t kSlack = 32;  // room behind a full column for one more
 constexpr int64_t list_bytes(int64_t capacity, int64_t number_bytes) {
   return ((capacity + kSlack) * (2 * number_bytes + 4) + 63) / 64 * 64;  // every list begins a cache line
 }
+
+// What is scored exactly of what a screen has left.
+struct RefineArgs {
+  int64_t N;
+  Rows x, weight;      // the weight's of the eligible latents
+  const float* bias;   // by eligible position
+  const float* scale;  // or null
+};
 
 // Keeps what may be among the k largest of each row.
 FASTSPARSE_DECLARE_KERNEL(void screen(const Candidates& candidates, const Stripe& stripe, int64_t row_begin, int64_t row_end))

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "cpu/candidates.h"
-#include "cpu/dot.h"
+#include "cpu/refine.h"
 
 namespace fastsparse::FASTSPARSE_ISA {
 
@@ -55,70 +55,16 @@ void topk_encode_filter(const Candidates& candidates, const Stripe& stripe, int6
 
 // ---- refine: exact scores of the survivors ----
 
-namespace {
-
-struct Survivor {
-  float *key, *score;
-  int64_t row;
-};
-
-template <int Count, typename T>
-void score(const Rows& x, const T* atom, const Survivor* survivors, float bias, const float* scale, bool absolute) {
-  const T* rows[Count];
-  for (int i = 0; i < Count; ++i) rows[i] = static_cast<const T*>(x.data) + survivors[i].row * x.stride;
-  float products[Count];
-  dots<Count>(atom, rows, x.D, products);
-  for (int i = 0; i < Count; ++i) {
-    float exact = products[i] + bias, key = scale ? exact * *scale : exact;
-    *survivors[i].key = absolute ? std::fabs(key) : key;
-    *survivors[i].score = exact;
-  }
-}
-
-}  // namespace
-
 void topk_encode_refine(const Candidates& candidates, const RefineArgs& args, int64_t latent_begin, int64_t latent_end) {
-  constexpr int together = 4;
-  int64_t latents = latent_end - latent_begin;
-  // A stable counting sort by latent. Counts are kept two places on: filling then leaves each list's begin.
-  struct Offset { int64_t value; };
-  std::unique_ptr<Offset[]> offsets(new Offset[latents + 2]());
-  auto each_survivor = [&](auto&& visit) {
-    for (int64_t n = 0; n < args.N; ++n) {
-      List<float> list(candidates, n);
-      if (list.count == kHopeless) continue;
-      // A row's list is in the order of its latents.
-      int32_t i = 0;
-      for (int32_t rest = list.count; rest > 0;) {
-        int32_t half = rest / 2;
-        bool before = list.latent[i + half] < latent_begin;
-        i = before ? i + half + 1 : i;
-        rest = before ? rest - half - 1 : half;
-      }
-      for (; i < list.count && list.latent[i] < latent_end; ++i)
-        visit(list.latent[i] - latent_begin, Survivor{list.first + i, list.second + i, n});
-    }
+  auto survivors_of = [&](int64_t n) {
+    List<float> list(candidates, n);
+    return Survivors{list.latent, list.count == kHopeless ? 0 : list.count};
   };
-  each_survivor([&](int64_t latent, const Survivor&) { ++offsets[latent + 2].value; });
-  for (int64_t m = 1; m <= latents; ++m) offsets[m + 1].value += offsets[m].value;
-  std::unique_ptr<Survivor[]> survivors(new Survivor[offsets[latents + 1].value]);
-  each_survivor([&](int64_t latent, const Survivor& survivor) {
-    survivors[offsets[latent + 1].value++] = survivor;
-  });
-
-  with_type(args.x.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    if constexpr (sizeof(T) < 8)
-      for (int64_t m = 0; m < latents; ++m) {
-        int64_t position = latent_begin + m, end = offsets[m + 1].value, i = offsets[m].value;
-        if (i == end) continue;
-        int64_t latent = args.weight.order ? args.weight.order[position] : position;
-        const T* atom = static_cast<const T*>(args.weight.data) + latent * args.weight.stride;
-        const float *bias = args.bias + position, *scale = args.scale ? args.scale + position : nullptr;
-        for (; i + together <= end; i += together)
-          score<together>(args.x, atom, &survivors[i], *bias, scale, candidates.absolute);
-        for (; i < end; ++i) score<1>(args.x, atom, &survivors[i], *bias, scale, candidates.absolute);
-      }
+  refine(args, survivors_of, latent_begin, latent_end, [&](int64_t n, int64_t i, float score) {
+    List<float> list(candidates, n);
+    float key = args.scale ? score * args.scale[list.latent[i]] : score;
+    list.first[i] = candidates.absolute ? std::fabs(key) : key;
+    list.second[i] = score;
   });
 }
 
@@ -135,13 +81,13 @@ void topk_encode_select(const Candidates& candidates, const SelectArgs& args, in
       find_best(list, candidates.k, best.get());
       std::sort(best.get(), best.get() + candidates.k, Better{});
       int64_t row = args.order ? args.order[n] : n;
-      T* values = static_cast<T*>(args.values) + row * candidates.k;
-      int64_t* indices = args.indices + row * candidates.k;
+      T* values = static_cast<T*>(args.values) + row * args.stride;
+      int64_t* indices = args.indices + row * args.stride;
       for (int64_t j = 0; j < candidates.k; ++j) {
         C value = best[j].score;
         if (args.activation == Activation::relu && value <= 0) value = 0;
         from_float(value, values[j]);
-        indices[j] = args.eligible ? args.eligible[best[j].latent] : best[j].latent;
+        indices[j] = args.first + (args.eligible ? args.eligible[best[j].latent] : best[j].latent);
       }
     }
   });

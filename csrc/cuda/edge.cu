@@ -23,7 +23,8 @@ Tensor allocate(const Tensor& like, std::initializer_list<int64_t> sizes, Scalar
   return torch::stable::empty({sizes.begin(), sizes.size()}, dtype, std::nullopt, like.device());
 }
 
-void check_indices(const Call& call, const char* op, const Tensor& indices, int64_t M) {
+void check_indices(const Call& call, const char* op, const Tensor& indices, int64_t M,
+                   const std::optional<Tensor>& offsets) {
   const char* debug = std::getenv("FASTSPARSE_DEBUG");
   if (!debug || std::strcmp(debug, "1") != 0) return;
 #ifndef FASTSPARSE_EMULATED
@@ -31,8 +32,13 @@ void check_indices(const Call& call, const char* op, const Tensor& indices, int6
   check(cudaStreamIsCapturing(call.stream(), &status), "asking whether a graph is being captured");
   if (status != cudaStreamCaptureStatusNone) return;
 #endif
-  torch::stable::Device host(torch::headeronly::DeviceType::CPU);
-  fastsparse::check_indices(op, torch::stable::contiguous(torch::stable::to(indices, host)), M);
+  auto read = [](const Tensor& tensor) {
+    torch::stable::Device host(torch::headeronly::DeviceType::CPU);
+    return torch::stable::contiguous(torch::stable::to(tensor, host));
+  };
+  Tensor code = read(indices);
+  fastsparse::check_indices(op, code, M);
+  if (offsets) check_offsets(op, read(*offsets), code);
 }
 
 void Call::allow(const char* name, const void* kernel, size_t shared_bytes) const {
@@ -55,6 +61,7 @@ extern "C" __attribute__((visibility("default"))) Knobs* fastsparse_cuda_knobs()
 void check(cudaError_t, const char*) {}  // nothing that is emulated reports one
 Call::Call(const Tensor&) : multiprocessors_(4) {}
 int64_t Call::most_shared_bytes() const { return int64_t{64} << 10; }
+bool Call::capturing() const { return knobs.capturing != 0; }
 
 void product(const Tensor& a, const Tensor& b, const Tensor& out) {
   ScalarType dtype = accumulator_of(a.scalar_type());
@@ -186,6 +193,12 @@ int64_t Call::most_shared_bytes() const {
   constexpr int64_t of_its_own = 8 << 10;  // what kernels declare, and CUDA's
   static Known known{};
   return attribute(known, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_, "asking for shared memory") - of_its_own;
+}
+
+bool Call::capturing() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream_, &status), "asking whether a graph is being captured");
+  return status != cudaStreamCaptureStatusNone;
 }
 
 void Call::launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,

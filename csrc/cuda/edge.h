@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <tuple>
 
 #include "cuda/device.cuh"
@@ -30,6 +31,8 @@ class Call {
   int multiprocessors() const { return multiprocessors_; }
   // Dynamic shared memory that a block may have beside a few kB of static one.
   int64_t most_shared_bytes() const;
+  // Whether the stream's work goes into a CUDA graph, to run later.
+  bool capturing() const;
 
   // Runs a kernel on the stream; raises, naming it, where the launch fails. A grid or block of no threads is no launch.
   template <typename... Parameters, typename... Arguments>
@@ -68,9 +71,11 @@ class Call {
 // (never TF32), bf16 and fp16, in fp64 for fp64.
 void product(const Tensor& a, const Tensor& b, const Tensor& out);
 
-// Under FASTSPARSE_DEBUG=1 raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M): it
-// waits for the device. Otherwise, and while a CUDA graph is being captured, does nothing.
-void check_indices(const Call& call, const char* op, const Tensor& indices, int64_t M);
+// Under FASTSPARSE_DEBUG=1 raises IndexError, naming the first offender, unless every index (N, k) lies in [0, M), and
+// ValueError unless offsets (N + 1) bound the rows of a ragged code (E): it waits for the device. Otherwise, and while a
+// CUDA graph is being captured, does nothing.
+void check_indices(const Call& call, const char* op, const Tensor& indices, int64_t M,
+                   const std::optional<Tensor>& offsets = std::nullopt);
 
 // Raises where CUDA reports an error, saying what failed.
 void check(cudaError_t error, const char* what);

@@ -19,6 +19,8 @@ struct Knobs {
   int64_t counts = 0;
   // Two int32 on the device, for how many rows of its last block topk_encode's screens left undecided; 0: nobody asks.
   int64_t undecided = 0;
+  // Of the emulator, whether calls are to be taken for such as go into a CUDA graph.
+  int64_t capturing = 0;
 };
 extern Knobs knobs;
 

@@ -1,7 +1,7 @@
 // Matrices as the sparse products' kernels take them.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/gather.cuh"
 #include "tensors.h"
 
 namespace fastsparse::cuda {
@@ -15,5 +15,8 @@ template <typename T> bool takes_packets(const Tensor& rows, int64_t D) {
   return D % size == 0 && (rows.size(0) <= 1 || rows.stride(0) % size == 0) &&
          reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
 }
+
+// Blocks of kGatherBlock threads.
+inline unsigned gather_blocks(int64_t threads) { return unsigned((threads + kGatherBlock - 1) / kGatherBlock); }
 
 }  // namespace fastsparse::cuda

@@ -5,9 +5,13 @@
 // groups find each other's), 8 bytes and a value an entry. Floor: at D=4096 in bf16 8 kB an entry, 1 ms for N=8192,
 // k=64 at 4.3 TB/s. Two FLOPs an element: memory-bound everywhere. A lane adds up its columns in order, then lanes are
 // added in a tree: the same sum, to the bit, for any DotBits.
+//
+// A ragged code is one of k = 1, where which token an entry is of has to be searched for: then L1 delivers a row of x
+// with every atom, which it can, at 128 bytes a clock and multiprocessor against L2's 40.
 #pragma once
 
 #include "cuda/gather.cuh"
+#include "cuda/ragged.cuh"
 
 namespace fastsparse::cuda {
 
@@ -31,10 +35,11 @@ template <int Dots, typename C> __device__ __forceinline__ C sum_over_lanes(cons
 }
 
 // Ahead: how many packets of each row are in flight at once.
-template <typename T, int Width, int DotBits, int Ahead>
+template <typename T, int Width, int DotBits, int Ahead, bool Ragged>
 __global__ void __launch_bounds__(kGatherBlock)
-    sddmm_dots(const T* x, const T* weight, const int64_t* indices, T* out, int64_t N, int64_t k, int64_t D,
-               int lane_bits, int64_t x_row, int64_t weight_row, int64_t index_row, int64_t index_column) {
+    sddmm_dots(const T* x, const T* weight, const int64_t* indices, Tokens tokens, T* out, int64_t N, int64_t k,
+               int64_t D, int lane_bits, int64_t x_row, int64_t weight_row, int64_t index_row,
+               int64_t index_column) {
   using C = Accumulator<T>;
   constexpr int dots = 1 << DotBits;
   static_assert(DotBits <= kLeastLaneBits, "a lane for every dot product");
@@ -44,7 +49,8 @@ __global__ void __launch_bounds__(kGatherBlock)
   bool inside = n < N;  // groups beyond the last token repeat its work: shuffles need the whole warp
   if (!inside) n = N - 1;
 
-  const T* token = x + n * x_row;
+  const T* token = x + (Ragged ? tokens.of(n) : n) * x_row;
+  if (Ragged && n >= tokens.live(N)) D = 0;  // padding, of which comes 0
   const T* atoms[dots];
 #pragma unroll
   for (int i = 0; i < dots; ++i) {
@@ -90,6 +96,19 @@ __global__ void __launch_bounds__(kGatherBlock)
   int spare_bits = lane_bits - DotBits;  // lanes that hold the same dot product
   int64_t j = first + (group.lane >> spare_bits);
   if (inside && j < k && (group.lane & ((1 << spare_bits) - 1)) == 0) out[n * k + j] = narrow<T>(sum);
+}
+
+// The same of a ragged code for D = 1: a thread an entry.
+template <typename T>
+__global__ void __launch_bounds__(kGatherBlock)
+    sddmm_column(const T* x, const T* weight, const int64_t* indices, Tokens tokens, T* out, int64_t entries,
+                 int64_t x_row, int64_t weight_row, int64_t index_stride) {
+  int64_t i = int64_t(blockIdx.x) * kGatherBlock + threadIdx.x;
+  if (i >= entries) return;
+  Accumulator<T> product = 0;
+  if (i < tokens.live(entries))
+    product = widen(x[tokens.of(i) * x_row]) * widen(weight[indices[i * index_stride] * weight_row]);
+  out[i] = narrow<T>(product);
 }
 
 }  // namespace fastsparse::cuda

@@ -1,6 +1,9 @@
 #include "cuda/spmm.cuh"
 
+#include <algorithm>
+
 #include "cuda/edge.h"
+#include "cuda/lists.h"
 #include "cuda/rows.h"
 
 namespace fastsparse::cuda {
@@ -17,13 +20,33 @@ void run(const Call& call, const Tensor& values, const Tensor& indices, const Te
               values.stride(0), values.stride(1), indices.stride(0), indices.stride(1), weight.stride(0));
 }
 
+Tensor ragged(const Call& call, const Tensor& values, const Tensor& indices, const Tensor& atoms,
+              const Tensor& offsets) {
+  int64_t entries = indices.size(0), N = offsets.size(0) - 1;
+  Tensor out = allocate(atoms, {N, atoms.size(1)}, atoms.scalar_type());
+  if (out.numel() == 0) return out;
+  ListMemory lists(atoms, N, entries);
+  with_type(dtype_of(atoms), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Tokens tokens{data<int64_t>(offsets), N};
+    call.launch("spmm_lists", spmm_lists<T>, gather_blocks(std::max(entries, N)), kGatherBlock, 0, data<T>(values),
+                data<int64_t>(indices), tokens, lists.of<Accumulator<T>>(), entries, values.stride(0),
+                indices.stride(0), atoms.stride(0));
+  });
+  sum_lists(call, lists, atoms, out);
+  return out;
+}
+
 }  // namespace
 
-Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
+Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight, const std::optional<Tensor>& offsets) {
   Call call(weight);
-  int64_t N = indices.size(0), k = indices.size(1), M = weight.size(0), D = weight.size(1);
-  check_indices(call, "spmm", indices, M);
-  Tensor atoms = with_unit_stride(weight), out = allocate(weight, {N, D}, weight.scalar_type());
+  int64_t M = weight.size(0), D = weight.size(1);
+  check_indices(call, "spmm", indices, M, offsets);
+  Tensor atoms = with_unit_stride(weight);
+  if (offsets) return ragged(call, values, indices, atoms, as_contiguous(*offsets, ScalarType::Long));
+  int64_t N = indices.size(0), k = indices.size(1);
+  Tensor out = allocate(weight, {N, D}, weight.scalar_type());
   with_type(dtype_of(weight), [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int width = Packet<T>::size;

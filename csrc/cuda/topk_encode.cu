@@ -7,37 +7,21 @@
 #include <string>
 #include <type_traits>
 
+#include "topk_encode.h"
 #include "cuda/edge.h"
 #include "cuda/knobs.h"
 #include "cuda/rows.h"
 #include "cuda/screen.cuh"
+#include "cuda/stripes.h"
 #include "cuda/tensor_cores.h"
 
 namespace fastsparse::cuda {
 
 namespace {
 
-constexpr int64_t kMostRows = 8192;                   // tokens at a time
-constexpr int64_t kScoreBytes = int64_t{32} << 20;    // of scores at a time: they stay in the L2 cache
-constexpr int64_t kListBytes = int64_t{64} << 20;     // of candidates; a larger k takes fewer tokens at a time
-constexpr int64_t kTileRows = 128, kTileLatents = 256;  // of the vendor's products
-constexpr int64_t kStep = 512;                        // latents that the filter takes at a time
-constexpr int64_t kSplitLatents = 2048;               // a part of a stripe that keeps a warp busy for long enough
-constexpr int64_t kMostRefined = 16384;               // the largest D of which a token fits in 64 kB of shared memory
+constexpr int64_t kListBytes = int64_t{64} << 20;  // of candidates; a larger k takes fewer tokens at a time
+constexpr int64_t kMostRefined = 16384;            // the largest D of which a token fits in 64 kB of shared memory
 constexpr int kThreads = 256;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// How many equal parts [0, total) is cut into when none is larger than `most`, in multiples of `unit`.
-int64_t even_part(int64_t total, int64_t most, int64_t unit) {
-  return round_up(ceil_div(total, ceil_div(total, most)), unit);
-}
-
-Tensor rows_of(const Tensor& tensor, int64_t begin, int64_t count) {
-  Tensor whole = tensor;
-  return torch::stable::narrow(whole, 0, begin, count);
-}
 
 // The places that each row of ranks (rows, k) comes from when sorted: descending, ties in place.
 Tensor sorted_places(const Tensor& ranks) {
@@ -48,28 +32,23 @@ Tensor sorted_places(const Tensor& ranks) {
   return torch::stable::detail::to<Tensor>(stack[1]);
 }
 
-// One call for tensors of one type.
+// One group of a call for tensors of one type.
 template <typename T> class Encoder {
   using C = Accumulator<T>;
 
  public:
-  Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
-          Activation activation, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask)
-      : call_(x), x_(x), weight_(weight), N_(x.size(0)), D_(x.size(1)), M_(weight.size(0)), k_(k),
-        relu_(activation == Activation::relu), keyed_(activation == Activation::abs || scale || mask) {
-    if (k < 1 || k > M_)
-      throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
-                                  std::to_string(M_) + "), got k=" + std::to_string(k));
+  Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k, Activation activation,
+          const std::optional<Tensor>& scale, const std::optional<Tensor>& mask, const Output<T>& output)
+      : call_(x), x_(x), weight_(weight), N_(x.size(0)), D_(x.size(1)), M_(weight.size(0)), k_(k), output_(output),
+        keyed_(activation == Activation::abs || scale || mask) {
     if (M_ >= std::numeric_limits<int32_t>::max() - 4096)
       throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 - 4096 rows, got " +
                                   std::to_string(M_));
-    values_ = allocate(x, {N_, k}, x.scalar_type());
-    indices_ = allocate(x, {N_, k}, ScalarType::Long);
     if (N_ > 0) prepare(bias, scale, mask, activation == Activation::abs);
   }
 
-  std::tuple<Tensor, Tensor> run() {
-    if (N_ == 0) return {values_, indices_};
+  void run() {
+    if (N_ == 0) return;
     bool screened = screens();
     capacity_ = std::min(M_, screened ? 6 * k_ + 256 : exact_capacity());
     plan();
@@ -80,7 +59,6 @@ template <typename T> class Encoder {
       if (!screened) plain(n, rows);
       else if constexpr (std::is_same_v<T, float>) screen(n, rows);
     }
-    return {values_, indices_};
   }
 
  private:
@@ -124,12 +102,9 @@ template <typename T> class Encoder {
   void plan() {
     int64_t entry_bytes = 2 * sizeof(C) + sizeof(int32_t);
     int64_t fitting = std::max<int64_t>(1, kListBytes / (capacity_ * entry_bytes));
-    int64_t most = std::min(knobs.rows ? knobs.rows : kMostRows, fitting);
-    rows_ = std::min(N_, even_part(N_, most, most >= 1024 ? kTileRows : 1));
-    stripe_ = stripe_latents();
-    // Few rows are split among more warps: 16 a multiprocessor, each 2 kB at a time, keep its share of L2 busy.
-    splits_ = k_ > kMostSorted ? 1 : std::max<int64_t>(1, std::min(ceil_div(16 * call_.multiprocessors(), rows_),
-                                                                   stripe_ / kSplitLatents));
+    rows_ = block_rows(N_, fitting);
+    stripe_ = stripe_latents<C>(call_, rows_, M_, kGroup<C>);
+    splits_ = k_ > kMostSorted ? 1 : stripe_splits(call_, rows_, stripe_);
     scores_ = scratch(rows_ * stripe_, accumulator());
     int64_t lists = rows_ * splits_;
     first_ = scratch(lists * capacity_, order_type());
@@ -141,27 +116,6 @@ template <typename T> class Encoder {
               mutable_data<int32_t>(*latent_), mutable_data<int32_t>(*count_), mutable_data<Order<C>>(*threshold_)};
   }
 
-  // The stripe whose scores fit and whose product's tiles, in waves over the multiprocessors, leave the least idle.
-  int64_t stripe_latents() const {
-    int64_t bytes = knobs.bytes ? knobs.bytes : kScoreBytes;
-    int64_t most = std::max<int64_t>(bytes / int64_t(sizeof(C)) / rows_ / kStep, 1) * kStep, best = most;
-    if (M_ <= most) return round_up(M_, kGroup<C>);
-    double best_use = 0;
-    for (int64_t latents = most; latents * 2 > most; latents -= kStep) {
-      int64_t tiles = ceil_div(rows_, kTileRows) * (latents / kTileLatents);
-      double use = double(tiles) / double(round_up(tiles, call_.multiprocessors()));
-      if (use > best_use * 1.02) best_use = use, best = latents;
-    }
-    return best;
-  }
-
-  // A block of the scores' memory: rows a whole number of groups apart.
-  Tensor scores(int64_t rows, int64_t count) {
-    Tensor view = torch::stable::from_blob(scores_->mutable_data_ptr(), {rows, count}, {stripe_, 1}, x_.device(),
-                                           accumulator());
-    return view;
-  }
-
   // Enough threads for a row's candidates, few enough to share barriers cheaply.
   int64_t select_threads() const { return splits_ * capacity_ <= 512 ? 64 : kSelectThreads; }
   int64_t warps_blocks(int64_t warps) const { return ceil_div(warps, kFilterThreads / kWarp); }
@@ -171,7 +125,7 @@ template <typename T> class Encoder {
     Tensor tokens = rows_of(x_, begin, rows);
     for (int64_t m = 0; m < M_; m += stripe_) {
       int64_t count = std::min(stripe_, M_ - m);
-      product(tokens, rows_of(weight_, m, count), scores(rows, count));
+      product(tokens, rows_of(weight_, m, count), scores_of(*scores_, rows, count, stripe_));
       Stripe<C> stripe{data<C>(*scores_), stripe_, int(m), int(count)};
       call_.launch("topk_encode_filter", keyed_ ? topk_encode_filter<C, true> : topk_encode_filter<C, false>,
                    warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, int(rows), int(splits_));
@@ -180,7 +134,8 @@ template <typename T> class Encoder {
   }
 
   Output<T> output(int64_t begin) const {
-    return {mutable_data<T>(values_) + begin * k_, mutable_data<int64_t>(indices_) + begin * k_, relu_};
+    int64_t skipped = begin * output_.stride;
+    return {output_.values + skipped, output_.indices + skipped, output_.stride, output_.first, output_.relu};
   }
 
   void select(int64_t begin, int64_t rows) {
@@ -241,7 +196,7 @@ template <typename T> class Encoder {
       call_.launch("topk_encode_round_atoms", topk_encode_round_atoms, round_up(count, kGroup<C>) / kRoundGroup,
                    kRoundThreads, 0, exact.weight, exact.weight_stride, D_, exact.packets, int(m), int(count), latents_,
                    mutable_data<bf16>(*atoms_), padded_, brackets_);
-      product(tokens, rows_of(*atoms_, 0, count), scores(rows, count));
+      product(tokens, rows_of(*atoms_, 0, count), scores_of(*scores_, rows, count, stripe_));
       Stripe<float> stripe{data<float>(*scores_), stripe_, int(m), int(count)};
       call_.launch("topk_encode_screen", keyed_ ? topk_encode_screen<true> : topk_encode_screen<false>,
                    warps_blocks(rows * splits_), kFilterThreads, 0, lists_, stripe, latents_, brackets_, norms, D_, error_,
@@ -272,9 +227,10 @@ template <typename T> class Encoder {
   }
 
   Call call_;
-  Tensor x_, weight_, values_, indices_;
+  Tensor x_, weight_;
   int64_t N_, D_, M_, k_, capacity_ = 0, rows_ = 0, stripe_ = 0, splits_ = 1, padded_ = 0;
-  bool relu_, keyed_;
+  Output<T> output_;
+  bool keyed_;
   float error_ = 0;  // of the product of bf16
   Latents<C> latents_{};
   Lists<C> lists_{}, rescue_lists_{};
@@ -289,12 +245,22 @@ template <typename T> class Encoder {
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        int64_t k, int64_t activation,
                                        const std::optional<Tensor>& latent_scale,
-                                       const std::optional<Tensor>& latent_mask) {
+                                       const std::optional<Tensor>& latent_mask, int64_t groups) {
   auto chosen = option_of<Activation>("topk_encode", "activation", activation, kActivations);
-  return with_type(dtype_of(x), [&](auto tag) {
+  int64_t size = group_size(weight.size(0), groups), stride = groups * k;
+  check_chosen(k, size, groups);
+  Tensor values = allocate(x, {x.size(0), stride}, x.scalar_type());
+  Tensor indices = allocate(x, {x.size(0), stride}, ScalarType::Long);
+  with_type(dtype_of(x), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return Encoder<T>(x, weight, bias, k, chosen, latent_scale, latent_mask).run();
+    for (int64_t g = 0; g < groups; ++g) {
+      auto its = [&](const std::optional<Tensor>& latents) { return part_of(latents, g * size, size); };
+      Output<T> output{mutable_data<T>(values) + g * k, mutable_data<int64_t>(indices) + g * k, int32_t(stride),
+                       int32_t(g * size), chosen == Activation::relu};
+      Encoder<T>(x, *its(weight), its(bias), k, chosen, its(latent_scale), its(latent_mask), output).run();
+    }
   });
+  return {values, indices};
 }
 
 FASTSPARSE_REGISTER(fastsparse_cuda, FASTSPARSE_DEVICE_KEY, topk_encode)

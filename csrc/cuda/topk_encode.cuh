@@ -222,14 +222,17 @@ __global__ void __launch_bounds__(kFilterThreads, Keyed ? 5 : 8)
 
 // How a candidate comes out: its value rounded and activated.
 template <typename T> struct Output {
-  T* values;  // (rows, k)
+  T* values;  // k in a row
   int64_t* indices;
+  int32_t stride;  // between rows of both
+  int32_t first;   // the first of the latents, where they are a group of more
   bool relu;
 
-  __device__ __forceinline__ void write(int64_t at, Accumulator<T> score, int32_t latent) const {
+  __device__ __forceinline__ void write(int64_t row, int64_t j, Accumulator<T> score, int32_t latent) const {
     if (relu && score <= 0) score = 0;  // NaN stays
+    int64_t at = row * stride + j;
     values[at] = narrow<T>(score);
-    indices[at] = latent;
+    indices[at] = first + latent;
   }
 };
 
@@ -333,9 +336,9 @@ __device__ void select_row(const Entries<Accumulator<T>>& entries, const Output<
   sort_ranked(shared.best, size);
   int taken = shared.taken;
   for (int j = int(threadIdx.x); j < taken; j += int(blockDim.x))
-    output.write(row * k + j, shared.best[j].score, shared.best[j].latent);
+    output.write(row, j, shared.best[j].score, shared.best[j].latent);
   if (taken < k && warp_index() == 0)
-    fill_up(taken, k, eligible, M, [&](int j, int32_t latent) { output.write(row * k + j, C(0), latent); });
+    fill_up(taken, k, eligible, M, [&](int j, int32_t latent) { output.write(row, j, C(0), latent); });
 }
 
 template <typename T>
@@ -372,7 +375,7 @@ __global__ void topk_encode_write(Lists<Accumulator<T>> lists, int64_t rows, con
   int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, row = at / lists.k;
   if (row >= rows) return;
   int64_t from = row * lists.capacity + places[at];
-  output.write(at, lists.second[from], lists.latent[from]);
+  output.write(row, at - row * lists.k, lists.second[from], lists.latent[from]);
 }
 
 }  // namespace fastsparse::cuda

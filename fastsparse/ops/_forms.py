@@ -1,12 +1,15 @@
 """What an op takes and returns, in words that a program reads.
 
-An entry is a tensor's name, its shape and, where it isn't that of the first tensor, its dtype; "< M" bounds
-the numbers that it holds, "?" marks one that may be absent. Behind "->" stands what comes out, "if needs_x"
-being when: otherwise its shape is (0,). A letter stands for one size wherever it occurs; a size may also be a
-number, or an argument of the op. S, the number of sequences, is B where there are no cu_seqlens. Behind "|"
-stands what holds where the first tensor has another number of dimensions.
+An entry is a tensor's name, its shape and, where it isn't that of the first tensor, its dtype, "wide" for the
+type that sums are carried in; "< M" bounds the numbers that it holds, "?" marks one that may be absent.
+Behind "->" stands what comes out, "if needs_x" being when: otherwise its shape is (0,). A letter stands for
+one size wherever it occurs; a size may also be a number, an argument of the op, or a product, as "groups k".
+S, the number of sequences, is B where there are no cu_seqlens. E, the number of entries of a code that comes
+out, is max_entries, and without one known only when they are there. Behind "|" stands what holds where the
+first tensor has another number of dimensions, or where there is a tensor that the form before doesn't name.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,12 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsparse._validation import check_range
+from fastsparse._validation import check_offsets, check_range
 
-_DTYPES = {"int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+_DTYPES = {"int64": torch.int64, "int32": torch.int32, "bool": torch.bool, "wide": "wide"}
 _ENTRY = re.compile(
-    r"(?:(?P<name>\w+) )?\((?P<shape>[^)]+)\)(?: (?P<dtype>int64|int32|bool))?(?: < (?P<below>\w+))?\??"
-    r"(?: if (?P<needed>\w+))?(?:, |$)"
+    r"(?:(?P<name>\w+) )?\((?P<shape>[^)]*)\)(?: (?P<dtype>int64|int32|bool|wide))?(?: < (?P<below>\w+))?"
+    r"(?P<optional>\?)?(?: if (?P<needed>\w+))?(?:, |$)"
 )
 
 
@@ -29,8 +32,9 @@ class Entry(NamedTuple):
 
     name: str | None
     shape: tuple[str, ...]
-    dtype: torch.dtype | None
+    dtype: torch.dtype | str | None
     below: str | None
+    optional: bool
     needed: str | None
 
     @staticmethod
@@ -38,9 +42,10 @@ class Entry(NamedTuple):
         found = [
             Entry(
                 entry["name"],
-                tuple(entry["shape"].split(", ")),
+                tuple(filter(None, entry["shape"].split(", "))),
                 _DTYPES.get(entry["dtype"]),
                 entry["below"],
+                bool(entry["optional"]),
                 entry["needed"],
             )
             for entry in _ENTRY.finditer(text)
@@ -48,6 +53,12 @@ class Entry(NamedTuple):
         if "".join(match[0] for match in _ENTRY.finditer(text)) != text:
             raise ValueError(f"form: must be entries such as 'indices (N, k) int64 < M', got {text!r}")
         return found
+
+    def dtype_beside(self, first: torch.dtype) -> torch.dtype:
+        """The dtype that it has where the first tensor's is given."""
+        if self.dtype == "wide":
+            return torch.promote_types(first, torch.float32)
+        return self.dtype or first
 
 
 class Form:
@@ -60,6 +71,7 @@ class Form:
         self._returned = [Entry.all_of(returned) for _, returned in sides]
         self.demands = " | ".join(re.sub(r" < \w+", "", taken) for taken, _ in sides)  # as csrc/ reads it
         self._place = {name: place for place, name in enumerate(arguments)}
+        self._tensors = [self._place[entry.name] for entry in max(self.taken, key=len)]
         self._refusal = lru_cache(maxsize=1024)(self._judge)  # to look at every call would cost a launch
         self._bounds = [self._bound(entry) for entry in self.taken[0] if entry.below]
 
@@ -72,21 +84,23 @@ class Form:
         refusal = self._refusal(
             *(
                 tensor if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
-                for tensor in arguments
-                if tensor is None or isinstance(tensor, Tensor)
+                for tensor in (arguments[place] for place in self._tensors)
             )
         )
         if refusal is not None:
             raise ValueError(f"{op}: {refusal}")
 
     def check_indices(self, op: str, arguments: Sequence) -> None:
-        """What indexes is in range, where a check may look at it (check_range).
+        """What indexes is in range, and offsets bound rows, where a check may look at them (check_range).
 
         Raises:
-            IndexError: it isn't.
+            IndexError: an index isn't.
+            ValueError: offsets don't.
         """
         for indices, bound in self.indices(arguments):
             check_range(op, indices, bound)
+        if (place := self._place.get("offsets")) is not None and arguments[place] is not None:
+            check_offsets(op, arguments[place], arguments[self._place["indices"]])
 
     def indices(self, arguments: Sequence) -> list[tuple[Tensor, int]]:
         """Every tensor that indexes, and what its numbers must be less than."""
@@ -98,7 +112,7 @@ class Form:
     def empty(self, arguments: Sequence) -> Tensor | tuple[Tensor, ...]:
         """What the op returns, but for the numbers: its fake."""
         first = arguments[0]
-        case = self._case(first.dim())
+        case = self._case([arguments[place] for place in self._tensors], first.dim())
         sizes = {name: arguments[place] for name, place in self._place.items()}
         for entry in self.taken[case]:
             tensor = arguments[self._place[entry.name]]
@@ -107,19 +121,31 @@ class Form:
                 sizes.setdefault(symbol, size)
         if "B" in sizes:
             sizes.setdefault("S", sizes["B"])
+        if self.is_uncounted(arguments):
+            sizes["E"] = torch.library.get_ctx().new_dynamic_size()
+        elif "max_entries" in sizes:
+            sizes["E"] = sizes["max_entries"]
         out = [
             first.new_empty(
-                [int(symbol) if symbol.isdecimal() else sizes[symbol] for symbol in entry.shape]
+                [_size(symbol, sizes) for symbol in entry.shape]
                 if entry.needed is None or sizes[entry.needed]
                 else [0],
-                dtype=entry.dtype or first.dtype,
+                dtype=entry.dtype_beside(first.dtype),
             )
             for entry in self._returned[case]
         ]
         return out[0] if len(out) == 1 else tuple(out)
 
-    def _case(self, rank: int) -> int:
-        return next((i for i, taken in enumerate(self.taken) if len(taken[0].shape) == rank), 0)
+    def is_uncounted(self, arguments: Sequence) -> bool:
+        """Whether how much comes out depends on what the tensors hold."""
+        place = self._place.get("max_entries")
+        return place is not None and arguments[place] is None
+
+    def _case(self, tensors: Sequence, rank: int) -> int:
+        """The alternative that holds: one that names all tensors there are, and has the first's rank."""
+        count = max(place for place, tensor in enumerate(tensors, 1) if tensor is not None)
+        naming = [i for i, taken in enumerate(self.taken) if len(taken) >= count]
+        return next((i for i in naming if len(self.taken[i][0].shape) == rank), naming[0])
 
     def _bound(self, indices: Entry) -> tuple[int, int, int | None]:
         """Where the indices are, and where their bound is: an argument, or a dimension of one."""
@@ -131,8 +157,13 @@ class Form:
 
     def _judge(self, *tensors: tuple[torch.Size, torch.dtype, torch.device] | None) -> str | None:
         rank, dtype, device = len(tensors[0][0]), *tensors[0][1:]
-        taken = self.taken[self._case(rank)]
-        given = [(entry, tensor) for entry, tensor in zip(taken, tensors, strict=True) if tensor is not None]
+        taken = self.taken[self._case(tensors, rank)]
+        given = []
+        for entry, tensor in zip(taken, tensors, strict=False):
+            if tensor is not None:
+                given.append((entry, tensor))
+            elif not entry.optional:
+                return f"{entry.name} must be given where {taken[0].name} has shape {tuple(tensors[0][0])}"
         packed = any(entry.name == "cu_seqlens" for entry, _ in given)
         sizes: dict[str, int] = {}
         for entry, (shape, its_dtype, its_device) in given:
@@ -141,11 +172,18 @@ class Form:
                 return (
                     f"{entry.name} must have shape ({', '.join(symbols)}) where {sizes}, got {tuple(shape)}"
                 )
-            if its_dtype != (entry.dtype or dtype):
-                return f"{entry.name} must be {str(entry.dtype or dtype)[6:]}, got {str(its_dtype)[6:]}"
+            if its_dtype != (wanted := entry.dtype_beside(dtype)):
+                return f"{entry.name} must be {str(wanted)[6:]}, got {str(its_dtype)[6:]}"
             if its_device != device:
                 return f"{entry.name} must be on {device}, got {its_device}"
         return None
+
+
+def _size(symbol: str, sizes: dict) -> int:
+    """What a symbol of what comes out stands for: a number, "N", "N + 1", "groups k" for a product."""
+    if symbol.endswith(" + 1"):
+        return sizes[symbol[0]] + 1
+    return math.prod(int(part) if part.isdecimal() else sizes[part] for part in symbol.split(" "))
 
 
 def _fits(shape: torch.Size, symbols: Sequence[str], sizes: dict[str, int]) -> bool:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from fastsparse._options import option_at
-from fastsparse._transforms import is_traced
+from fastsparse._transforms import is_batched, is_traced
 from fastsparse.backend import requested, tell_libraries, wants_reference
 from fastsparse.ops import _gpu
 from fastsparse.ops._choice import choose
@@ -75,8 +75,18 @@ class Op:
         if self.check is not None:
             self.check(*arguments)
 
+    def refuse_batch(self) -> None:
+        """Raise where all of a batch would have to return equally many entries, and none know how many."""
+        raise ValueError(f"{self.name}: max_entries must be given under vmap, got None")
+
     def define(self, *arguments):
         """What the op is to return."""
+        if (
+            self.form.is_uncounted(arguments)
+            and not is_traced()
+            and any(is_batched(value) for value in arguments if isinstance(value, Tensor))
+        ):
+            self.refuse_batch()
         self.look_at(arguments)
         arguments = list(arguments)
         for place, (name, choices) in self.options.items():
@@ -131,7 +141,7 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     reverse, both = _differentiated(name, overload, setup_context or _keep_tensors, backward, jvp)
     _LIBRARY.impl(name, _called_by_name(name, reverse, both), "Autograd")
-    torch.library.register_vmap(qualified, _one_by_one(overload, fake), lib=_LIBRARY)
+    torch.library.register_vmap(qualified, _one_by_one(op, overload, fake), lib=_LIBRARY)
 
     def run(*arguments):
         if wants_reference(arguments[0]):
@@ -285,10 +295,13 @@ def _called_by_name(name: str, reverse: Callable, both: Callable) -> Callable:
     return run
 
 
-def _one_by_one(op: Callable, fake: Callable) -> Callable:
+def _one_by_one(op: Op, overload: Callable, fake: Callable) -> Callable:
     """The op under vmap: as PyTorch's own fallback, without its warning, and for an empty batch too."""
 
     def run(info, in_dims, *arguments):
+        if op.form.is_uncounted(arguments):
+            op.refuse_batch()
+
         def take(i: int) -> list:
             pairs = zip(arguments, in_dims, strict=True)
             return [argument if dim is None else argument.select(dim, i) for argument, dim in pairs]
@@ -302,7 +315,7 @@ def _one_by_one(op: Callable, fake: Callable) -> Callable:
                 fake(*(a if dim is None else a.movedim(dim, 0).sum(0).to(a.dtype) for a, dim in pairs))
             ]
         else:
-            outputs = [op(*take(i)) for i in range(info.batch_size)]
+            outputs = [overload(*take(i)) for i in range(info.batch_size)]
         if isinstance(outputs[0], Tensor):
             return stack(outputs), 0
         return tuple(map(stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])

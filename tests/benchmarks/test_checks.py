@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.checks import PursuitOracle, TopKOracle, close, energy_error
+from benchmarks.checks import BatchTopKOracle, PursuitOracle, TopKOracle, close, energy_error
 from benchmarks.harness import WrongAnswer
 from fastsparse import reference
 
@@ -103,6 +103,22 @@ def test_bf16_scores_need_bf16_tolerance(problem):
     oracle.check(rounded, selected=2**-8, stored=2**-8)
     exact = reference.topk_encode(x, weight, bias, K)  # exact selection, values rounded at the end
     oracle.check(exact, stored=2**-8)
+
+
+def test_the_largest_of_a_batch(problem, monkeypatch):
+    right = reference.batch_topk_encode(*problem, N * K)
+    for block in (1 << 25, 600):
+        monkeypatch.setattr("benchmarks.checks.BLOCK", block)
+        oracle = BatchTopKOracle.of(*problem, N * K)
+        assert f"{N * K} of {N * K} clear of rounding" in oracle.check_code(right)
+        values, indices, offsets, threshold = right
+        rows = torch.arange(N).repeat_interleave(offsets.diff())
+        dense = torch.zeros(N, M).index_put((rows, indices), values)
+        oracle.check_dense(dense)
+        refused("values differ", oracle.check_code, (values * 1.001, indices, offsets, threshold))
+        refused("there must be 320 entries", oracle.check_dense, dense.masked_fill(dense == dense.max(), 0))
+        refused("among the largest are missing", oracle.check_dense, dense.roll(1, 0))
+        refused("places must ascend", oracle.check_code, (values, indices.flip(0), offsets, threshold))
 
 
 def test_close_measures_the_relative_error():

@@ -22,15 +22,17 @@ class Call(NamedTuple):
     def __call__(self) -> None:
         from fastsparse.kernels import _launch
 
+        kernel = import_module(f"fastsparse.kernels.{self.op}")
+        kernel.capturing = lambda: True  # in a graph no number is asked for, which these tensors lack
         _launch._chosen.clear()
         _launch._time = lambda launch, configuration: launch(configuration) or 0.0
         torch.cuda.is_current_stream_capturing = lambda: not self.every  # where no clock chooses
-        getattr(import_module(f"fastsparse.kernels.{self.op}"), self.op)(*self.arguments)
+        getattr(kernel, self.op)(*self.arguments)
 
 
 def calls() -> Iterator[tuple[str, str, Call]]:
     """Of every call the op, a label, and what to call."""
-    for family in (sparse_products, encoders, pursuits, recurrences):
+    for family in (sparse_products, encoders, pursuits, thresholds, recurrences):
         for call in family():
             yield call.op, call.label, call
 
@@ -40,8 +42,8 @@ def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 
 def sparse_products(N: int = 8192, M: int = 65536, k: int = 32) -> Iterator[Call]:
-    """Rows that are aligned and that aren't, of every accumulator."""
-    indices = empty(torch.int64, N, k)
+    """Rows that are aligned and that aren't, of every accumulator; ragged codes too."""
+    indices, latents, offsets = empty(torch.int64, N, k), empty(torch.int64, N * k), empty(torch.int64, N + 1)
     for label, D, dtype in (
         ("bf16", 4096, BF16),
         ("bf16, D = 1001", 1001, BF16),
@@ -50,9 +52,13 @@ def sparse_products(N: int = 8192, M: int = 65536, k: int = 32) -> Iterator[Call
         ("fp32, D = 1", 1, FP32),
     ):
         x, weight, values = empty(dtype, N, D), empty(dtype, M, D), empty(dtype, N, k)
-        yield Call("spmm", label, (values, indices, weight), label == "bf16")
-        yield Call("sddmm", label, (x, weight, indices), label == "bf16")
-        yield Call("spmm_t", label, (values, indices, x, M), label == "bf16")
+        yield Call("spmm", label, (values, indices, weight, None), label == "bf16")
+        yield Call("sddmm", label, (x, weight, indices, None), label == "bf16")
+        yield Call("spmm_t", label, (values, indices, x, M, None), label == "bf16")
+        ragged, entries = f"ragged, {label}", empty(dtype, N * k)
+        yield Call("spmm", ragged, (entries, latents, weight, offsets), label == "bf16")
+        yield Call("sddmm", ragged, (x, weight, latents, offsets), label == "bf16")
+        yield Call("spmm_t", ragged, (entries, latents, x, M, offsets))
         few = 256 if label == "bf16" else 32  # two chunks of them, or one
         code = (part[:few] for part in (values, indices, x))
         backward = (*code, weight, values[:few], x[:few], False, True, True)
@@ -77,7 +83,7 @@ def encoders() -> Iterator[Call]:
         matrices = empty(dtype, N, D), empty(dtype, M, D), empty(dtype, M)
         scale, mask = (empty(dtype, M), empty(torch.bool, M)) if options else (None, None)
         activation = ACTIVATIONS.index("abs" if options else "relu")
-        yield Call("topk_encode", label, (*matrices, k, activation, scale, mask), True)
+        yield Call("topk_encode", label, (*matrices, k, activation, scale, mask, 1), True)
 
 
 def pursuits(N: int = 2048, M: int = 16384, k: int = 32) -> Iterator[Call]:
@@ -87,6 +93,20 @@ def pursuits(N: int = 2048, M: int = 16384, k: int = 32) -> Iterator[Call]:
             arguments = (*matrices, k, 0.1, False, False, METHODS.index(method))
             yield Call("matching_pursuit", f"{method}, D = {D}", arguments)
         yield Call("matching_pursuit_step", f"D = {D}", matrices)
+
+
+def thresholds(M: int = 32768) -> Iterator[Call]:
+    """Products of every tile; rows of several parts, and of many where tokens are few."""
+    for label, dtype, N, D, options in (
+        ("bf16", BF16, 8192, 4096, False),
+        ("bf16, options", BF16, 8192, 4096, True),
+        ("bf16, few tokens, any D", BF16, 64, 1001, True),
+        ("fp32", FP32, 8192, 768, False),
+        ("fp32, options, any D", FP32, 8192, 1001, True),
+    ):
+        latents = empty(dtype, M, D), empty(dtype, M), empty(FP32, M)
+        mask = empty(torch.bool, M) if options else None
+        yield Call("threshold_encode", label, (empty(dtype, N, D), *latents, options, mask, 32 * N), True)
 
 
 def recurrences(B: int = 8, T: int = 2048, S: int = 5) -> Iterator[Call]:

@@ -40,7 +40,10 @@ AWKWARD = (
 )
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-10}
 # Of integers their answers are exact, so that they must be right bit by bit, ties included.
-EXACT = {"topk_encode", "spmm", "sddmm", "spmm_t", "linear_recurrence", "linear_recurrence_backward"}
+EXACT = {
+    *("topk_encode", "threshold_encode", "spmm", "sddmm", "spmm_t"),
+    *("linear_recurrence", "linear_recurrence_backward"),
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -67,6 +70,8 @@ def main(arguments: list[str]) -> int:
         if time.monotonic() > end:
             left += 1
             continue
+        if not sizes.N and name.startswith("batch_topk_encode"):
+            continue  # it keeps one entry at least
         for op, given in recorded(SAMPLES[name], sizes, dtype=dtype):
             if chosen.op not in (None, op) or not takes(chosen.backend, op, dtype):
                 continue

@@ -8,6 +8,7 @@ from samples import CONSTANTS, LARGE, SAMPLES, Sample
 from torch import Tensor
 
 import fastsparse
+from fastsparse.ops._library import OPS
 
 N, D, M, k = LARGE.N, LARGE.D, LARGE.M, LARGE.k
 
@@ -36,7 +37,12 @@ class Problem:
         return [tensor.to(device) for tensor in self.sample.make(LARGE, dtype=dtype, seed=seed)]
 
 
-PROBLEMS = {name: Problem(sample) for name, sample in SAMPLES.items()}
+def _has_kernels(name: str) -> bool:
+    op = OPS.get(name.split(",")[0])
+    return op is None or bool(op.kernels)
+
+
+PROBLEMS = {name: Problem(sample) for name, sample in SAMPLES.items() if _has_kernels(name)}
 
 
 def autoencoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:

@@ -60,14 +60,15 @@ def by_torch(x: Tensor, w: Tensor) -> Tensor:
 
 def by_triton(tile: object) -> Callable[[Tensor, Tensor], Tensor]:
     """The product of topk_encode itself, whose bounds let every score pass."""
+    from fastsparse.kernels import _topk_product as product
     from fastsparse.kernels import topk_encode as kernel
 
     def run(x: Tensor, w: Tensor) -> Tensor:
-        kernel.tiles = lambda *_: [tile]
+        product.tiles = lambda *_: [tile]
         encoder = kernel._Encoder(x, w, None, 1, "none", None, None)
         scratch = encoder._scores(len(x), -(-len(w) // kernel.BLOCK) * kernel.BLOCK)
         bounds = kernel.Lists(len(x), 0, x.device).bounds
-        encoder._score(kernel._Tokens(x, len(x)), kernel._Atoms(w, 0, len(w)), scratch, bounds)
+        encoder._score(product.Tokens(x, len(x)), product.Atoms(w, 0, len(w)), scratch, bounds)
         return scratch[0][:, : len(w)]
 
     return run

@@ -1,6 +1,7 @@
 // What every CPU op needs where PyTorch's stable ABI ends and raw pointers begin.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -48,6 +49,10 @@ inline int64_t rows_a_task(int64_t bytes) {
   int64_t rows = (int64_t{192} << 10) / (bytes + 1);
   return rows < 1 ? 1 : rows > 64 ? 64 : rows;
 }
+
+// How many entries of a ragged code do, when each reads so many bytes beside its number and its index. More than of rows,
+// since a task cuts what it begins and ends in.
+inline int64_t entries_a_task(int64_t bytes) { return std::max<int64_t>(1, (int64_t{512} << 10) / (bytes + 12)); }
 
 // Calls task(arguments..., begin, end), such as FASTSPARSE_KERNEL(spmm), over [0, count) in pieces of `grain`, handed out
 // as threads become free: rows and latents differ in work, and so do cores. A task must not depend on which pieces it

@@ -6,8 +6,9 @@
 namespace fastsparse::edge {
 
 struct Knobs {
-  int64_t screening = -1;  // bf16 products first: where that pays (-1), never (0) or wherever it is possible (1)
-  int64_t kept_atoms = 0;  // how many atoms there are to the Gram matrix that is kept
+  int64_t screening = -1;   // bf16 products first: where that pays (-1), never (0) or wherever it is possible (1)
+  int64_t kept_atoms = 0;   // how many atoms there are to the Gram matrix that is kept
+  int64_t free_bytes = -1;  // how much memory could be had: as the system says (-1)
 };
 extern Knobs knobs;
 

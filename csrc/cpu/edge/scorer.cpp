@@ -117,8 +117,9 @@ void Scorer::begin(const Rows& x, int64_t count, bool screened, bool copied) {
   screened_ = screened;
 }
 
-void Scorer::plain(const Rows& x, int64_t count, const Tensor* whole) {
+void Scorer::plain(const Rows& x, int64_t count, const Tensor* whole, int64_t from) {
   begin(x, count, false, eligible() || weight_.scalar_type() != accumulator_);
+  next_ = from;
   if (whole && whole->scalar_type() == accumulator_) tokens_ = *whole;
   else if (!direct()) tokens_ = wide(x, count, scratch_.tokens);
 }
@@ -129,10 +130,10 @@ void Scorer::screen(const Rows& x, int64_t count) {
   tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
 }
 
-bool Scorer::next(Stripe& stripe) {
+bool Scorer::next(Stripe& stripe, int64_t most) {
   scores_.reset();  // the library may want the memory again
   if (next_ >= latents_) return false;
-  int64_t count = std::min(width_, latents_ - next_), offset = next_ * number_bytes(false);
+  int64_t count = std::min({width_, most, latents_ - next_}), offset = next_ * number_bytes(false);
   // The k-th best of twice as many latents is a bound worth the work of finding it.
   int64_t position = next_ / width_;
   stripe = {.begin = next_, .count = count, .doubled = (position & (position - 1)) == 0,
@@ -186,7 +187,7 @@ Rounded Scorer::round(const Rows& rows, int64_t count, Scratch& copies, Scratch&
   return to;
 }
 
-// Rounds some latents; their terms of the error bracket (derived in cpu/screen.cpp), scaled as the keys are.
+// Rounds some latents; their terms of the error bracket (derived in cpu/bracket.h), scaled as the keys are.
 Brackets Scorer::brackets(int64_t begin, int64_t count) {
   Rounded rounded = round(weight(begin), count, scratch_.rounded, scratch_.norms);
   float *norm = rounded.norm, *residual = rounded.residual, *rest = residual + count + kPad;

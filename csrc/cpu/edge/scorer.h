@@ -1,6 +1,7 @@
 // Scores of rows with latents, one stripe of latents after another, by the library's products.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -37,17 +38,20 @@ class Scorer {
   void* new_scale() { return scale_ = zeros(scratch_.scale); }
   const void* bias() const { return bias_; }  // by latent, of the accumulation type
   const void* scale() const { return scale_; }  // likewise; null for none
+  // A vector (M) by latent, of the accumulation type, readable up to a whole SIMD vector past its end.
+  void* per_latent(const Tensor& vector, Scratch& scratch) const;
 
   // Lists for `rows` rows, with no candidates as yet.
   Candidates candidates(int64_t rows, int64_t k, int64_t capacity, bool absolute, bool screened);
   // How many rows' lists are no burden: a larger capacity takes fewer rows at a time.
   int64_t most_rows(int64_t capacity, bool screened) const;
 
-  // Both begin with the first stripe of the scores of `count` rows: exact ones, or bf16 ones in brackets. `whole` is a
-  // tensor of just these rows, if there is one: another costs a twentieth of a tiny call.
-  void plain(const Rows& x, int64_t count, const Tensor* whole = nullptr);
+  // Both begin with the first stripe of the scores of `count` rows: exact ones, from one latent on, or bf16 ones in
+  // brackets. `whole` is a tensor of just these rows, if there is one: another costs a twentieth of a tiny call.
+  void plain(const Rows& x, int64_t count, const Tensor* whole = nullptr, int64_t from = 0);
   void screen(const Rows& x, int64_t count);
-  bool next(Stripe& stripe);
+  // Of no more than `most` latents.
+  bool next(Stripe& stripe, int64_t most = std::numeric_limits<int64_t>::max());
 
  private:
   struct Workspace {
@@ -57,7 +61,6 @@ class Scorer {
   bool fp64() const { return accumulator_ == ScalarType::Double; }
   int64_t number_bytes(bool screened) const { return fp64() && !screened ? 8 : 4; }
   void* zeros(Scratch& scratch) const;
-  void* per_latent(const Tensor& vector, Scratch& scratch) const;
   void begin(const Rows& x, int64_t count, bool screened, bool copied);
   Tensor wide(const Rows& rows, int64_t count, Scratch& scratch) const;
   Tensor wide_latents(int64_t begin, int64_t count);

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/edge/edge.h"
+#include "cpu/edge/lists.h"
 
 namespace fastsparse::edge {
 
@@ -36,17 +36,23 @@ int64_t panel_columns(const Tensor& codes, int64_t M, int64_t D, int64_t element
 
 }  // namespace
 
-Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight) {
+Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight, const std::optional<Tensor>& offsets) {
   InFloatMode mode(Subnormals::as_asked);
-  int64_t N = indices.size(0), k = indices.size(1), M = weight.size(0), D = weight.size(1);
+  int64_t M = weight.size(0), D = weight.size(1);
   Tensor codes = as_contiguous(indices, ScalarType::Long), atoms = with_unit_stride(weight);
   check_indices("spmm", codes, M);
   Tensor coefficients = as_contiguous(values, accumulator_of(weight.scalar_type()));
+  int64_t columns = panel_columns(codes, M, D, int64_t(weight.element_size()));
+  if (offsets) {
+    Tensor bounds = torch::stable::contiguous(*offsets);
+    check_offsets("spmm", bounds, codes);
+    return sum_lists(coefficients, codes, bounds.const_data_ptr<int64_t>(), bounds.numel() - 1, atoms, columns);
+  }
+  int64_t N = indices.size(0), k = indices.size(1);
   Tensor out = allocate({N, D}, weight.scalar_type());
   SpmmArgs args{coefficients.const_data_ptr(), codes.const_data_ptr<int64_t>(), atoms.const_data_ptr(),
                 out.mutable_data_ptr(), k, D, atoms.stride(0), dtype_of(weight),
                 std::min(codes.numel(), M) * D * int64_t(weight.element_size()) <= kCache};
-  int64_t columns = panel_columns(codes, M, D, int64_t(weight.element_size()));
   int64_t grain = rows_a_task(k * columns * int64_t(weight.element_size()));
   for (int64_t d = 0; d < D; d += columns)
     parallel(N, grain, FASTSPARSE_KERNEL(spmm), args, Range{d, std::min(d + columns, D)});

@@ -1,4 +1,4 @@
-#include "cpu/topk_encode.h"
+#include "topk_encode.h"
 
 #include <algorithm>
 #include <limits>
@@ -7,25 +7,34 @@
 #include <vector>
 
 #include "cpu/edge/scorer.h"
+#include "cpu/topk_encode.h"
 
 namespace fastsparse::edge {
 
 namespace {
 
-// One call, and the two ways to serve a block of tokens.
+// Where what is chosen of one group comes out.
+struct Output {
+  char* values;
+  int64_t* indices;
+  int64_t stride, first;
+};
+
+// One group of a call, and the two ways to serve a block of tokens.
 class Encoder {
  public:
-  Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k,
-          Activation activation, const std::optional<Tensor>& latent_scale,
-          const std::optional<Tensor>& latent_mask)
-      : x_(with_unit_stride(x)), activation_(activation), scorer_(weight, latent_mask, 0), latents_(scorer_.latents()),
-        N_(x.size(0)), k_(checked(k)), row_bytes_(x_.stride(0) * int64_t(x_.element_size())),
-        rows_{x_.const_data_ptr(), nullptr, x_.stride(0), x_.size(1), dtype_of(x_)},
-        values_(allocate({N_, k}, x.scalar_type())), indices_(allocate({N_, k}, ScalarType::Long)) {
+  Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k, Activation activation,
+          const std::optional<Tensor>& latent_scale, const std::optional<Tensor>& latent_mask, const Output& output)
+      : x_(x), activation_(activation), scorer_(weight, latent_mask, 0), latents_(scorer_.latents()), N_(x.size(0)),
+        k_(k), row_bytes_(x.stride(0) * int64_t(x.element_size())),
+        rows_{x.const_data_ptr(), nullptr, x.stride(0), x.size(1), dtype_of(x)}, output_(output) {
+    if (latents_ >= std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
+                                  std::to_string(latents_));
     scorer_.add_terms(bias, latent_scale);
   }
 
-  std::tuple<Tensor, Tensor> run() {
+  void run() {
     bool screened = screens(rows_.dtype, N_, rows_.D, latents_, k_);
     int64_t rows = std::min(N_, kMaxRows);
     for (int64_t n = 0; n < N_; n += rows) {
@@ -37,20 +46,9 @@ class Encoder {
       std::vector<int64_t> hopeless = screen(n, count);
       if (!hopeless.empty()) plain(0, int64_t(hopeless.size()), hopeless.data());
     }
-    return {values_, indices_};
   }
 
  private:
-  int64_t checked(int64_t k) const {
-    if (k < 1 || k > latents_)
-      throw std::invalid_argument("topk_encode: k must be between 1 and the number of eligible latents (" +
-                                  std::to_string(latents_) + "), got k=" + std::to_string(k));
-    if (latents_ >= std::numeric_limits<int32_t>::max())
-      throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 rows, got " +
-                                  std::to_string(latents_));
-    return k;
-  }
-
   // Tokens from one on, or those listed in `order`.
   Rows tokens(int64_t begin, const int64_t* order) const {
     Rows rows = rows_;
@@ -100,29 +98,51 @@ class Encoder {
   }
 
   void select(const Candidates& found, int64_t begin, int64_t rows, const int64_t* order) {
+    int64_t skipped = begin * output_.stride;
     SelectArgs args{scorer_.eligible(), order, activation_,
-                    static_cast<char*>(values_.mutable_data_ptr()) + begin * k_ * int64_t(values_.element_size()),
-                    indices_.mutable_data_ptr<int64_t>() + begin * k_, rows_.dtype};
+                    output_.values + skipped * int64_t(x_.element_size()), output_.indices + skipped, output_.stride,
+                    output_.first, rows_.dtype};
     parallel(rows, 16, FASTSPARSE_KERNEL(topk_encode_select), found, args);
   }
 
-  Tensor x_;
+  const Tensor& x_;
   Activation activation_;
   Scorer scorer_;
   int64_t latents_, N_, k_, row_bytes_;
   Rows rows_;
-  Tensor values_, indices_;
+  Output output_;
 };
+
+// Of the group that has fewest.
+int64_t eligible_latents(const std::optional<Tensor>& mask, int64_t size, int64_t groups) {
+  if (!mask) return size;
+  Tensor flags = as_contiguous(*mask, ScalarType::Bool);
+  auto* flag = static_cast<const bool*>(flags.const_data_ptr());
+  int64_t fewest = size;
+  for (int64_t g = 0; g < groups; ++g)
+    fewest = std::min<int64_t>(fewest, std::count(flag + g * size, flag + (g + 1) * size, true));
+  return fewest;
+}
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> topk_encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        int64_t k, int64_t activation,
                                        const std::optional<Tensor>& latent_scale,
-                                       const std::optional<Tensor>& latent_mask) {
+                                       const std::optional<Tensor>& latent_mask, int64_t groups) {
   InFloatMode mode(Subnormals::kept);
   auto chosen = option_of<Activation>("topk_encode", "activation", activation, kActivations);
-  return Encoder(x, weight, bias, k, chosen, latent_scale, latent_mask).run();
+  int64_t size = group_size(weight.size(0), groups), N = x.size(0), stride = groups * k;
+  check_chosen(k, eligible_latents(latent_mask, size, groups), groups);
+  Tensor tokens = with_unit_stride(x), values = allocate({N, stride}, x.scalar_type());
+  Tensor indices = allocate({N, stride}, ScalarType::Long);
+  for (int64_t g = 0; g < groups; ++g) {
+    auto its = [&](const std::optional<Tensor>& latents) { return part_of(latents, g * size, size); };
+    Output output{static_cast<char*>(values.mutable_data_ptr()) + g * k * int64_t(x.element_size()),
+                  indices.mutable_data_ptr<int64_t>() + g * k, stride, g * size};
+    Encoder(tokens, *its(weight), its(bias), k, chosen, its(latent_scale), its(latent_mask), output).run();
+  }
+  return {values, indices};
 }
 
 FASTSPARSE_REGISTER(fastsparse, CPU, topk_encode)
