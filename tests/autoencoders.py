@@ -4,9 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsparse.nn import MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE
+from fastsparse.nn import (
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    ReLUSAE,
+    SAELoss,
+    SparseAutoencoder,
+)
 
 D, M, K = 12, 40, 5
+
+# Of the kinds that have no k.
+OPTIONS = {
+    JumpReLUSAE: {"threshold": 0.5, "bandwidth": 0.6, "penalty_weight": 0.01, "dense": "sparse"},
+    GatedSAE: {"l1": 0.01, "dense": "sparse"},
+    ReLUSAE: {"l1": 0.01, "p": 0.7, "dense": "sparse"},
+}
 
 
 def make(
@@ -18,7 +33,9 @@ def make(
     k: int = K,
     **options,
 ) -> SparseAutoencoder:
-    return kind(d_model, num_latents, k, generator=torch.Generator().manual_seed(seed), **options)
+    sizes = (d_model, num_latents) if kind in OPTIONS else (d_model, num_latents, k)
+    options = OPTIONS.get(kind, {}) | options
+    return kind(*sizes, generator=torch.Generator().manual_seed(seed), **options)
 
 
 def scrambled(kind: type[SparseAutoencoder], seed: int = 2, **options) -> SparseAutoencoder:
@@ -38,7 +55,8 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 def gradients(sae: SparseAutoencoder, loss: Tensor) -> dict[str, Tensor]:
     names = [name for name, _ in sae.named_parameters()]
-    return dict(zip(names, torch.autograd.grad(loss, list(sae.parameters())), strict=True))
+    found = torch.autograd.grad(loss, list(sae.parameters()), materialize_grads=True)  # thresholds of codes
+    return dict(zip(names, found, strict=True))
 
 
 def train(sae: SparseAutoencoder, atoms: Tensor, steps: int) -> SAELoss:
@@ -50,18 +68,26 @@ def train(sae: SparseAutoencoder, atoms: Tensor, steps: int) -> SAELoss:
         optimizer.zero_grad()
         out = sae.loss((atoms[chosen] * (1 + torch.rand(64, 2, 1, generator=generator))).sum(dim=1))
         out.loss.backward()
-        sae.remove_parallel_gradient_()
+        sae.after_backward_()
         optimizer.step()
-        sae.normalize_decoder_()
+        sae.after_step_()
         sae.count_firings_(out.code)
     return out
 
 
 def textbook_loss(sae: SparseAutoencoder, x: Tensor, dead: Tensor | None = None) -> Tensor:
     """In dense codes, of which PyTorch takes the gradient itself."""
-    left = {TopKSAE: _left_by_topk, MatchingPursuitSAE: _left_by_pursuit}[type(sae)]
-    residual = left(sae, x)
-    loss = residual.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    spread = (x - x.mean(0)).pow(2).sum()
+    if type(sae) in OPTIONS:
+        code, penalty = _dense(sae, x, spread)
+        levels = [x - code[:, :m] @ sae.W_dec[:m] - sae.b_dec for m in (*sae.prefixes, sae.num_latents)]
+        residual, left = levels[-1], _left_by_topk
+        loss = sum(w * e.pow(2).sum() for w, e in zip(sae.prefix_weights, levels, strict=True)) / spread
+        loss = loss + penalty
+    else:
+        left = _left_by_pursuit if isinstance(sae, MatchingPursuitSAE) else _left_by_topk
+        residual = left(sae, x)
+        loss = residual.pow(2).sum() / spread
     if dead is not None:
         error = residual.detach()
         again = left(sae, x, error, dead, min(sae.aux_k, int(dead.sum())))
@@ -69,13 +95,65 @@ def textbook_loss(sae: SparseAutoencoder, x: Tensor, dead: Tensor | None = None)
     return loss
 
 
-def _left_by_topk(sae: TopKSAE, x: Tensor, error=None, dead=None, aux_k=0) -> Tensor:
-    """Of x by the k largest, rectified; or of an error by the largest of the dead."""
+def _dense(sae: SparseAutoencoder, x: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """The code (N, M) of all scores, and the penalty."""
+    u, norms = (x - sae.b_dec) @ sae.W_enc.T, sae.W_dec.norm(dim=1)
+    z = u + sae.b_enc
+    if isinstance(sae, GatedSAE):
+        gates = z.relu()
+        code = (z > 0) * (sae.r_mag.exp() * u + sae.b_mag).relu()
+        left = x - gates @ sae.W_dec.detach() - sae.b_dec.detach()
+        return code, sae.l1 * gates.sum(1).mean() + left.pow(2).sum() / spread
+    if isinstance(sae, ReLUSAE):
+        weighed = z.relu() * norms
+        return z.relu(), sae.l1 * weighed[weighed > 0].pow(sae.p).sum() / len(x)
+    raw = sae.raw_threshold.expand_as(z)
+    theta = raw.exp() if sae.threshold_form == "log" else raw
+    code, gate = _DenseJump.apply(z, theta, sae.bandwidth, sae.ste_to_input)
+    penalty = {
+        "l0": lambda: gate.sum(1).mean(),
+        "quadratic": lambda: (2 / sae.target_l0 * (gate.sum(1) - sae.target_l0).pow(2)).mean(),
+        "tanh": lambda: (sae.tanh_scale * code * norms).tanh().sum(1).mean(),
+    }[sae.penalty]()
+    below = ((theta - z).relu() * norms).sum(1).mean()
+    return code, sae.penalty_weight * penalty + sae.pre_act_weight * below
+
+
+class _DenseJump(torch.autograd.Function):
+    """``z H(z - theta)`` and ``H(z - theta)``, with the derivatives of arXiv 2407.14435."""
+
+    @staticmethod
+    def forward(ctx, z, theta, h, ste):
+        ctx.save_for_backward(z, theta)
+        ctx.options = h, ste
+        return z * (z > theta), (z > theta).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx, d_code, d_gate):
+        (z, theta), (h, ste) = ctx.saved_tensors, ctx.options
+        kernel = ((z - theta).abs() / h < 0.5).to(z.dtype) / h
+        d_theta = -kernel * theta * d_code - kernel * d_gate
+        return (z > theta) * d_code - (d_theta if ste else 0), d_theta, None, None
+
+
+def textbook_code(sae: SparseAutoencoder, x: Tensor, k: float, dead: Tensor | None = None) -> Tensor:
+    """Of every token the k largest, rectified; of a batch the floor(k N) largest; or the dead ones."""
     pre = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
-    pre = pre if dead is None else pre.masked_fill(~dead, -torch.inf)
-    top = pre.topk(sae.k if dead is None else aux_k, dim=1)
-    code = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
-    return (x - sae.b_dec if dead is None else error) - code @ sae.W_dec
+    if dead is not None:
+        pre = pre.masked_fill(~dead, -torch.inf)
+    batch = isinstance(sae, BatchTopKSAE) and dead is None
+    rows = pre.flatten().unsqueeze(0) if batch else pre
+    keys = rows.abs() if getattr(sae, "activation", "relu") == "abs" else rows
+    places = keys.topk(int(k * len(x)) if batch else k, dim=1).indices
+    kept = rows.gather(1, places)
+    kept = kept if keys is not rows else kept.relu()
+    return torch.zeros_like(rows).scatter(1, places, kept).view_as(pre)
+
+
+def _left_by_topk(sae: SparseAutoencoder, x: Tensor, error=None, dead=None, aux_k=0) -> Tensor:
+    if dead is None:
+        return x - sae.b_dec - textbook_code(sae, x, sae.k) @ sae.W_dec
+    return error - textbook_code(sae, x, aux_k, dead) @ sae.W_dec
 
 
 def _left_by_pursuit(sae: MatchingPursuitSAE, x: Tensor, error=None, dead=None, aux_k=0) -> Tensor:

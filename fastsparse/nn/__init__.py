@@ -1,10 +1,17 @@
 """Modules: thin layers over the functional API."""
 
+from fastsparse.nn.batch_topk_sae import BatchTopKSAE
 from fastsparse.nn.fvu import fvu
+from fastsparse.nn.gated_sae import GatedSAE
+from fastsparse.nn.jump_relu_sae import JumpReLUSAE
 from fastsparse.nn.matching_pursuit_sae import MatchingPursuitSAE
 from fastsparse.nn.para_gru import ParaGRU
 from fastsparse.nn.para_lstm import ParaLSTM
-from fastsparse.nn.sparse_autoencoder import SAELoss, SparseAutoencoder
+from fastsparse.nn.relu_sae import ReLUSAE
+from fastsparse.nn.sparse_autoencoder import Firings, SAELoss, SparseAutoencoder
 from fastsparse.nn.topk_sae import TopKSAE
 
-__all__ = ["MatchingPursuitSAE", "ParaGRU", "ParaLSTM", "SAELoss", "SparseAutoencoder", "TopKSAE", "fvu"]
+__all__ = [
+    "BatchTopKSAE", "Firings", "GatedSAE", "JumpReLUSAE", "MatchingPursuitSAE", "ParaGRU", "ParaLSTM",
+    "ReLUSAE", "SAELoss", "SparseAutoencoder", "TopKSAE", "fvu",
+]  # fmt: skip

@@ -42,15 +42,27 @@ def fvu(estimate: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"fvu: target must hold at least one token of shape (D,), got shape {tuple(target.shape)}"
         )
-    wide = torch.promote_types(target.dtype, torch.float32)
-    target = target.reshape(-1, target.shape[-1]).to(wide)
+    return unexplained(estimate, target, spread_of(target))
+
+
+def spread_of(target: Tensor) -> Tensor:
+    """What an error in tokens (..., D) is compared with: their squares about the mean, or about zero."""
+    target = _wide_rows(target)
     mean = target.mean(dim=0)
     spread = _squared_distance(target, mean.expand_as(target))  # ten times as fast as torch.var over rows
     power = spread + len(target) * mean.square().sum()
     scale = torch.where(spread > _NEGLIGIBLE * power, spread, power)
-    error = _squared_distance(estimate.reshape(target.shape).to(wide), target)
     # NaN and infinite targets are not "no power": they surface.
-    return error / torch.where(scale == 0, 1.0, scale)
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def unexplained(estimate: Tensor, target: Tensor, spread: Tensor) -> Tensor:
+    """The share of the target's spread that an estimate leaves."""
+    return _squared_distance(_wide_rows(estimate), _wide_rows(target)) / spread
+
+
+def _wide_rows(tokens: Tensor) -> Tensor:
+    return tokens.reshape(-1, tokens.shape[-1]).to(torch.promote_types(tokens.dtype, torch.float32))
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fastsparse._validation import UnitNormError
+from fastsparse._validation import UnitNormError, check_count
 from fastsparse.functional import Pursuit, matching_pursuit
-from fastsparse.nn.sparse_autoencoder import SparseAutoencoder
+from fastsparse.nn.sparse_autoencoder import Described, SparseAutoencoder
 
 
 class MatchingPursuitSAE(SparseAutoencoder):
@@ -16,14 +16,7 @@ class MatchingPursuitSAE(SparseAutoencoder):
     encodes and decodes. A step sees what the steps before it left, so that k can be chosen again after
     training: more steps, less error.
 
-    One training step::
-
-        out = sae.loss(x)
-        out.loss.backward()
-        sae.remove_parallel_gradient_()
-        optimizer.step()
-        sae.normalize_decoder_()
-        sae.count_firings_(out.code)
+    For a training step see :class:`SparseAutoencoder`.
 
     Args:
         d_model: D, the width of the activations.
@@ -71,16 +64,18 @@ class MatchingPursuitSAE(SparseAutoencoder):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        k = check_count(self._name, "k", k, 1)
         super().__init__(
             d_model,
             num_latents,
-            k,
+            unit_norm=True,
             aux_k=k if aux_k is None else aux_k,
             aux_weight=aux_weight,
             dead_after=dead_after,
             device=device,
             dtype=dtype,
         )
+        self.k = k
         if not isinstance(nonnegative, bool):
             raise TypeError(f"MatchingPursuitSAE: nonnegative must be a bool, got {nonnegative!r}")
         self.nonnegative = nonnegative
@@ -114,10 +109,10 @@ class MatchingPursuitSAE(SparseAutoencoder):
                 f"{self._name}: W_dec must have {found}; normalize_decoder_() gives it to them"
             ) from None
 
-    def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[Pursuit, Tensor]:
+    def _describe(self, x: Tensor, centered: Tensor) -> Described:
         """What was taken is x less the residual: no need to add it up again."""
         code = self._pursue(centered, self.W_dec, self.k)
-        return code, x - code.residual
+        return Described(code, [x - code.residual])
 
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """By going on with dead atoms alone; their gradient is all that comes of it."""
@@ -126,4 +121,4 @@ class MatchingPursuitSAE(SparseAutoencoder):
         return residual - self._pursue(residual, atoms, aux_k).residual
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, nonnegative={self.nonnegative}"
+        return f"{super().extra_repr()}, k={self.k}, nonnegative={self.nonnegative}"

@@ -1,53 +1,105 @@
-"""What every sparse autoencoder here has: unit-norm atoms, a centre, and dead latents to be revived."""
+"""What every sparse autoencoder here has: atoms, a centre, levels, and dead latents to be revived."""
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
-from fastsparse._validation import check_code, check_count, check_range, check_rows
-from fastsparse.functional import Pursuit, TopK, sparse_decode
+from fastsparse._validation import check_count, check_flag, check_range, check_rows, named
+from fastsparse.functional import BatchTopK, Pursuit, Ragged, TopK, sparse_decode
 from fastsparse.functional._tensors import flat
-from fastsparse.nn.fvu import fvu
+from fastsparse.nn._atoms import normalize_, own_rows, remove_parallel_
+from fastsparse.nn._groups import Group, counting_group
+from fastsparse.nn._levels import by_prefix
+from fastsparse.nn._median import geometric_median
+from fastsparse.nn.fvu import spread_of, unexplained
 
-# Rows of a parameter matrix are handled in blocks of about this many numbers, so that a second look at a row
-# finds it in the cache.
-_BLOCK = 2**18
+
+class Firings(NamedTuple):
+    """How often each latent had a nonzero value, where a step kept no code.
+
+    Attributes:
+        counts: (M,) int64.
+        num_tokens: of how many tokens.
+        num_entries: scalar int64, how many pre-activations a code would have had as entries.
+    """
+
+    counts: Tensor
+    num_tokens: int
+    num_entries: Tensor
+
+
+Code = TopK | Ragged | BatchTopK | Pursuit
 
 
 class SAELoss(NamedTuple):
     """What :meth:`SparseAutoencoder.loss` returns.
 
     Attributes:
-        loss: scalar to minimise: ``fvu + aux_weight * aux``.
+        loss: scalar to minimise: the weighted sum of the levels' fvu (one, of weight 1, where there are no
+            prefixes or budgets), and ``penalty``, and ``aux_weight * aux``.
         fvu: scalar, the fraction of the batch's variance that the reconstruction leaves unexplained.
         aux: scalar, the same of the residual as dead latents reconstruct it; 0 with nothing to revive.
+        penalty: scalar, what sparsity costs, its weight included; 0 for encoders that choose how many.
         l0: scalar, the mean number of nonzero values a token.
+        density: the share of the N M pre-activations that were kept as entries.
         num_dead: how many latents are dead.
-        code: the batch's code, as ``encode`` returns it.
+        code: the batch's code, a row for every token; :class:`Firings` where none was kept.
     """
 
     loss: Tensor
     fvu: Tensor
     aux: Tensor
+    penalty: Tensor
     l0: Tensor
+    density: float
     num_dead: int
-    code: TopK | Pursuit
+    code: Code | Firings
+
+
+class Described(NamedTuple):
+    """Tokens (N, D) as a model describes them.
+
+    Attributes:
+        code: as :class:`SAELoss` returns it.
+        levels: (N, D) reconstructions.
+        penalty: scalar, where there is one.
+        main: which of the levels is the code's.
+    """
+
+    code: Code | Firings
+    levels: Sequence[Tensor]
+    penalty: Tensor | None = None
+    main: int = -1
 
 
 class SparseAutoencoder(nn.Module, ABC):
     """The part of an autoencoder that doesn't depend on how it encodes.
 
-    A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``, which start with norm 1. Subclasses
-    encode (:meth:`encode`), and reconstruct for :meth:`loss` a batch (``_reconstruct``) and, by dead latents
-    alone, what is left of it (``_revive``).
+    A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``. Subclasses encode (:meth:`encode`),
+    and for :meth:`loss` describe a batch (``_describe``) and reconstruct, by dead latents alone, what is left
+    of it (``_revive``).
+
+    One training step::
+
+        out = sae.loss(x)
+        out.loss.backward()
+        sae.after_backward_()
+        optimizer.step()
+        sae.after_step_()
+        sae.count_firings_(out.code)
 
     Args:
         d_model: D, the width of the activations.
         num_latents: M.
-        k: how many latents describe a token.
+        unit_norm: whether atoms are kept at norm 1.
+        prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
+            as they can on their own, as all do (Matryoshka).
+        prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
         aux_k: how many dead latents the auxiliary loss uses for a token; 0 turns it off.
         aux_weight: its weight in the loss.
         dead_after: a latent is dead when it has had no nonzero value for this many tokens.
@@ -58,7 +110,8 @@ class SparseAutoencoder(nn.Module, ABC):
         tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, or aux_weight is negative or not finite.
+        TypeError, ValueError: a size is not a positive integer, a weight is negative or not finite, or
+            prefixes don't ascend below M.
     """
 
     tokens_since_fired: Tensor
@@ -67,8 +120,10 @@ class SparseAutoencoder(nn.Module, ABC):
         self,
         d_model: int,
         num_latents: int,
-        k: int,
         *,
+        unit_norm: bool,
+        prefixes: Sequence[int] = (),
+        prefix_weights: Sequence[float] | None = None,
         aux_k: int,
         aux_weight: float,
         dead_after: int,
@@ -76,14 +131,15 @@ class SparseAutoencoder(nn.Module, ABC):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(aux_weight) and aux_weight >= 0):
-            raise ValueError(f"{self._name}: aux_weight must be finite and at least 0, got {aux_weight}")
         self.d_model = check_count(self._name, "d_model", d_model, 1)
         self.num_latents = check_count(self._name, "num_latents", num_latents, 1)
-        self.k = check_count(self._name, "k", k, 1)
+        check_flag(self._name, "unit_norm", unit_norm)
+        self.unit_norm = unit_norm
+        self.prefixes = self._ascending("prefixes", prefixes, self.num_latents - 1)
+        self.prefix_weights = self._weights("prefix_weights", prefix_weights, len(self.prefixes) + 1)
         self.aux_k = check_count(self._name, "aux_k", aux_k, 0)
         self.dead_after = check_count(self._name, "dead_after", dead_after, 1)
-        self.aux_weight = aux_weight
+        self.aux_weight = self._weight("aux_weight", aux_weight)
         factory = {"device": device, "dtype": dtype}
         self.W_dec = nn.Parameter(torch.empty(self.num_latents, self.d_model, **factory))
         self.b_dec = nn.Parameter(torch.zeros(self.d_model, **factory))
@@ -94,7 +150,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new atoms, and start again from them."""
         self.W_dec.normal_(generator=generator)
-        self.normalize_decoder_()
+        normalize_(self.W_dec)
         self.b_dec.zero_()
         self.tokens_since_fired.zero_()
 
@@ -120,34 +176,36 @@ class SparseAutoencoder(nn.Module, ABC):
                 f"got {method!r}"
             )
         tokens = x.reshape(-1, self.d_model).to(torch.promote_types(self.b_dec.dtype, torch.float32))
-        self.b_dec.copy_(tokens.mean(dim=0) if method == "mean" else _geometric_median(tokens))
+        self.b_dec.copy_(tokens.mean(dim=0) if method == "mean" else geometric_median(tokens))
 
     @abstractmethod
-    def encode(self, x: Tensor) -> TopK | Pursuit:
+    def encode(self, x: Tensor) -> Code:
         """Describe tokens (..., D) by a few latents each."""
 
-    def decode(self, code: TopK | Pursuit | Tensor, indices: Tensor | None = None) -> Tensor:
+    def decode(self, code: Code | Tensor, indices: Tensor | None = None) -> Tensor:
         """Reconstruct tokens from codes.
 
         Args:
-            code: what :meth:`encode` returned, or its values (..., k).
+            code: what :meth:`encode` returned, or the values (..., k) of a code of k entries a token.
             indices: (..., k) int64, where ``code`` holds only the values.
 
         Returns:
-            (..., D).
+            (..., D); of a ragged code (N, D), a row for every token.
 
         Raises:
             TypeError: values came without indices.
         """
+        offsets = None
         if indices is None:
             if isinstance(code, Tensor):
                 raise TypeError(f"{self._name}.decode: indices must be given with values, got None")
+            offsets = code.offsets if isinstance(code, Ragged | BatchTopK) else None
             code, indices = code[:2]
-        return sparse_decode(code, indices, self.W_dec, self.b_dec)
+        return sparse_decode(code, indices, self.W_dec, self.b_dec, offsets)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct tokens (..., D) from their codes."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x)).reshape(x.shape)
 
     def loss(self, x: Tensor) -> SAELoss:
         """Score the reconstruction of a batch; in training mode also how well dead latents would mend it.
@@ -172,29 +230,57 @@ class SparseAutoencoder(nn.Module, ABC):
         dead = self.dead
         num_dead = int(dead.sum())  # first: torch.compile breaks its graph here, before there are gradients
         aux_k = min(self.aux_k, num_dead)
+        check_rows(self._name, "x", x, self.d_model)
+        x = flat(x) if x.dim() > 1 else x.unsqueeze(0)
+        if len(x) == 0:
+            raise ValueError(f"{self._name}: x must hold at least one token, got shape {tuple(x.shape)}")
+        spread = spread_of(x)
         centered = self._center(x)
-        code, reconstruction = self._reconstruct(x, centered)
-        main = total = fvu(reconstruction, x)
+        code, levels, penalty, chosen = self._describe(x, centered)
+        scores = [unexplained(level, x, spread) for level in levels]
+        main = total = scores[chosen]
+        if len(scores) > 1:
+            total = sum(w * score for w, score in zip(self._level_weights(), scores, strict=True))
         aux = main.new_zeros(())
+        if penalty is None:
+            penalty = aux
+        else:
+            total = total + penalty
         if self.training and aux_k > 0:
-            residual = x.detach() - reconstruction.detach()
-            aux = fvu(self._revive(centered, residual, dead, aux_k), residual)
-            total = main + self.aux_weight * aux
-        l0 = self._active(code).sum(dim=-1).float().mean()
-        return SAELoss(total, main.detach(), aux.detach(), l0, num_dead, code)
+            residual = x.detach() - levels[chosen].detach()
+            aux = unexplained(self._revive(centered, residual, dead, aux_k), residual, spread_of(residual))
+            total = total + self.aux_weight * aux
+        l0, density = self._counts(code, len(x))
+        return SAELoss(total, main.detach(), aux.detach(), penalty.detach(), l0, density, num_dead, code)
 
     @abstractmethod
-    def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[TopK | Pursuit, Tensor]:
-        """The code of a batch, and what it stands for."""
+    def _describe(self, x: Tensor, centered: Tensor) -> Described:
+        """A batch of tokens (N, D), as they are and less ``b_dec``."""
+
+    def _decoded(self, code: TopK | Ragged | BatchTopK) -> Sequence[Tensor]:
+        """The levels of a code."""
+        if not self.prefixes:
+            return [self.decode(code)]
+        code = code.code if isinstance(code, BatchTopK) else code
+        levels = by_prefix(code, (*self.prefixes, self.num_latents), self.W_dec)
+        return (levels + self.b_dec).unbind(dim=1)
+
+    def _level_weights(self) -> Sequence[float]:
+        return self.prefix_weights
 
     @abstractmethod
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """The residual (fixed) of a batch as ``aux_k`` dead latents a token reconstruct it, without b_dec."""
 
+    def _counts(self, code: Code | Firings, num_tokens: int) -> tuple[Tensor, float]:
+        """The mean number of nonzero values a token, and the share of pre-activations that are entries."""
+        if isinstance(code, Firings):
+            return code.counts.sum() / num_tokens, int(code.num_entries) / (num_tokens * self.num_latents)
+        active = self._active(code).sum(dtype=torch.float32)
+        return active / num_tokens, code.values.numel() / (num_tokens * self.num_latents)
+
     @torch.no_grad()
-    def count_firings_(
-        self, code: TopK | Pursuit, *, group: "distributed.ProcessGroup | Literal['self'] | None" = None
-    ) -> None:
+    def count_firings_(self, code: Code | Firings, *, group: Group = None) -> None:
         """Count the tokens of a step, and since when each latent has not fired: had no nonzero value.
 
         Call after ``backward``, with the code that :meth:`loss` returned; of a step of several losses, with
@@ -212,21 +298,35 @@ class SparseAutoencoder(nn.Module, ABC):
             IndexError: the code holds latents that there are none of.
         """
         name = f"{self._name}.count_firings_"
-        if not isinstance(code, TopK | Pursuit):
-            raise TypeError(f"{name}: code must be a TopK or a Pursuit, got {type(code).__name__}")
-        indices = check_code(name, code.values, code.indices)
-        M, group = self.num_latents, _group(name, group)
-        check_range(name, flat(indices), M)
-        fired = torch.zeros(M + 1, dtype=torch.bool, device=code.values.device)
-        # Only a nonzero value is a firing: a code is filled up to k.
-        fired.index_fill_(0, torch.where(self._active(code), indices, M).flatten(), True)
-        num_tokens: int | Tensor = indices.shape[:-1].numel()
+        if not isinstance(code, Code | Firings):
+            raise TypeError(f"{name}: code must be what encode or loss returned, got {named(code)}")
+        M, group = self.num_latents, counting_group(name, group)
+        fired = torch.zeros(M + 1, dtype=torch.bool, device=self.tokens_since_fired.device)
+        num_tokens: int | Tensor
+        if isinstance(code, Firings):
+            fired[:M], num_tokens = code.counts > 0, code.num_tokens
+        else:
+            check_range(name, flat(code.indices) if code.indices.dim() > 1 else code.indices, M)
+            # Only a nonzero value is a firing: a code is filled up to k.
+            fired.index_fill_(0, torch.where(self._active(code), code.indices, M).flatten(), True)
+            ragged = isinstance(code, Ragged | BatchTopK)
+            num_tokens = code.offsets.shape[0] - 1 if ragged else code.indices.shape[:-1].numel()
         if group is not None:
             totals = fired.to(torch.int64)
             totals[M] = num_tokens
             distributed.all_reduce(totals, group=group)
             fired, num_tokens = totals > 0, totals[M]
         self.tokens_since_fired.add_(num_tokens).masked_fill_(fired[:M], 0)
+
+    def after_backward_(self) -> None:
+        """What a training step does between ``backward`` and the optimiser's step."""
+        if self.unit_norm:
+            self.remove_parallel_gradient_()
+
+    def after_step_(self) -> None:
+        """What a training step does after the optimiser's step."""
+        if self.unit_norm:
+            self.normalize_decoder_()
 
     @property
     def dead(self) -> Tensor:
@@ -247,13 +347,10 @@ class SparseAutoencoder(nn.Module, ABC):
         Source: Gao et al. 2024, arXiv 2406.04093, appendix A.1.
         """
         self._reshard()
-        own = self._own_rows("remove_parallel_gradient_", "W_dec", self.W_dec)
-        if self.W_dec.grad is None:
-            return
-        gradient = self._own_rows("remove_parallel_gradient_", "W_dec.grad", self.W_dec.grad)
-        for atoms, grad in zip(_row_blocks(own), _row_blocks(gradient), strict=True):
-            along = (grad * atoms).sum(dim=1, keepdim=True)
-            grad.addcmul_(atoms, along, value=-1)
+        method, shape = f"{self._name}.remove_parallel_gradient_", (self.num_latents, self.d_model)
+        own = own_rows(method, "W_dec", self.W_dec, shape)
+        if self.W_dec.grad is not None:
+            remove_parallel_(own_rows(method, "W_dec.grad", self.W_dec.grad, shape), own)
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
@@ -265,15 +362,14 @@ class SparseAutoencoder(nn.Module, ABC):
             ValueError: ``W_dec`` is sharded otherwise than by rows.
         """
         self._reshard()
-        wide = torch.promote_types(self.W_dec.dtype, torch.float32)
-        for atoms in _row_blocks(self._own_rows("normalize_decoder_", "W_dec", self.W_dec)):
-            norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True, dtype=wide)
-            atoms.div_(norms.clamp_min_(torch.finfo(wide).tiny))
+        shape = (self.num_latents, self.d_model)
+        normalize_(own_rows(f"{self._name}.normalize_decoder_", "W_dec", self.W_dec, shape))
 
     def extra_repr(self) -> str:
         return (
-            f"d_model={self.d_model}, num_latents={self.num_latents}, k={self.k}, aux_k={self.aux_k}, "
-            f"aux_weight={self.aux_weight:g}, dead_after={self.dead_after}"
+            f"d_model={self.d_model}, num_latents={self.num_latents}, aux_k={self.aux_k}, "
+            f"aux_weight={self.aux_weight:g}, dead_after={self.dead_after}, unit_norm={self.unit_norm}"
+            + (f", prefixes={self.prefixes}" if self.prefixes else "")
         )
 
     def _center(self, x: Tensor) -> Tensor:
@@ -287,72 +383,29 @@ class SparseAutoencoder(nn.Module, ABC):
         if reshard := getattr(self, "reshard", None):
             reshard()
 
-    def _own_rows(self, method: str, name: str, matrix: Tensor) -> Tensor:
-        """The rows of a (M, D) matrix that this process holds, each of them whole."""
-        shape = (self.num_latents, self.d_model)
-        if matrix.shape != shape:  # as FSDP1 and ZeRO-3 leave parameters, outside of their contexts
-            raise ValueError(
-                f"{self._name}.{method}: {name} must have shape (num_latents, d_model) = {shape}, "
-                f"got shape {tuple(matrix.shape)}; gather what is sharded otherwise than by rows first"
-            )
-        placements = getattr(matrix, "placements", None)  # importing DTensor to ask for it takes seconds
-        if placements is None:
-            return matrix
-        if not all(place.is_replicate() or getattr(place, "dim", None) == 0 for place in placements):
-            raise ValueError(
-                f"{self._name}.{method}: {name} must be sharded by rows, Shard(0), or replicated, "
-                f"got placements {tuple(placements)}"
-            )
-        return matrix.to_local()
-
     @staticmethod
-    def _active(code: TopK | Pursuit) -> Tensor:
+    def _active(code: Code) -> Tensor:
         return code.values.detach().abs() > 0  # not NaN
 
     @property
     def _name(self) -> str:
         return type(self).__name__
 
+    def _ascending(self, name: str, numbers: Sequence[int], most: int) -> tuple[int, ...]:
+        """Positive whole numbers, each larger than the one before it."""
+        found = tuple(check_count(self._name, name, number, 1) for number in numbers)
+        if any(a >= b for a, b in pairwise(found)) or (found and found[-1] > most):
+            raise ValueError(f"{self._name}: {name} must ascend and be at most {most}, got {found}")
+        return found
 
-def _group(
-    name: str, group: "distributed.ProcessGroup | Literal['self'] | None"
-) -> "distributed.ProcessGroup | None":
-    """The processes to count with, None for this one alone; which, where there are several, is never guessed.
+    def _weights(self, name: str, weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+        """So many weights, 1 each where none are given."""
+        found = (1.0,) * count if weights is None else tuple(self._weight(name, w) for w in weights)
+        if len(found) != count:
+            raise ValueError(f"{self._name}: {name} must be {count} numbers, got {len(found)}")
+        return found
 
-    Tokens of others that are left out make latents dead that fire, and waiting for processes that don't count
-    would hang.
-    """
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    if group is None and several:
-        raise ValueError(
-            f"{name}: group must say whose tokens are counted where {distributed.get_world_size()} processes "
-            "run: torch.distributed.group.WORLD for data parallelism, 'self' for this process alone; got None"
-        )
-    if group is None or (isinstance(group, str) and group == "self"):
-        return None
-    if not isinstance(group, distributed.ProcessGroup):  # such as what new_group returns to other processes
-        raise TypeError(
-            f"{name}: group must be a process group that this process is in, or 'self', got {group!r}"
-        )
-    return group
-
-
-def _row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
-    """Views of a few rows each on the CPU; the whole matrix elsewhere, where launches cost more."""
-    if matrix.device.type != "cpu":
-        return (matrix,)
-    return matrix.split(max(1, _BLOCK // matrix.shape[1]))
-
-
-def _geometric_median(points: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point with the least sum of distances to all, by Weiszfeld's iteration (Tohoku Math J 43, 1937)."""
-    median = points.mean(dim=0)
-    for _ in range(iterations):
-        distances = torch.linalg.vector_norm(points - median, dim=1)
-        # A point under the current median would get infinite weight: at 1e-8 of the mean distance it stops.
-        nearest = (1e-8 * distances.mean()).clamp_min(torch.finfo(points.dtype).tiny)
-        weights = nearest / distances.clamp_min(nearest)
-        before, median = median, (weights / weights.sum()) @ points
-        if torch.linalg.vector_norm(median - before) <= tolerance * torch.linalg.vector_norm(median):
-            break
-    return median
+    def _weight(self, name: str, weight: float) -> float:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{self._name}: {name} must be finite and at least 0, got {weight}")
+        return float(weight)

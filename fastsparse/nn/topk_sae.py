@@ -1,38 +1,46 @@
 """The TopK sparse autoencoder with unit-norm atoms and an auxiliary loss that revives dead latents."""
 
-import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastsparse._options import position_of
 from fastsparse._validation import check_count
-from fastsparse.functional import TopK, spmm, topk_encode
-from fastsparse.nn.sparse_autoencoder import SparseAutoencoder
+from fastsparse.functional import TopK, topk_encode
+from fastsparse.nn._levels import by_budget
+from fastsparse.nn._threshold import Thresholded
+from fastsparse.nn.sparse_autoencoder import Code, Described, Firings
 
 
-class TopKSAE(SparseAutoencoder):
+class TopKSAE(Thresholded):
     """A sparse autoencoder that describes every token by its k strongest latents.
 
     ``z = relu(topk(W_enc (x - b_dec) + b_enc))``, reconstruction ``z W_dec + b_dec``. The rows of ``W_dec``
     (the atoms) start with norm 1, ``W_enc`` as a copy of ``W_dec``, both biases as 0.
 
-    One training step::
-
-        out = sae.loss(x)
-        out.loss.backward()
-        sae.remove_parallel_gradient_()
-        optimizer.step()
-        sae.normalize_decoder_()
-        sae.count_firings_(out.code)
+    For a training step see :class:`SparseAutoencoder`.
 
     Args:
         d_model: D, the width of the activations.
         num_latents: M.
-        k: how many latents describe a token, 1 <= k <= M.
+        k: how many latents describe a token, 1 <= k <= M / groups: of each group.
+        activation: ``"relu"``, or ``"abs"``: the latents of the largest absolute scores, with their signs.
+        groups: how many equal groups the latents are in, one after the other (GroupMax: ``groups=k, k=1``).
+        budgets: ascending; numbers of latents a token that are to reconstruct as well as they can, the
+            strongest first (Multi-TopK: ``(k, 4 * k)``; HierarchicalTopK: any few). One of them is k; the
+            loss encodes by the largest. Not beside groups or prefixes.
+        budget_weights: of their losses; default: 1 each.
+        unit_norm: whether atoms are kept at norm 1.
+        prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
+            as they can on their own, as all do (Matryoshka).
+        prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
         aux_k: how many dead latents the auxiliary loss uses for a token; 0 turns it off. Default: the power
             of two nearest to D / 2.
         aux_weight: its weight in the loss.
         dead_after: a latent is dead when it has not been positive for this many tokens.
+        threshold_decay: of the moving average of the least positive value of a token, which
+            :meth:`export_threshold` makes a threshold.
         device, dtype: of the parameters.
         generator: source of the initial atoms, on the parameters' device; default: PyTorch's global one.
 
@@ -41,7 +49,8 @@ class TopKSAE(SparseAutoencoder):
         tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, or k is above M.
+        TypeError, ValueError: a size is not a positive integer, k is above M / groups, or an option is out of
+            its range.
 
     Example:
         >>> import torch
@@ -61,32 +70,54 @@ class TopKSAE(SparseAutoencoder):
         num_latents: int,
         k: int,
         *,
+        activation: str = "relu",
+        groups: int = 1,
+        budgets: Sequence[int] = (),
+        budget_weights: Sequence[float] | None = None,
+        unit_norm: bool = True,
+        prefixes: Sequence[int] = (),
+        prefix_weights: Sequence[float] | None = None,
         aux_k: int | None = None,
         aux_weight: float = 1 / 32,
         dead_after: int = 10_000_000,
+        threshold_decay: float = 0.999,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        d_model = check_count(self._name, "d_model", d_model, 1)
-        if aux_k is None:
-            aux_k = 2 ** max(0, round(math.log2(d_model / 2)))
-        factory = {"device": device, "dtype": dtype}
         super().__init__(
-            d_model, num_latents, k, aux_k=aux_k, aux_weight=aux_weight, dead_after=dead_after, **factory
+            d_model,
+            num_latents,
+            unit_norm=unit_norm,
+            prefixes=prefixes,
+            prefix_weights=prefix_weights,
+            aux_k=aux_k,
+            aux_weight=aux_weight,
+            dead_after=dead_after,
+            threshold_decay=threshold_decay,
+            device=device,
+            dtype=dtype,
         )
-        if self.k > self.num_latents:
-            raise ValueError(f"TopKSAE: k must be at most num_latents ({self.num_latents}), got k={self.k}")
-        self.W_enc = nn.Parameter(torch.empty(self.num_latents, d_model, **factory))
-        self.b_enc = nn.Parameter(torch.zeros(self.num_latents, **factory))
+        self.k = check_count(self._name, "k", k, 1)
+        position_of(self._name, "activation", activation, ("relu", "abs"))
+        self.activation = self._activation = activation
+        self.groups = check_count(self._name, "groups", groups, 1)
+        if self.num_latents % self.groups:
+            raise ValueError(
+                f"{self._name}: groups must divide num_latents ({self.num_latents}), got groups={groups}"
+            )
+        most = self.num_latents // self.groups
+        if self.k > most:
+            of_all = "num_latents" if self.groups == 1 else "num_latents / groups"
+            raise ValueError(f"{self._name}: k must be at most {of_all} ({most}), got k={self.k}")
+        self.budgets = self._ascending("budgets", budgets, self.num_latents)
+        self.budget_weights = self._weights("budget_weights", budget_weights, len(self.budgets))
+        if self.budgets and (self.k not in self.budgets or self.prefixes or self.groups > 1):
+            raise ValueError(
+                f"{self._name}: budgets must hold k ({self.k}), and have neither prefixes nor groups beside "
+                f"them, got budgets={self.budgets}, prefixes={self.prefixes}, groups={self.groups}"
+            )
         self.reset_parameters(generator)
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new atoms, and start again from them."""
-        super().reset_parameters(generator)
-        self.W_enc.copy_(self.W_dec)
-        self.b_enc.zero_()
 
     def encode(self, x: Tensor) -> TopK:
         """Describe tokens by their k strongest latents.
@@ -95,18 +126,37 @@ class TopKSAE(SparseAutoencoder):
             x: (..., D), the dtype of the parameters, or one that it covers.
 
         Returns:
-            :class:`fastsparse.TopK` ``(values, indices)``, both (..., k), largest first, values at least 0.
+            :class:`fastsparse.TopK` ``(values, indices)``, both (..., k), largest first; of groups
+            (..., groups k), group by group. Values are at least 0 but for ``activation="abs"``.
         """
-        return self._encode(self._center(x))
+        return self._encode(self._center(x), self.k)
 
-    def _encode(self, centered: Tensor, *, k: int | None = None, latent_mask: Tensor | None = None) -> TopK:
-        k = self.k if k is None else k
-        return topk_encode(centered, self.W_enc, self.b_enc, k=k, latent_mask=latent_mask)
+    def _encode(self, centered: Tensor, k: int) -> TopK:
+        return topk_encode(
+            centered, self.W_enc, self.b_enc, k=k, activation=self.activation, groups=self.groups
+        )
 
-    def _reconstruct(self, x: Tensor, centered: Tensor) -> tuple[TopK, Tensor]:
-        code = self._encode(centered)
-        return code, self.decode(code)
+    def _describe(self, x: Tensor, centered: Tensor) -> Described:
+        if not self.budgets:
+            code = self._encode(centered, self.k)
+            return Described(code, self._decoded(code))
+        code = self._encode(centered, self.budgets[-1])
+        levels = by_budget(code, self.budgets, self.W_dec) + self.b_dec
+        chosen = self.budgets.index(self.k)
+        kept = TopK(code.values[:, : self.k], code.indices[:, : self.k])
+        return Described(kept, levels.unbind(dim=1), main=chosen)
 
-    def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
-        """By the strongest dead latents; the gradient reaches their rows of both matrices, and b_dec."""
-        return spmm(*self._encode(centered, k=aux_k, latent_mask=dead), self.W_dec)
+    def _level_weights(self) -> Sequence[float]:
+        return self.budget_weights if self.budgets else self.prefix_weights
+
+    def _least_positive(self, code: Code | Firings) -> Tensor:
+        """Of every token's values; tokens without a positive one say nothing."""
+        values = code.values.detach().float().abs()
+        least = torch.where(values > 0, values, torch.inf).amin(dim=-1).flatten()
+        there = least < torch.inf
+        return torch.stack([torch.where(there, least, 0).sum(), there.sum(dtype=torch.float32)])
+
+    def extra_repr(self) -> str:
+        told = f"{super().extra_repr()}, k={self.k}, activation={self.activation!r}"
+        told += f", groups={self.groups}" if self.groups > 1 else ""
+        return told + (f", budgets={self.budgets}" if self.budgets else "")

@@ -9,7 +9,7 @@ import torch
 from autoencoders import D, make, scrambled, tokens
 from torch import Tensor, distributed, nn
 
-from fastsparse.nn import MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE
+from fastsparse.nn import Firings, JumpReLUSAE, MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="needs gloo"
@@ -32,7 +32,8 @@ class Score(nn.Module):
 
 def autoencoder(kind: type, num_latents: int = 7) -> SparseAutoencoder:
     """Some latents are dead, and more of them will be in between, unless they fire."""
-    sae = scrambled(kind, num_latents=num_latents, k=1, aux_k=1, dead_after=15)
+    options = {"dense": "stripes", "threshold_form": "linear"} if kind is JumpReLUSAE else {}
+    sae = scrambled(kind, num_latents=num_latents, k=1, aux_k=1, dead_after=15, **options)
     sae.tokens_since_fired[::3] = 15
     return sae
 
@@ -47,11 +48,13 @@ def train(
         optimizer.zero_grad()
         outs = [score(x) for x in parts]
         (sum(out.loss for out in outs) / len(outs)).backward()
-        sae.remove_parallel_gradient_()
+        sae.after_backward_()
         optimizer.step()
-        sae.normalize_decoder_()
+        sae.after_step_()
+        kind = type(outs[0].code)
+        join = sum if kind is Firings else torch.cat
         codes = zip(*(out.code for out in outs), strict=True)
-        sae.count_firings_(type(outs[0].code)(*(torch.cat(part) for part in codes)), group=group)
+        sae.count_firings_(kind(*(join(part) for part in codes)), group=group)
         dead.append(outs[0].num_dead)
     return dead
 
@@ -67,7 +70,8 @@ def expect_the_steps_of_one(
     expected = train(one, one.loss, BATCHES, "self")
     dead = train(sae, wrap(sae), [[parts[rank]] for parts in BATCHES], distributed.group.WORLD)
     assert dead == expected
-    assert torch.equal(sae.tokens_since_fired, one.tokens_since_fired)
+    for name, buffer in sae.named_buffers():
+        torch.testing.assert_close(buffer, one.get_buffer(name))
     for name, parameter in sae.named_parameters():
         torch.testing.assert_close(whole(parameter.detach()), one.get_parameter(name).detach())
     if sae.num_latents > 1:
@@ -98,7 +102,7 @@ def work(rank: int, store: str) -> None:
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(SHARES))
-    for kind in (TopKSAE, MatchingPursuitSAE):
+    for kind in (TopKSAE, MatchingPursuitSAE, JumpReLUSAE):
         expect_the_steps_of_one(autoencoder(kind), replicate, rank)
         expect_the_steps_of_one(autoencoder(kind), shard, rank)  # 4 and 3 rows
         expect_the_steps_of_one(autoencoder(kind), shard_leaving_the_whole, rank)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from autoencoders import D, K, M, gradients, make, scrambled, textbook_loss, tokens, train
+from autoencoders import OPTIONS, D, K, M, gradients, make, scrambled, textbook_loss, tokens, train
 from torch.utils.checkpoint import checkpoint
 
-from fastsparse import TopK
-from fastsparse.nn import MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE, fvu
+from fastsparse import BatchTopK, Ragged, TopK
+from fastsparse.nn import BatchTopKSAE, MatchingPursuitSAE, SAELoss, SparseAutoencoder, TopKSAE, fvu
 
-pytestmark = pytest.mark.parametrize("kind", [TopKSAE, MatchingPursuitSAE])
+pytestmark = pytest.mark.parametrize("kind", [TopKSAE, BatchTopKSAE, MatchingPursuitSAE, *OPTIONS])
 
 
 def test_initial_state(kind: type) -> None:
@@ -26,10 +26,16 @@ def test_encode_decode_forward_agree_with_leading_dimensions(kind: type) -> None
     sae = scrambled(kind)
     x = tokens(3, 4, D, dtype=torch.float64)
     code = sae.encode(x)
-    assert code.values.shape == code.indices.shape == (3, 4, K)
+    if isinstance(code, Ragged | BatchTopK):
+        assert code.offsets.shape == (13,)
+        dense = Ragged(*code[:3]).to_dense(M)
+        torch.testing.assert_close(dense @ sae.W_dec + sae.b_dec, sae(x).flatten(0, 1))
+        x = x.flatten(0, 1)
+    else:
+        assert code.values.shape == code.indices.shape == (3, 4, K)
+        torch.testing.assert_close(sae.decode(code.values, code.indices), sae(x))
     assert code.values.min() >= 0
     torch.testing.assert_close(sae.decode(code), sae(x))
-    torch.testing.assert_close(sae.decode(code.values, code.indices), sae(x))
     torch.testing.assert_close(sae.loss(x).fvu, fvu(sae(x), x))
 
 
@@ -47,7 +53,7 @@ def test_loss_and_gradients_are_the_textbooks(kind: type, num_dead: int) -> None
         torch.testing.assert_close(out.loss, expected)
         assert out.num_dead == num_dead
         assert (out.aux > 0) == (num_dead > 0)
-        torch.testing.assert_close(out.fvu, textbook_loss(sae, x))
+        torch.testing.assert_close(out.fvu + out.penalty, textbook_loss(sae, x))
         leaves = [x, *sae.parameters()]
         torch.testing.assert_close(
             torch.autograd.grad(out.loss, leaves), torch.autograd.grad(expected, leaves)
@@ -55,19 +61,20 @@ def test_loss_and_gradients_are_the_textbooks(kind: type, num_dead: int) -> None
 
 
 def test_evaluation_does_not_revive(kind: type) -> None:
-    sae = make(kind, dead_after=1).eval()
-    sae.tokens_since_fired.fill_(5)
+    sae = make(kind, dead_after=1)
+    sae.count_firings_(sae.encode(tokens(7, D)))
+    sae.eval().tokens_since_fired.fill_(5)
     out = sae.loss(tokens(7, D))
     assert out.num_dead == M
     assert out.aux == 0
-    assert out.loss == out.fvu
+    assert out.loss == out.fvu + out.penalty
 
 
 def push_down(sae: SparseAutoencoder) -> torch.Tensor:
     """Leave a third of the latents without a part in the data; returns the atoms that those are made of."""
     atoms = tokens(30, D, seed=5)
     with torch.no_grad():
-        if isinstance(sae, TopKSAE):  # positive at times, but never among the k largest
+        if not isinstance(sae, MatchingPursuitSAE):  # positive at times, but never among the k largest
             sae.b_enc[:10] = -1.2
         else:  # the data lie in one half of the dimensions, these in the other
             sae.W_dec[:10, : D // 2] *= 0.02
@@ -79,6 +86,8 @@ def push_down(sae: SparseAutoencoder) -> torch.Tensor:
 
 @pytest.mark.parametrize(("aux_weight", "dead"), [(0.0, range(6, 11)), (1 / 32, range(3))])
 def test_dead_latents_are_revived_by_the_auxiliary_loss(kind: type, aux_weight: float, dead: range) -> None:
+    if kind in OPTIONS:
+        pytest.skip("how many are active is not fixed: a latent without a part is never close to having one")
     sae = make(kind, num_latents=30, k=2, aux_weight=aux_weight, aux_k=4, dead_after=600)
     train(sae, push_down(sae), 200)
     assert int(sae.dead[:10].sum()) in dead
@@ -113,6 +122,7 @@ def test_activation_checkpointing(kind: type, use_reentrant: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch.compile, where graphs break
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)  # how many scores are above a threshold
 def test_compiled_loss_follows_the_dead_latents(kind: type) -> None:
     sae = scrambled(kind, aux_k=4, dead_after=30)
     compiled = torch.compile(sae.loss, backend="eager")
@@ -179,10 +189,10 @@ def test_degenerate_batches_train_without_nan(kind: type, x: torch.Tensor) -> No
         out = sae.loss(x)
         assert out.num_dead > 0
         out.loss.backward()
-        sae.remove_parallel_gradient_()
+        sae.after_backward_()
         optimizer.step()
-        sae.normalize_decoder_()
-        assert 0 <= out.loss < 100
+        sae.after_step_()
+        assert 0 <= out.loss - out.penalty < 100
     assert all(parameter.isfinite().all() for parameter in sae.parameters())
 
 
@@ -194,7 +204,7 @@ def test_nan_inputs_surface(kind: type) -> None:
 
 def test_state_dict_round_trip(kind: type) -> None:
     sae = make(kind, 0)
-    sae.count_firings_(sae.encode(tokens(8, D)))
+    sae.count_firings_(sae.encode(tokens(2, D)))
     other = make(kind, 1)
     assert other.load_state_dict(sae.state_dict(), strict=True)
     x = tokens(20, D)
@@ -260,8 +270,8 @@ def test_on_cuda(kind: type) -> None:
     ("arguments", "options", "error", "message"),
     [
         ((0, 8, 2), {}, ValueError, "d_model must be at least 1, got d_model=0"),
-        ((4, 8, 0), {}, ValueError, "k must be at least 1, got k=0"),
-        ((4, 8, 2.0), {}, TypeError, "k must be an int, got 2.0 of type float"),
+        ((4, 8, 0), {}, ValueError, "k must be (at least 1|above 0 .*), got k=0"),
+        ((4, 8, "2"), {}, TypeError, "k must be (an int|a number), got '2' of type str"),
         ((4, True, 1), {}, TypeError, "num_latents must be an int, got True"),
         ((4, 8, 2), {"aux_k": -1}, ValueError, "aux_k must be at least 0, got aux_k=-1"),
         ((4, 8, 2), {"dead_after": 0}, ValueError, "dead_after must be at least 1, got dead_after=0"),
@@ -269,13 +279,17 @@ def test_on_cuda(kind: type) -> None:
     ],
 )
 def test_bad_sizes(kind: type, arguments: tuple, options: dict, error: type, message: str) -> None:
+    if kind in OPTIONS:
+        if message.startswith("k "):
+            pytest.skip("has no k")
+        arguments, options = arguments[:2], OPTIONS[kind] | options
     with pytest.raises(error, match=f"^{kind.__name__}: {message}"):
         kind(*arguments, **options)
 
 
 def test_sizes_are_what_pytorch_takes_for_them(kind: type) -> None:
-    sae = kind(np.int64(4), torch.tensor(8), np.int32(2))
-    assert (sae.d_model, sae.num_latents, sae.k) == (4, 8, 2)
+    sae = make(kind, d_model=np.int64(4), num_latents=torch.tensor(8), k=np.int32(2))
+    assert (sae.d_model, sae.num_latents, getattr(sae, "k", 2)) == (4, 8, 2)
     assert sae(torch.ones(3, 4)).shape == (3, 4)
 
 
@@ -304,7 +318,13 @@ def firing(index: int) -> TopK:
         ("init_decoder_bias_", [torch.ones(0, D)], {}, ValueError, "x must hold at least one token"),
         ("init_decoder_bias_", [torch.ones(2, D)], {"method": "x"}, ValueError, "method must be .*got 'x'"),
         ("decode", [torch.ones(2, K)], {}, TypeError, "indices must be given with values, got None"),
-        ("count_firings_", [torch.ones(2, K)], {}, TypeError, "code must be a TopK or a Pursuit, got Tensor"),
+        (
+            "count_firings_",
+            [torch.ones(2, K)],
+            {},
+            TypeError,
+            "code must be what encode or loss returned, got Tensor",
+        ),
         (
             "count_firings_",
             [firing(0)],
