@@ -34,9 +34,9 @@ def train(sae: MatchingPursuitSAE | TopKSAE) -> None:
         optimizer.zero_grad()
         out = sae.loss(tokens(BATCH))
         out.loss.backward()
-        sae.remove_parallel_gradient_()
+        sae.after_backward_()
         optimizer.step()
-        sae.normalize_decoder_()
+        sae.after_step_()
         sae.count_firings_(out.code)
 
 

@@ -39,9 +39,9 @@ for step in range(1, STEPS + 1):
     optimizer.zero_grad()
     out = sae.loss(tokens(BATCH))
     out.loss.backward()
-    sae.remove_parallel_gradient_()  # what would only change the atoms' norms
+    sae.after_backward_()  # takes from the gradient what would only change the atoms' norms
     optimizer.step()
-    sae.normalize_decoder_()
+    sae.after_step_()
     sae.count_firings_(out.code)  # a latent that stays silent for dead_after tokens is revived by the loss
     if step % max(1, STEPS // 5) == 0:
         print(

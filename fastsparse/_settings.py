@@ -3,8 +3,8 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import field, fields
-from types import NoneType
+from dataclasses import MISSING, Field, field, fields
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import torch
@@ -14,9 +14,9 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]*))?")
 
 def option(
     help: str,
-    default: Any = ...,
+    default: Any = MISSING,
     *,
-    least: int = 1,
+    least: int | None = 1,
     choices: Sequence[str] = (),
     affects_result: bool = True,
     positional: bool = False,
@@ -26,14 +26,32 @@ def option(
     Args:
         help: for the command line.
         default: none where it must be given.
-        least: the smallest whole number that it may be.
+        least: the smallest whole number that it may be; None where numbers are checked elsewhere.
         choices: what it may be, where that is a few words.
         affects_result: whether work that is resumed must have the value that it was begun with.
         positional: on the command line.
     """
     about = {"help": help, "least": least, "choices": tuple(choices)}
     about |= {"affects_result": affects_result, "positional": positional}
-    return field(metadata=about) if default is ... else field(default=default, metadata=about)
+    return field(default=default, metadata=about)
+
+
+def settings_of(kind: Any) -> list[Field]:
+    """The fields that :func:`option` made."""
+    return [about for about in fields(kind) if about.metadata]
+
+
+def parts(kind: Any) -> tuple[type, bool, bool]:
+    """What a field's type says: of what kind a value is, whether there are many, whether None will do.
+
+    Example:
+        >>> parts(Sequence[float] | None)
+        (<class 'float'>, True, True)
+    """
+    either = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    (one,) = (part for part in either if part is not NoneType)
+    many = get_origin(one) is Sequence
+    return get_args(one)[0] if many else one, many, NoneType in either
 
 
 def check(settings: Any) -> None:
@@ -42,24 +60,27 @@ def check(settings: Any) -> None:
     Raises:
         TypeError, ValueError: a field has the wrong type or is out of range.
     """
-    for about in fields(settings):
-        value = getattr(settings, about.name)
-        if get_origin(about.type) is Sequence:
-            if isinstance(value, str) or not all(isinstance(path, str) for path in value):
-                raise TypeError(f"{about.name}: must be a list of paths, got {value!r}")
-            object.__setattr__(settings, about.name, tuple(value))
-        else:
-            _check(about.name, value, about.type, about.metadata["least"], about.metadata["choices"])
+    for about in settings_of(settings):
+        name, value, least = about.name, getattr(settings, about.name), about.metadata["least"]
+        _check_type(name, value, about.type)
+        if isinstance(value, list | tuple):
+            object.__setattr__(settings, name, tuple(value))
+        elif value is not None and least is not None:
+            _check_range(name, value, about.type, least, about.metadata["choices"])
 
 
-def _check(name: str, value: Any, kind: Any, least: int, choices: tuple[str, ...]) -> None:
-    kinds = set(get_args(kind)) or {kind}
-    if float in kinds:
-        kinds.add(int)
-    if type(value) not in kinds:
-        wanted = " or ".join(sorted("None" if kind is NoneType else kind.__name__ for kind in kinds))
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    one, many, optional = parts(kind)
+    kinds = {one, int} if one is float else {one}
+    fits = type(value) in (list, tuple) and all(type(item) in kinds for item in value)
+    if not ((fits if many else type(value) in kinds) or (optional and value is None)):
+        wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
+        wanted = f"{'a list of ' if many else ''}{wanted}{' or None' if optional else ''}"
         raise TypeError(f"{name}: must be {wanted}, got {value!r}")
-    if isinstance(value, float) or (float in kinds and value is not None):
+
+
+def _check_range(name: str, value: Any, kind: Any, least: int, choices: tuple[str, ...]) -> None:
+    if parts(kind)[0] is float:
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}: must be finite and at least 0, got {value}")
     elif type(value) is int and value < least:
@@ -76,7 +97,7 @@ def differences(was: dict[str, Any], now: dict[str, Any], begun: str) -> None:
     Raises:
         ValueError: a setting differs.
     """
-    for name in sorted(was.keys() | now.keys()):
+    for name in now | was:
         if was.get(name) != now.get(name):
             raise ValueError(
                 f"{name}: must be {was.get(name)!r} to resume from {begun}, got {now.get(name)!r}; "

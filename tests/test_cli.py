@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ import torch
 
 import fastsparse
 from fastsparse.__main__ import main
+from fastsparse.train import load_sae
+from fastsparse.train.models import MODELS, options_of
 
 SIZES = ["--num-latents", "32", "--k", "2", "--batch-size", "32", "--device", "cpu", "--log-every", "1"]
 
@@ -47,10 +50,25 @@ def steps(log: Path) -> list[int]:
     return [json.loads(line)["step"] for line in log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("model", ["topk", "mp"])
-def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "options", "chosen"),
+    [
+        ("topk", "--budgets 2 4 --budget-weights 1 0.5", {"budgets": (2, 4), "budget_weights": (1, 0.5)}),
+        (
+            "batchtopk",
+            "--k 1.5 --no-unit-norm --prefixes 8",
+            {"k": 1.5, "unit_norm": False, "prefixes": (8,)},
+        ),
+        ("jumprelu", "--threshold 0.5 --no-learn-threshold", {"initial_threshold": 0.5}),
+        ("mp", "--no-nonnegative --aux-k 3", {"nonnegative": False, "aux_k": 3, "unit_norm": True}),
+    ],
+)
+def test_train(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture, model: str, options: str, chosen: dict
+) -> None:
     run = tmp_path / "run"
-    arguments = ["train", data, "--output", str(run), "--steps", "7", "--model", model, *SIZES]
+    named = ["--model", model, *SIZES, *options.split()]
+    arguments = ["train", data, "--output", str(run), "--steps", "7", *named]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert out.startswith("step 7: loss ")
@@ -59,13 +77,15 @@ def test_train(data: str, tmp_path: Path, capsys: pytest.CaptureFixture, model: 
     assert steps(run / "log.jsonl")[-1] == 7
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("all steps had been done before\n")
+    sae = load_sae(run)
+    assert {name: getattr(sae, name) for name in chosen} == chosen
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
-        (["train", "{data}", "--output", "{run}", "--k", "99"], "k: must be at most num_latents (32)"),
+        (["train", "{data}", "--output", "{run}", "--k", "99"], "k must be at most num_latents (32)"),
         (["train", "{data}", "--output", "{data}"], "{data}"),
         (["report", "{empty}"], "run: {empty}: must be the folder of a training run, which holds"),
     ],
@@ -82,12 +102,40 @@ def test_errors_are_explained_without_a_traceback(
     assert message.format(**names) in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["train", "x", "--output", "y", "--k", "two"], ["fly"]])
-def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "command"),
+        ("train", "data, --output, --num-latents, --k"),
+        ("train x --output y --k two", "argument --k: invalid int value: 'two'"),
+        ("train x --output y --num-latents 2 --model omp", "argument --model: invalid choice: 'omp'"),
+        (
+            "train x --output y --num-latents 2 --k 1 --nonnegative",
+            "unrecognized arguments: --nonnegative; those of the model topk are --k, --activation, --groups",
+        ),
+        ("train x --output y --num-latents 2 --model mp --k 1 --groups 2", "mp are --k, --nonnegative"),
+        ("report x --fly", "unrecognized arguments: --fly\n"),
+        ("fly", "'fly'"),
+    ],
+)
+def test_usage_errors(arguments: str, message: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main(arguments.split())
     assert caught.value.code == 2
-    assert "usage: fastsparse" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: fastsparse" in err
+    assert message in err
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_help_shows_the_options_of_the_model_that_is_named(model: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", f"--model={model}", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"options of the model {model}: {options_of(model).__doc__}" in shown
+    for about in fields(options_of(model)):
+        assert f"--{about.name.replace('_', '-')}" in shown
+        assert about.metadata["help"] in shown
 
 
 def test_after_ctrl_c_the_same_command_goes_on(data: str, tmp_path: Path) -> None:

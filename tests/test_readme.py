@@ -50,7 +50,7 @@ def test_commands_are_understood():
         lines = re.findall(r"^(?:python -m )?fastsparse (.*?)(?: +#.*)?$", PAGES[page], re.MULTILINE)
         assert len(lines) >= 3
         for arguments in map(shlex.split, lines):
-            _parser(arguments[0]).parse_args(arguments)  # or exits
+            _parser(arguments).parse_args(arguments)  # or exits
 
 
 def test_variables_are_read_somewhere():

@@ -47,31 +47,35 @@ def named(name: str, *recipe: object) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
 
 
+def collected(output: Path, model: str | None = None, device: str = "auto") -> Path:
+    """The folder of what the model's middle layer holds while it reads, collected if it isn't there."""
+    output.mkdir(parents=True, exist_ok=True)
+    topics, model = clean(language_reference()), model or minilm()
+    text = "".join(json.dumps({"topic": topic, "text": words}) + "\n" for topic, words in topics.items())
+    (output / "language-reference.jsonl").write_text(text, encoding="utf-8")
+    say(f"collect: the model reads {len(topics)} chapters of Python's language reference")
+    config = CollectConfig(
+        model=model, texts=[str(output / "language-reference.jsonl")], label="topic",
+        layer=LAYER, context=CONTEXT,
+        output=str(output / named("activations", model, text)), shard_tokens=2**14, device=device,
+    )  # fmt: skip
+    return collect(config).path
+
+
 def run(options: argparse.Namespace) -> str:
     """Do what is not done yet; returns the report's summary."""
     output = options.output
-    output.mkdir(parents=True, exist_ok=True)
-    topics = clean(language_reference())
-    text = "".join(json.dumps({"topic": topic, "text": words}) + "\n" for topic, words in topics.items())
-    (output / "language-reference.jsonl").write_text(text, encoding="utf-8")
-    model = options.model or minilm()
-    say(f"collect: the model reads {len(topics)} chapters of Python's language reference")
-    collected = collect(
-        CollectConfig(
-            model=model, texts=[str(output / "language-reference.jsonl")], label="topic",
-            layer=LAYER, context=CONTEXT,
-            output=str(output / named("activations", model, text)), shard_tokens=2**14, device=options.device,
-        )
-    )  # fmt: skip
+    activations = collected(output, options.model, options.device)
     settings = {
-        "num_latents": options.num_latents, "k": options.k, "batch_size": BATCH, "lr": RATE,
+        "num_latents": options.num_latents, "batch_size": BATCH, "lr": RATE,
         "steps": options.steps, "warmup_steps": options.steps // 20, "decay_steps": options.steps // 3,
         # The default of 10 M tokens is more than this run sees: a latent silent for four passes is dead here.
-        "dead_after": 300_000, "log_every": 5, "checkpoint_every": 200, "device": options.device,
+        "options": {"k": options.k, "dead_after": 300_000},
+        "log_every": 5, "checkpoint_every": 200, "device": options.device,
     }  # fmt: skip
-    place = output / named("sae", collected.path.name, settings)
+    place = output / named("sae", activations.name, settings)
     say(f"train: {options.steps:,} steps, top {options.k} of {options.num_latents:,} latents")
-    train(TrainConfig(data=[str(collected.path)], output=str(place), **settings))
+    train(TrainConfig(data=[str(activations)], output=str(place), **settings))
 
     def against_dense(sae, rows):
         watch = partial(tqdm, desc="fastsparse against dense", unit="round", disable=None)

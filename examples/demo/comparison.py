@@ -108,9 +108,9 @@ def _step(
 ) -> None:
     optimizer.zero_grad()
     loss(sae, x).backward()
-    sae.remove_parallel_gradient_()
+    sae.after_backward_()
     optimizer.step()
-    sae.normalize_decoder_()
+    sae.after_step_()
 
 
 def _time(work: Callable[[], None], device: torch.device) -> float:

@@ -1,12 +1,13 @@
 """The autoencoders that the experiments compare, all trained the same way."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 import fastsparse
-from fastsparse.nn import MatchingPursuitSAE, TopKSAE, fvu
+from fastsparse.nn import MatchingPursuitSAE, SparseAutoencoder, TopKSAE, fvu
 
 WARM_DOWN = 0.3  # the share of the steps over which the learning rate falls to 0
 
@@ -20,27 +21,19 @@ class TopK(TopKSAE):
     """
 
     def __init__(self, *sizes: int, tied: bool = False, signed: bool = False, **options) -> None:
-        super().__init__(*sizes, **options)
-        self.activation = "abs" if signed else "relu"
+        super().__init__(*sizes, activation="abs" if signed else "relu", **options)
         if tied:
             self.W_enc = self.W_dec
 
     def encode(self, x: Tensor, k: int | None = None) -> fastsparse.TopK:
-        return self._encode(self._center(x), k=k)
-
-    def _encode(
-        self, centered: Tensor, *, k: int | None = None, latent_mask: Tensor | None = None
-    ) -> fastsparse.TopK:
-        return fastsparse.topk_encode(
-            centered, self.W_enc, self.b_enc,
-            k=k or self.k, activation=self.activation, latent_mask=latent_mask,
-        )  # fmt: skip
+        return self._encode(self._center(x), self.k if k is None else k)
 
 
 Autoencoder = MatchingPursuitSAE | TopK
+Kind = TypeVar("Kind", bound=SparseAutoencoder)
 
 
-def train(sae: Autoencoder, batch: Callable[[], Tensor], *, steps: int, lr: float) -> Autoencoder:
+def train(sae: Kind, batch: Callable[[], Tensor], *, steps: int, lr: float) -> Kind:
     """Adam on batches, each drawn by a call of ``batch``; returns the autoencoder, out of training mode."""
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
     for step in range(steps):
@@ -49,9 +42,9 @@ def train(sae: Autoencoder, batch: Callable[[], Tensor], *, steps: int, lr: floa
         optimizer.zero_grad()
         out = sae.loss(batch())
         out.loss.backward()
-        sae.remove_parallel_gradient_()
+        sae.after_backward_()
         optimizer.step()
-        sae.normalize_decoder_()
+        sae.after_step_()
         sae.count_firings_(out.code)
     return sae.eval()
 

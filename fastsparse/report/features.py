@@ -19,26 +19,33 @@ class Code:
     """Sparse codes of N tokens, with the tokens.
 
     Attributes:
-        values: (N, k) float32; a latent fires where its value is above 0.
-        indices: (N, k) int64, which latents.
+        values: (E,) float32; a latent fires where its value is above 0.
+        indices: (E,) which latents.
+        rows: (E,) of which tokens.
         num_latents: M.
         tokens: where each of the N rows came from.
     """
 
     values: np.ndarray
     indices: np.ndarray
+    rows: np.ndarray
     num_latents: int
     tokens: Tokens
 
     @cached_property
     def firings(self) -> "Firings":
         """Every firing, sorted by latent, strongest first."""
-        row, slot = np.nonzero(self.values > 0)
-        value, latent = self.values[row, slot], self.indices[row, slot]
-        energy = np.square(self.values, dtype=np.float64).sum(axis=1)
+        fired = self.values > 0
+        row, value, latent = self.rows[fired], self.values[fired], self.indices[fired]
+        energy = np.bincount(self.rows, np.square(self.values, dtype=np.float64))
         order = np.lexsort((row, -value, latent))
         starts = np.searchsorted(latent[order], np.arange(self.num_latents + 1))
         return Firings(value[order], (value**2 / energy[row])[order], row[order], starts)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return len(self.tokens.window_of)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -133,7 +140,7 @@ def scores(code: Code, examples: int = EXAMPLES) -> np.ndarray:
         (M,) float64 in [0, 1]; 0 for the unfit.
     """
     result = np.zeros(code.num_latents)
-    fit = (code.counts >= examples) & (code.counts <= BROADEST * len(code.values))
+    fit = (code.counts >= examples) & (code.counts <= BROADEST * code.num_tokens)
     for latent in np.flatnonzero(fit):
         best = _contexts(code, latent, examples)
         if len(best) == examples:
@@ -170,7 +177,7 @@ def _feature(code: Code, latent: int, score: float, examples: int) -> Feature:
     return Feature(
         latent=latent,
         count=int(code.counts[latent]),
-        frequency=float(code.counts[latent] / len(code.values)),
+        frequency=float(code.counts[latent] / code.num_tokens),
         peak=float(code.firings.value[best[0]]),
         score=score,
         words=_words(code, latent)[:WORDS],

@@ -42,7 +42,7 @@ class Result:
     Attributes:
         title: of the page.
         place: where in the model the activations are from.
-        d_model, num_latents, k, batch: sizes.
+        d_model, num_latents, batch: sizes.
         log: records of the training log; none where there is no log.
         training, held_out: scores of the two kinds of tokens, after training; None of none.
         counts: (M,) on how many tokens each latent fires, of both kinds.
@@ -55,7 +55,6 @@ class Result:
     place: str
     d_model: int
     num_latents: int
-    k: int
     batch: int
     log: Sequence[dict]
     training: Scores | None
@@ -95,7 +94,7 @@ class Result:
         shown = ", ".join(f"{part.fvu:.4f} {name}" for name, part in scores if part)
         lines = [
             f"FVU            {shown}",
-            f"L0             {self.best.l0:.1f} (k = {self.k})",
+            f"L0             {self.best.l0:.1f}",
             f"dead latents   {self.dead:,} of {self.num_latents:,}",
         ]
         if self.log:
@@ -140,7 +139,7 @@ def render(result: Result) -> str:
 <h1>{escape(result.title)}</h1>
 <p class="lede">A model read {result.tokens:,} tokens of text. In it ({escape(result.place)}), every token
 is a vector of {result.d_model:,} numbers. A sparse autoencoder learned to write each of these vectors as a
-sum of at most {result.k} out of {result.num_latents:,} directions, its <em>latents</em>. What they stand for:
+sum of a few out of {result.num_latents:,} directions, its <em>latents</em>. What they stand for:
 <a href="#features">read for yourself</a>.</p>
 </header>
 {_tiles(result)}
@@ -183,7 +182,7 @@ def _tiles(result: Result) -> str:
             seen += f", {result.training.fvu:.3f} on the training text"
     tiles = [
         (f"{1 - best.fvu:.1%}", "variance explained", f"FVU {best.fvu:.3f} on {best.tokens:,} tokens{seen}"),
-        (f"{best.l0:.1f}", "latents a token (L0)", f"k = {result.k}"),
+        (f"{best.l0:.1f}", "latents a token (L0)", f"{best.l0 / result.num_latents:.2%} of all, on average"),
         (
             f"{result.dead:,}",
             "dead latents",

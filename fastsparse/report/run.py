@@ -14,6 +14,7 @@ import fastsparse
 from fastsparse._settings import resolved_device
 from fastsparse.collect.folder import RECIPE, Folder
 from fastsparse.collect.texts import Window
+from fastsparse.functional import Ragged
 from fastsparse.info import environment
 from fastsparse.nn import SparseAutoencoder
 from fastsparse.report.config import ReportConfig
@@ -22,6 +23,7 @@ from fastsparse.report.page import Panel, Result, Scores, write
 from fastsparse.report.tokens import Tokens
 from fastsparse.train import load_sae
 from fastsparse.train.checkpoint import checkpoints, load
+from fastsparse.train.models import in_words
 
 CHUNK = 4096  # tokens encoded at once
 SAMPLE = 2**16  # rows that figures of one's own get
@@ -74,7 +76,6 @@ def report(
         place=_place(recipe["settings"]),
         d_model=sae.d_model,
         num_latents=sae.num_latents,
-        k=sae.k,
         batch=told["config"]["batch_size"],
         log=_log(run),
         training=read.training.scores(),
@@ -122,7 +123,7 @@ class _Reading:
     def __init__(self, sae: SparseAutoencoder) -> None:
         self._sae = sae
         self._windows: list[Window] = []
-        self._codes: list[tuple[Tensor, Tensor]] = []
+        self._codes: list[tuple[Tensor, Tensor, Tensor]] = []
         self.training, self.held_out = _Part(sae.d_model), _Part(sae.d_model)
         self.sample = torch.empty(0, sae.d_model)
 
@@ -151,20 +152,23 @@ class _Reading:
     @torch.no_grad()
     def _encode(self, rows: Tensor, part: _Part) -> None:
         x = rows.to(self._sae.W_dec.device, torch.float32)
-        values, indices = self._sae.encode(x)[:2]
-        part.add(x, self._sae.decode(values, indices), values > 0)
-        self._codes.append((values.cpu(), indices.to(torch.int32).cpu()))
+        code = self._sae.encode(x)
+        ragged = code if isinstance(code, Ragged) else Ragged.from_topk(code)
+        values = ragged.values.abs()  # a signed latent fires either way
+        part.add(x, self._sae.decode(code), values > 0)
+        self._codes.append((values.cpu(), ragged.indices.to(torch.int32).cpu(), ragged.row_counts().cpu()))
         if len(self.sample) < SAMPLE:
             self.sample = torch.cat([self.sample.to(x), x])
 
     def code(self) -> Code:
         """The codes, of the training tokens and the held-out ones as they came."""
-        values, indices = (torch.cat(part).numpy() for part in zip(*self._codes, strict=True))
+        values, indices, counts = (torch.cat(part).numpy() for part in zip(*self._codes, strict=True))
+        rows = np.repeat(np.arange(len(counts)), counts)
         spans = [np.array(window.spans, dtype=np.int64).reshape(-1, 2) for window in self._windows]
         labels, texts, held_out = (
             [getattr(window, name) for window in self._windows] for name in ("label", "text", "held_out")
         )
-        return Code(values, indices, self._sae.num_latents, Tokens(labels, texts, spans, held_out))
+        return Code(values, indices, rows, self._sae.num_latents, Tokens(labels, texts, spans, held_out))
 
 
 def _collection(named: str | None, trained_on: Sequence[str]) -> Folder:
@@ -197,15 +201,14 @@ def _place(settings: dict) -> str:
 
 def _environment(run: Path, told: dict, recipe: dict, device: torch.device) -> list[tuple[str, str]]:
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else environment()["cpu"]["model"]
-    sizes, config = told["sae"], told["config"]
+    config = told["config"]
+    options = in_words(config["model"], config)
+    sizes = ", ".join(filter(None, [config["model"], f"M = {config['num_latents']:,}", options]))
     return [
         ("run", f"{run.resolve().name}, after {told['step']:,} steps"),
         ("model", f"{'/'.join(Path(recipe['settings']['model']).parts[-2:])}, {_place(recipe['settings'])}"),
         ("text", ", ".join(name for name, _ in recipe["from"]["texts"])),
-        (
-            "autoencoder",
-            f"{config['model']}, M = {sizes['num_latents']:,}, k = {sizes['k']}, Adam at {config['lr']:g}",
-        ),
+        ("autoencoder", f"{sizes}, Adam at {config['lr']:g}"),
         ("fastsparse", f"{fastsparse.__version__}, backend {_backend(device)}"),
         ("PyTorch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("processor", processor),

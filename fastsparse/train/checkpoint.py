@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastsparse.nn import SparseAutoencoder
-from fastsparse.train.config import MODELS
 from fastsparse.train.files import DTYPES, Entry, File, safetensors_header, sync
+from fastsparse.train.models import MODELS
 
-VERSION = 2
+VERSION = 3
 _FIELDS = {"step": int, "config": dict, "shards": list, "sae": dict, "crc32": dict}
 _NAME = re.compile(r"checkpoint-(\d{9,})\.safetensors")
 _PARTIAL = "checkpoint.partial"  # a folder: safetensors writes a temporary file of its own beside its target
@@ -172,12 +172,13 @@ def restore(checkpoint: Checkpoint, sae: SparseAutoencoder, optimizer: torch.opt
         ValueError: a tensor is missing, unknown, of another shape or dtype, or not what was written; what is
             in place then is of no use.
     """
-    for parameter in sae.parameters():  # the optimiser makes its state in its first step: make room for it
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+    for name, parameter in sae.named_parameters():
+        if f"adam.step.{name}" in checkpoint.entries:  # it has had a gradient: make room for what came of it
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
     _copy(checkpoint, _state(sae, optimizer))
 
 
@@ -189,7 +190,7 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
         device: where to put it.
 
     Returns:
-        The :class:`fastsparse.nn.TopKSAE` or :class:`fastsparse.nn.MatchingPursuitSAE`.
+        The autoencoder, of one of the classes in :mod:`fastsparse.nn`.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
@@ -209,7 +210,9 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
     try:
         sae = MODELS[model](**checkpoint.metadata["sae"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: sae must hold the sizes of a {model} autoencoder: {error}") from error
+        raise ValueError(
+            f"{path}: sae must hold the sizes and options of a {model} autoencoder: {error}"
+        ) from error
     _copy(checkpoint, _sae_state(sae), ignore="adam.")
     return sae.to(device).eval()
 

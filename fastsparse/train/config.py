@@ -1,27 +1,31 @@
 """What a training run is asked to do. The command line is made from these fields and their help."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastsparse._settings import check, option, resolved_device
-from fastsparse.nn import MatchingPursuitSAE, TopKSAE
-
-MODELS = {"topk": TopKSAE, "mp": MatchingPursuitSAE}
+from fastsparse._settings import check, option, resolved_device, settings_of
+from fastsparse.train.models import MODELS, settled
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that a training run depends on; for its fields see ``python -m fastsparse train --help``.
 
+    Attributes:
+        options: of the model, by name: the arguments of its class in :mod:`fastsparse.nn`, whose ranges that
+            checks when training begins. On the command line they stand beside the others.
+
     Raises:
-        TypeError, ValueError: a field has the wrong type or is out of range.
+        TypeError, ValueError: a field has the wrong type or is out of range, or the model has no such option.
 
     Example:
         >>> from fastsparse.train import TrainConfig
-        >>> TrainConfig(data=["activations/"], output="runs/a", num_latents=16384, k=32).learning_rate
-        0.0002
+        >>> options = {"k": 32, "prefixes": [1024, 4096]}
+        >>> config = TrainConfig(data=["activations/"], output="a", num_latents=16384, options=options)
+        >>> config.learning_rate, config.all_options()["aux_weight"]
+        (0.0002, 0.03125)
     """
 
     data: Sequence[str] = option(
@@ -30,10 +34,10 @@ class TrainConfig:
     )  # fmt: skip
     output: str = option("folder for checkpoints and log.jsonl; resumed if it has any", affects_result=False)
     num_latents: int = option("M, the number of latents")
-    k: int = option("active latents a token")
     model: str = option(
-        "topk, or mp: matching pursuit, whose one dictionary takes k steps a token", "topk", choices=[*MODELS]
+        "which autoencoder; --help after it shows the options of its own", "topk", choices=[*MODELS]
     )
+    options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = option(
         "optimiser steps in all, those before a resume included", 10_000, affects_result=False
     )
@@ -41,11 +45,6 @@ class TrainConfig:
     lr: float | None = option("Adam's learning rate (default: 2e-4 / sqrt(num_latents / 2^14))", None)
     warmup_steps: int = option("steps of linear warm-up from 0", 0, least=0)
     decay_steps: int = option("last steps, over which the rate falls linearly to 0", 0, least=0)
-    aux_k: int | None = option(
-        "dead latents a token in the auxiliary loss; 0: none (default: topk about D / 2, mp k)", None, least=0
-    )
-    aux_weight: float = option("weight of the auxiliary loss", 1 / 32)
-    dead_after: int = option("tokens without a value but 0 after which a latent is dead", 10_000_000)
     bf16: bool = option("compute under bfloat16 autocast; parameters stay float32", False)
     seed: int = option("seed of the initial atoms and of the order of the data", 0, least=0)
     device: str = option(
@@ -60,8 +59,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.model == "topk" and self.k > self.num_latents:
-            raise ValueError(f"k: must be at most num_latents ({self.num_latents}), got {self.k}")
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"options: must map names to values, got {self.options!r}")
+        object.__setattr__(self, "options", dict(self.options))
+        self.all_options()
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError(
                 f"warmup_steps + decay_steps: must be at most steps ({self.steps}), "
@@ -80,9 +81,14 @@ class TrainConfig:
         decay = min(1.0, left / (self.decay_steps + 1)) if self.decay_steps else 1.0
         return self.learning_rate * warmup * decay
 
+    def all_options(self) -> dict[str, Any]:
+        """Those of the model, the ones that are as by default too."""
+        return settled(self.model, self.options)
+
     def result_fields(self) -> dict[str, Any]:
         """What determines the trained weights, besides the data: a resumed run must agree in all of it."""
-        chosen = {o.name: getattr(self, o.name) for o in fields(self) if o.metadata["affects_result"]}
+        chosen = {o.name: getattr(self, o.name) for o in settings_of(self) if o.metadata["affects_result"]}
+        chosen |= self.all_options()
         chosen["lr"] = self.learning_rate
         chosen["device"] = resolved_device(self.device).type
         if self.decay_steps:

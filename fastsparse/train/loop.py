@@ -1,6 +1,7 @@
 """The training loop."""
 
 import itertools
+import json
 import math
 import os
 import signal
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from fastsparse._settings import differences, resolved_device
 from fastsparse.nn import SAELoss, SparseAutoencoder
 from fastsparse.train import checkpoint
-from fastsparse.train.config import MODELS, TrainConfig
+from fastsparse.train.config import TrainConfig
 from fastsparse.train.files import locked
 from fastsparse.train.log import Log
+from fastsparse.train.models import MODELS
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
 
@@ -34,7 +36,8 @@ class Metrics:
     Attributes:
         step, tokens: how many, from the start of the run, resumes included.
         lr: the rate of this step.
-        loss, fvu, aux, l0, dead: of this step's batch, as in :class:`fastsparse.nn.SAELoss`.
+        loss, fvu, aux, penalty, l0, density, dead: of this step's batch, as in
+            :class:`fastsparse.nn.SAELoss`.
         seconds: since this process began to train.
         tokens_per_second: since the line before, or since this process began.
     """
@@ -45,7 +48,9 @@ class Metrics:
     loss: float
     fvu: float
     aux: float
+    penalty: float
     l0: float
+    density: float
     dead: int
     seconds: float
     tokens_per_second: float
@@ -96,7 +101,8 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
         :class:`TrainResult`.
 
     Raises:
-        ValueError: the shards don't fit together, or the checkpoint doesn't fit the configuration.
+        TypeError, ValueError: the shards don't fit together, the model can't have such options, or the
+            checkpoint doesn't fit the configuration.
         FileNotFoundError: there are no shards.
         OSError: a checkpoint or the log can't be written (a full disk), a shard can't be read any more or has
             become another, or another run is using the folder; the last checkpoint is kept.
@@ -113,12 +119,11 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
         >>> folder = Path(tempfile.mkdtemp())
         >>> save_file({"x": torch.randn(512, 16)}, folder / "activations.safetensors")
         >>> data = [str(folder / "activations.safetensors")]
-        >>> options = dict(output=str(folder / "run"), num_latents=64, k=4, batch_size=128, device="cpu")
-        >>> train(TrainConfig(data=data, steps=20, **options)).sae.W_dec.shape
+        >>> sizes = dict(num_latents=64, options={"k": 4}, batch_size=128, steps=20, device="cpu")
+        >>> train(TrainConfig(data=data, output=str(folder / "run"), **sizes)).sae.W_dec.shape
         torch.Size([64, 16])
 
-    Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A; of the model mp Costa et al. 2025,
-    arXiv 2506.03093.
+    Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A; of each model, what its class names.
     """
     folder = Path(config.output)
     shards = Shards(config.data, config.tensor, ignore=partial(_is_own, folder))
@@ -127,9 +132,15 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
             f"batch_size: must be at most the number of tokens in the shards ({shards.rows}), "
             f"got {config.batch_size}"
         )
+    sizes = {"d_model": shards.width, "num_latents": config.num_latents} | config.all_options()
+    generator = torch.Generator().manual_seed(config.seed)
+    sae = MODELS[config.model](**sizes, generator=generator).to(resolved_device(config.device))
+    details = {"config": config.result_fields(), "shards": shards.fingerprint(), "sae": sizes}
+    details["data"] = [os.path.abspath(source) for source in config.data]  # where a report looks for the text
+    details = json.loads(json.dumps(details))  # as a checkpoint tells them: lists, no tuples
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        return _train(config, shards, folder, on_metrics or (lambda metrics: None))
+        return _train(config, shards, sae, details, folder, on_metrics or (lambda metrics: None))
 
 
 def _is_own(folder: Path, path: Path) -> bool:
@@ -138,21 +149,19 @@ def _is_own(folder: Path, path: Path) -> bool:
 
 
 def _train(
-    config: TrainConfig, shards: Shards, folder: Path, on_metrics: Callable[[Metrics], None]
+    config: TrainConfig,
+    shards: Shards,
+    sae: SparseAutoencoder,
+    details: dict,
+    folder: Path,
+    on_metrics: Callable[[Metrics], None],
 ) -> TrainResult:
-    device = resolved_device(config.device)
+    device = sae.W_dec.device
     stream = TokenStream(
         shards, seed=config.seed, block_tokens=config.block_tokens, buffer_tokens=config.buffer_tokens
     )
-    sizes = {"d_model": shards.width, "num_latents": config.num_latents, "k": config.k}
-    sizes |= {"aux_k": config.aux_k, "aux_weight": config.aux_weight, "dead_after": config.dead_after}
-    generator = torch.Generator().manual_seed(config.seed)
-    sae = MODELS[config.model](**sizes, generator=generator).to(device)
     # One fused pass over parameters, gradients and moments instead of a dozen.
     optimizer = torch.optim.Adam(sae.parameters(), lr=config.learning_rate, fused=True)
-    details = {"config": config.result_fields(), "shards": shards.fingerprint(), "sae": sizes}
-    details["data"] = [os.path.abspath(source) for source in config.data]  # where a report looks for the text
-
     checkpoint.remove_partial(folder)
     newest = next(reversed(checkpoint.checkpoints(folder)), None)
     done = 0 if newest is None else _resume(newest, details, config.steps, sae, optimizer)
@@ -201,22 +210,24 @@ def _step(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         out = sae.loss(x)
     out.loss.backward()
-    sae.remove_parallel_gradient_()
+    sae.after_backward_()
     optimizer.step()
-    sae.normalize_decoder_()
+    sae.after_step_()
     sae.count_firings_(out.code, group="self")  # a run is one process, whatever else runs beside it
     return out
 
 
 def _measure(out: SAELoss, step: int, lr: float, clock: "_Clock") -> Metrics:
-    loss, fvu, aux, l0 = torch.stack([out.loss.detach(), out.fvu, out.aux, out.l0]).tolist()
+    told = torch.stack([out.loss.detach(), out.fvu, out.aux, out.penalty, out.l0])
+    loss, fvu, aux, penalty, l0 = told.tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"step {step}: the loss is {loss}: the activations hold NaN or infinities, or lr is too high "
             f"({lr:g}); the last checkpoint is from before"
         )
     seconds, rate = clock.read(step)
-    return Metrics(step, step * clock.batch_size, lr, loss, fvu, aux, l0, out.num_dead, seconds, rate)
+    figures = (loss, fvu, aux, penalty, l0, out.density, out.num_dead)
+    return Metrics(step, step * clock.batch_size, lr, *figures, seconds, rate)
 
 
 def _resume(
@@ -259,9 +270,10 @@ class _Bar:
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True)
 
     def show(self, metrics: Metrics) -> None:
+        penalty = f"penalty {metrics.penalty:.4f}, " if metrics.penalty else ""  # many models have none
         self._bar.set_postfix_str(
-            f"loss {metrics.loss:.4f}, FVU {metrics.fvu:.4f}, L0 {metrics.l0:.1f}, dead {metrics.dead}, "
-            f"{metrics.tokens_per_second:,.0f} tokens/s",
+            f"loss {metrics.loss:.4f}, FVU {metrics.fvu:.4f}, {penalty}L0 {metrics.l0:.1f}, "
+            f"dead {metrics.dead}, {metrics.tokens_per_second:,.0f} tokens/s",
             refresh=False,
         )
 

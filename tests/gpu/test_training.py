@@ -20,9 +20,9 @@ def train(device: torch.device, dtype: torch.dtype) -> tuple[list[float], dict[s
         out = sae.loss(x)
         optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
-        sae.remove_parallel_gradient_()
+        sae.after_backward_()
         optimizer.step()
-        sae.normalize_decoder_()
+        sae.after_step_()
         sae.count_firings_(out.code)
         losses.append(out.loss.item())
         revived = revived or out.aux.item() > 0

@@ -35,7 +35,7 @@ def code(firings: list[tuple[int, int, int, float]]) -> Code:
         slot = int(values[row, 0] > 0)
         assert values[row, slot] == 0
         values[row, slot], indices[row, slot] = value, latent
-    return Code(values, indices, M, tokens())
+    return Code(values.ravel(), indices.ravel(), np.repeat(np.arange(len(values)), 2), M, tokens())
 
 
 def everywhere(latent: int, place: int, value: float = 2.0) -> list[tuple[int, int, int, float]]:

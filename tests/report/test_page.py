@@ -38,7 +38,6 @@ def result() -> Result:
         place="residual stream after layer 3",
         d_model=384,
         num_latents=4,
-        k=2,
         batch=100,
         log=log,
         training=Scores(900, 0.2, 1.8),
@@ -141,7 +140,7 @@ def test_write_replaces_and_leaves_nothing_half_written(result, tmp_path, monkey
 
     monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write(replace(result, k=3), path)
+        write(replace(result, batch=3), path)
     assert path.read_text(encoding="utf-8") == first
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 

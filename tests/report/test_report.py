@@ -15,7 +15,7 @@ from fastsparse.train import TrainConfig, load_sae, train
 
 D, WORDS = 8, ["because", "since", "due", "so", "as"]
 SETTINGS = {"model": "tiny", "layer": 2, "module": None, "dtype": "float32"}
-SMALL = {"num_latents": 16, "k": 1, "steps": 2, "batch_size": 32, "device": "cpu"}
+SMALL = {"num_latents": 16, "options": {"k": 1}, "steps": 2, "batch_size": 32, "device": "cpu"}
 
 
 def words(text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -44,8 +44,8 @@ def run(collection, tmp_path_factory) -> str:
     output = str(tmp_path_factory.mktemp("runs") / "first")
     train(
         TrainConfig(
-            data=[str(collection)], output=output, num_latents=32, k=2, steps=60, batch_size=100, lr=1e-2,
-            device="cpu", block_tokens=25, buffer_tokens=500,
+            data=[str(collection)], output=output, num_latents=32, options={"k": 2}, steps=60,
+            batch_size=100, lr=1e-2, device="cpu", block_tokens=25, buffer_tokens=500,
         )
     )  # fmt: skip
     return output
@@ -95,12 +95,35 @@ def test_no_more_is_read_than_asked(config):
 
 
 @pytest.mark.parametrize("source", ["", "*.npy", "00000.npy"])
-def test_the_text_is_found_by_what_the_run_was_trained_on(config, collection, tmp_path, source):
+def test_the_text_is_found_by_what_the_run_was_trained_on(collection, tmp_path, source):
     data = [str(collection / source)]
-    train(TrainConfig(data=data, output=str(tmp_path / "run"), model="mp", **SMALL))
+    train(TrainConfig(data=data, output=str(tmp_path / "run"), **SMALL))
     done = report(ReportConfig(run=str(tmp_path / "run"), device="cpu"))
     assert done.path == tmp_path / "run" / "report.html"
-    assert done.result.k == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "told"),
+    [
+        ("topk", {"k": 2, "prefixes": [4], "activation": "abs"}, "k = 2, activation = abs, prefixes = (4,)"),
+        ("batchtopk", {"k": 1.5}, "batchtopk, M = 16, k = 1.5, Adam at"),
+        ("jumprelu", {"threshold": 0.5}, "jumprelu, M = 16, threshold = 0.5, Adam at"),
+        ("mp", {"k": 2, "nonnegative": False}, "k = 2, nonnegative = False"),
+    ],
+)
+def test_every_kind_of_code_is_read(collection, tmp_path, model, options, told):
+    """As it is: those that are ragged, and those with signs."""
+    run = str(tmp_path / "run")
+    settings = SMALL | {"model": model, "options": options}
+    train(TrainConfig(data=[str(collection)], output=run, **settings))
+    done, sae = report(ReportConfig(run=run, device="cpu")), load_sae(run)
+    with torch.no_grad():
+        code = sae.encode(torch.cat([Folder(collection).rows(i, held_out=True) for i in range(2)]))
+    assert done.result.held_out.l0 == int((code.values != 0).sum()) / 250
+    assert done.result.counts.sum() == pytest.approx(
+        sum(part.l0 * part.tokens for part in (done.result.training, done.result.held_out))
+    )
+    assert told in done.path.read_text(encoding="utf-8")
 
 
 def test_refusals(config, collection, tmp_path):

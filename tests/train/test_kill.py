@@ -44,9 +44,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
     for shard in range(3):
         np.save(folder / f"{shard}.npy", torch.randn(300, 8, generator=generator).numpy())
     yield TrainConfig(
-        data=[str(folder / "*.npy")], output=str(folder / "whole"), num_latents=32, k=2, steps=STEPS,
-        batch_size=32, dead_after=200, warmup_steps=20, decay_steps=50, block_tokens=8, buffer_tokens=128,
-        log_every=1, checkpoint_every=2, device="cpu",
+        data=[str(folder / "*.npy")], output=str(folder / "whole"), num_latents=32, steps=STEPS,
+        options={"k": 2, "dead_after": 200}, batch_size=32, warmup_steps=20, decay_steps=50, block_tokens=8,
+        buffer_tokens=128, log_every=1, checkpoint_every=2, device="cpu",
     )  # fmt: skip
     shutil.rmtree(folder)
 

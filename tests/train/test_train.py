@@ -14,8 +14,10 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,11 +28,45 @@ from safetensors.torch import load_file, save_file
 from train.runs import assert_same_run, records
 
 from fastsparse._settings import resolved_device
-from fastsparse.nn import MatchingPursuitSAE, TopKSAE
+from fastsparse.nn import (
+    BatchTopKSAE,
+    GatedSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    ReLUSAE,
+    SparseAutoencoder,
+    TopKSAE,
+)
 from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
 from fastsparse.train import checkpoint as checkpoint_module
+from fastsparse.train.models import MODELS, options_of
 
 D, M, K = 16, 48, 3
+
+
+class Case(NamedTuple):
+    """A model: its options, what its FVU falls below of what it began with, other options that it takes."""
+
+    kind: type[SparseAutoencoder]
+    options: dict
+    left: float
+    others: dict
+
+
+CASES = {
+    "topk": Case(TopKSAE, {"k": K}, 0.5, {"k": 2, "budgets": [2, 8], "activation": "abs"}),
+    "batchtopk": Case(BatchTopKSAE, {"k": K}, 0.5, {"k": 2.29, "prefixes": [8, 24], "unit_norm": False}),
+    "jumprelu": Case(
+        JumpReLUSAE,
+        {"threshold": 0.1, "bandwidth": 0.2},
+        0.5,
+        {"penalty": "tanh", "threshold_form": "linear", "dense": "stripes", "prefixes": [8, 24]},
+    ),
+    "gated": Case(GatedSAE, {"l1": 0.01}, 0.5, {"l1": 0.02, "dense": "sparse", "prefixes": [8]}),
+    "relu": Case(ReLUSAE, {"l1": 0.01}, 0.5, {"l1": 0.02, "p": 0.9, "unit_norm": True}),
+    # Pursuit may take more steps than there are atoms.
+    "mp": Case(MatchingPursuitSAE, {"k": K}, 0.7, {"k": 3 * M + 1, "nonnegative": False}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +84,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def configured(data: str, output: Path) -> TrainConfig:
     return TrainConfig(
-        data=[data], output=str(output), num_latents=M, k=K, steps=40, batch_size=128, lr=5e-3,
-        dead_after=1000, block_tokens=16, buffer_tokens=256, log_every=5, checkpoint_every=15, device="cpu",
+        data=[data], output=str(output), num_latents=M, options={"k": K, "dead_after": 1000}, steps=40,
+        batch_size=128, lr=5e-3, block_tokens=16, buffer_tokens=256, log_every=5, checkpoint_every=15,
+        device="cpu",
     )  # fmt: skip
 
 
@@ -76,17 +113,23 @@ def interrupt_at(step: int, number: int = signal.SIGINT) -> Callable[[Metrics], 
     return hook
 
 
-@pytest.mark.parametrize(("model", "kind", "left"), [("topk", TopKSAE, 0.5), ("mp", MatchingPursuitSAE, 0.7)])
-def test_it_learns_and_leaves_a_log_and_checkpoints(
-    config: TrainConfig, model: str, kind: type, left: float
-) -> None:
+def test_every_model_is_trained_here() -> None:
+    assert {model: case.kind for model, case in CASES.items()} == MODELS
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_it_learns_and_leaves_a_log_and_checkpoints(config: TrainConfig, model: str) -> None:
     seen: list[Metrics] = []
-    result = train(replace(config, model=model, steps=200), on_metrics=seen.append)
-    assert isinstance(result.sae, kind)
-    assert result.metrics.fvu < left * seen[0].fvu
+    case = CASES[model]
+    settings = replace(config, model=model, options=case.options, steps=200)
+    result = train(settings, on_metrics=seen.append)
+    assert type(result.sae) is case.kind
+    assert result.metrics.loss < case.left * seen[0].loss
+    assert result.metrics.fvu < case.left * seen[0].fvu
     assert [metrics.step for metrics in seen] == list(range(5, 201, 5))
     assert result.metrics.tokens == 200 * 128
-    assert 0 < result.metrics.l0 <= K
+    assert 0 < result.metrics.l0 <= case.options.get("k", M)
+    assert 0 < result.metrics.density <= 1
     assert result.metrics.tokens_per_second > 0
     log = records(result.log)
     assert [line["step"] for line in log] == [metrics.step for metrics in seen]
@@ -94,7 +137,8 @@ def test_it_learns_and_leaves_a_log_and_checkpoints(
     expected = ["checkpoint-000000195.safetensors", "checkpoint-000000200.safetensors", "log.jsonl"]
     assert names(config.output) == expected
     assert not result.sae.training
-    torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
+    if result.sae.unit_norm:
+        torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
 
 
 def test_the_same_seed_gives_the_same_bits(config: TrainConfig, finished: Path) -> None:
@@ -108,19 +152,17 @@ def test_the_same_seed_gives_the_same_bits(config: TrainConfig, finished: Path) 
         assert_same_run(other.log.parent, finished)
 
 
-@pytest.mark.parametrize(
-    ("model", "kind", "k"), [("topk", TopKSAE, K), ("mp", MatchingPursuitSAE, M + 1)]
-)  # pursuit may take more steps than there are atoms
-def test_load_sae(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, model: str, kind: type, k: int
-) -> None:
+@pytest.mark.parametrize("model", CASES)
+@pytest.mark.parametrize("which", ["options", "others"])
+def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, model: str, which: str) -> None:
     monkeypatch.setattr(checkpoint_module, "_PIECE", 1000)  # tensors are read in several
-    result = train(replace(config, model=model, k=k, steps=1))
+    options = {**getattr(CASES[model], which), "dead_after": 1000}
+    result = train(replace(config, model=model, options=options, steps=1))
     copy = shutil.copy(result.checkpoint, result.checkpoint.with_name("best.safetensors"))
     for path in (config.output, result.checkpoint, copy):
         sae = load_sae(path)
-        assert isinstance(sae, kind)
-        assert (sae.k, sae.dead_after, sae.training) == (k, 1000, False)
+        assert str(sae) == str(result.sae)  # sizes and options
+        assert (type(sae), sae.dead_after, sae.training) == (CASES[model].kind, 1000, False)
         for name, tensor in result.sae.state_dict().items():
             assert torch.equal(sae.state_dict()[name], tensor)
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint"):
@@ -131,8 +173,8 @@ def test_checkpoints_hold_tensors_and_json_only(finished: Path, data: str) -> No
     with safe_open(finished / "checkpoint-000000040.safetensors", framework="pt") as file:
         metadata, stored = json.loads(file.metadata()["fastsparse"]), set(file.keys())
     assert (metadata["step"], metadata["config"]["lr"], metadata["data"]) == (40, 5e-3, [data])
-    parameters = {"W_enc", "b_enc", "W_dec", "b_dec"}
-    assert stored == {f"sae.{name}" for name in (*parameters, "tokens_since_fired")} | {
+    parameters, buffers = {"W_enc", "b_enc", "W_dec", "b_dec"}, {"tokens_since_fired", "threshold"}
+    assert stored == {f"sae.{name}" for name in parameters | buffers} | {
         f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in parameters
     }
 
@@ -149,29 +191,49 @@ def test_interrupted_run_goes_on_to_the_same_end(config: TrainConfig, finished: 
     assert_same_run(train(config).log.parent, finished)
 
 
-def test_matching_pursuit_goes_on_to_the_same_end(config: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", CASES)
+@pytest.mark.parametrize("which", ["options", "others"])
+def test_every_model_goes_on_to_the_same_end(
+    config: TrainConfig, tmp_path: Path, model: str, which: str
+) -> None:
     """With atoms that die and are revived."""
-    pursuit = replace(config, model="mp", num_latents=3 * M, dead_after=500, steps=30, checkpoint_every=10)
-    whole = train(pursuit)
-    assert any(record["aux"] > 0 for record in records(whole.log))
-    with safe_open(whole.checkpoint, framework="pt") as file:
-        assert {"sae.W_dec", "sae.b_dec", "adam.exp_avg.W_dec"} < set(file.keys())
-        assert not any("enc" in name for name in file.keys())  # noqa: SIM118
-    stopped = replace(pursuit, output=str(tmp_path / "stopped"))
+    options = {"aux_k": 2, **getattr(CASES[model], which), "dead_after": 300}
+    begun = replace(config, model=model, options=options, num_latents=3 * M, steps=30, checkpoint_every=10)
+    whole = train(begun)
+    if options.get("k", M) < M:  # where as many may be active as there are, none need be dead
+        assert any(record["aux"] > 0 for record in records(whole.log))
+    stopped = replace(begun, output=str(tmp_path / "stopped"))
     with pytest.raises(TrainingInterrupted):
         train(stopped, on_metrics=interrupt_at(15))
+    assert_same_run(train(stopped).log.parent, whole.log.parent)
+
+
+def test_what_has_no_gradient_has_no_moments(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen(TopKSAE):
+        def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+            super().reset_parameters(generator)
+            self.b_enc.requires_grad_(False)
+
+    monkeypatch.setitem(MODELS, "topk", Frozen)
+    whole = train(config)
+    with safe_open(whole.checkpoint, framework="pt") as file:
+        assert "adam.step.W_enc" in file.keys()  # noqa: SIM118
+        assert "adam.step.b_enc" not in file.keys()  # noqa: SIM118
+    stopped = replace(config, output=config.output + "-stopped")
+    train(replace(stopped, steps=20))
     assert_same_run(train(stopped).log.parent, whole.log.parent)
 
 
 def test_checkpoints_of_unknown_models_are_refused(config: TrainConfig) -> None:
     path = train(replace(config, steps=5)).checkpoint
     tensors, metadata = load_file(path), metadata_of(path)
-    for model in ("gated", None, ["topk"]):
+    for model in ("omp", None, ["topk"]):
         checkpoint_module.write(path, tensors, metadata | {"config": {"model": model}})
-        with pytest.raises(ValueError, match=re.escape(f"model must be one of topk, mp, got {model!r}")):
+        message = f"model must be one of {', '.join(MODELS)}, got {model!r}"
+        with pytest.raises(ValueError, match=re.escape(message)):
             load_sae(path)
     checkpoint_module.write(path, tensors, metadata | {"sae": {"d_model": "wide"}})
-    with pytest.raises(ValueError, match=f"{path.name}: sae must hold the sizes of a topk autoencoder"):
+    with pytest.raises(ValueError, match=f"{path.name}: sae must hold the sizes and options of a topk"):
         load_sae(path)
 
 
@@ -242,7 +304,11 @@ def test_a_finished_run_is_only_loaded(config: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 4}, "k: must be 3 to resume from .*, got 4"),
+        ({"options": {"k": 4, "dead_after": 1000}}, "k: must be 3 to resume from .*, got 4"),
+        (
+            {"options": {"k": K, "dead_after": 1000, "prefixes": [8]}},
+            r"prefixes: must be \[\] to resume from .*, got \[8\]",
+        ),
         ({"lr": None}, "lr: must be 0.005 to resume from"),
         ({"seed": 1}, "seed: must be 0 to resume"),
         ({"bf16": True}, "bf16: must be False to resume"),
@@ -298,14 +364,14 @@ def broken_checkpoints() -> dict[str, tuple[Callable[[Path], None], str]]:
             lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 1])),
             r"not a whole checkpoint: \S+ is not what was written",
         ),
-        "foreign": (lambda p: save_file(load_file(p), p), "not a whole checkpoint of format 2"),
+        "foreign": (lambda p: save_file(load_file(p), p), "not a whole checkpoint of format 3"),
         "no checksum": (
             lambda p: save_file(load_file(p), p, {"fastsparse": json.dumps(metadata_of(p))}),
-            "not a whole checkpoint of format 2: its metadata fail their checksum",
+            "not a whole checkpoint of format 3: its metadata fail their checksum",
         ),
         "deep JSON": (say("[" * 50000), "not a whole checkpoint: its metadata are no JSON"),
-        "nothing": (say('{"format": 2}'), "step must be int in a checkpoint's metadata, got None"),
-        "later": (told(format=3), "must be a checkpoint of format 2, its metadata say .*3"),
+        "nothing": (say('{"format": 3}'), "step must be int in a checkpoint's metadata, got None"),
+        "later": (told(format=4), "must be a checkpoint of format 3, its metadata say .*4"),
         "step": (told(step=[40]), r"step must be int in a checkpoint's metadata, got \[40\]"),
         "sae": (told(sae=None), "sae must be dict .*got None"),
         "another's name": (told(step=41), "must be named checkpoint-000000041.safetensors"),
@@ -445,7 +511,7 @@ def test_non_finite_activations_stop_the_run(config: TrainConfig, data: str, tmp
             assert load_sae(Path(config.output) / name).W_enc.isfinite().all()
 
 
-@pytest.mark.parametrize("model", ["topk", "mp"])
+@pytest.mark.parametrize("model", ["topk", "batchtopk", "mp"])
 def test_checkpoints_of_what_is_not_finite_are_not_written(
     config: TrainConfig, data: str, tmp_path: Path, model: str
 ) -> None:
@@ -492,7 +558,7 @@ def test_output_inside_the_data(
 
 def test_schedule() -> None:
     config = TrainConfig(
-        data=["x"], output="y", num_latents=2**12, k=1, steps=10, warmup_steps=4, decay_steps=2
+        data=["x"], output="y", num_latents=2**12, options={"k": 1}, steps=10, warmup_steps=4, decay_steps=2
     )
     assert config.learning_rate == 4e-4
     rates = [config.rate_at(step) / 4e-4 for step in range(1, 11)]
@@ -518,17 +584,34 @@ def test_the_rate_reaches_the_optimiser(config: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"k": 49}, ValueError, r"k: must be at most num_latents \(48\), got 49"),
-        ({"model": "omp"}, ValueError, "model: must be one of topk, mp, got 'omp'"),
-        ({"k": 1.5}, TypeError, r"k: must be int, got 1.5"),
+        ({"model": "omp"}, ValueError, f"model: must be one of {', '.join(MODELS)}, got 'omp'"),
+        ({"options": {"k": 49}}, ValueError, r"TopKSAE: k must be at most num_latents \(48\), got k=49"),
+        ({"options": {"k": 1.5}}, TypeError, r"k: must be int, got 1.5"),
+        ({"options": {}}, ValueError, r"options: the model topk must be given k, got \[\]"),
+        ({"options": ["k", 3]}, TypeError, r"options: must map names to values, got \['k', 3\]"),
+        (
+            {"options": {"k": 3, "nonnegative": True}},
+            ValueError,
+            r"options: those of the model topk are k, activation, .*, got 'nonnegative'",
+        ),
+        (
+            {"options": {"k": 3, "prefixes": [8, 1.5]}},
+            TypeError,
+            r"prefixes: must be a list of int, got \[8, 1.5\]",
+        ),
+        (
+            {"options": {"k": 3, "prefix_weights": 1.0}},
+            TypeError,
+            "prefix_weights: must be a list of float or int or None, got 1.0",
+        ),
         ({"num_latents": True}, TypeError, "num_latents: must be int, got True"),
         ({"lr": float("nan")}, ValueError, "lr: must be finite"),
-        ({"lr": "fast"}, TypeError, r"lr: must be None or float or int, got 'fast'"),
+        ({"lr": "fast"}, TypeError, r"lr: must be float or int or None, got 'fast'"),
         ({"steps": 0}, ValueError, "steps: must be at least 1, got 0"),
         ({"seed": -1}, ValueError, "seed: must be at least 0, got -1"),
         ({"device": "tpu"}, ValueError, "device: must be auto, cpu, cuda or cuda:<number>, got 'tpu'"),
         ({"device": "cuda:-1"}, ValueError, "device: must be auto, cpu, cuda or .*, got 'cuda:-1'"),
-        ({"data": "folder"}, TypeError, "data: must be a list of paths, got 'folder'"),
+        ({"data": "folder"}, TypeError, "data: must be a list of str, got 'folder'"),
         ({"warmup_steps": 30, "decay_steps": 11}, ValueError, r"must be at most steps \(40\), got 30 \+ 11"),
         ({"batch_size": 2001}, ValueError, r"batch_size: must be at most .*\(2000\), got 2001"),
     ],
@@ -537,6 +620,21 @@ def test_bad_configurations(config: TrainConfig, change: dict, error: type, mess
     with pytest.raises(error, match=message):
         train(replace(config, **change))
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_options_are_those_of_the_constructor_with_the_help_of_its_docstring(model: str) -> None:
+    of_the_run = {about.name for about in fields(TrainConfig)}
+    for about in fields(options_of(model)):
+        assert about.metadata["help"], about.name
+        assert about.name not in of_the_run
+    sizes = {"d_model", "num_latents", "device", "dtype", "generator"}
+    names = {about.name for about in fields(options_of(model))}
+    assert names | sizes == signature(CASES[model].kind).parameters.keys()
+    assert options_of("mp").__doc__.startswith("A sparse autoencoder that describes every token in steps")
+    dead_after = next(about for about in fields(options_of("topk")) if about.name == "dead_after")
+    told = "a latent is dead when it has not been positive for this many tokens"
+    assert (dead_after.metadata["help"], dead_after.default, dead_after.type) == (told, 10_000_000, int)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
