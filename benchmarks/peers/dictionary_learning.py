@@ -1,4 +1,5 @@
-"""dictionary_learning: ``AutoEncoderTopK.forward``, the model that its ``TopKTrainer`` trains.
+"""dictionary_learning: ``AutoEncoderTopK.forward``, the model that its ``TopKTrainer`` trains; and the losses
+of its ``BatchTopKTrainer`` and ``JumpReluTrainer``.
 
 Its decoder is an ``nn.Linear`` with weight (D, M). The package imports nnsight for its activation buffers;
 that drags in torchvision and another torch, and patches einops, math and parts of torch for the whole
@@ -32,6 +33,47 @@ class DictionaryLearningStep(PeerStep):
 
     def loss(self, x: Tensor) -> Tensor:
         return F.mse_loss(self.module(x), x)
+
+
+class DictionaryLearningBatchTopKStep(PeerStep):
+    transposed = "W_dec"
+
+    def __init__(self, parameters: Parameters, k: int) -> None:
+        _stand_in_for_nnsight()
+        from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+
+        M, D = parameters["W_enc"].shape
+        self.scale = float(D)  # it sums over D
+        self.trainer = BatchTopKTrainer(1, D, M, k, layer=0, lm_name="none", device="cpu", warmup_steps=0)
+        sae = self.trainer.ae
+        leaves = {
+            "W_enc": sae.encoder.weight, "b_enc": sae.encoder.bias,
+            "W_dec": sae.decoder.weight, "b_dec": sae.b_dec,
+        }  # fmt: skip
+        super().__init__(sae, leaves, parameters)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.trainer.loss(x, step=1001)  # it follows the threshold from then on
+
+
+class DictionaryLearningJumpReLUStep(PeerStep):
+    transposed = "W_enc"
+
+    def __init__(self, parameters: Parameters, k: int, *, bandwidth: float) -> None:
+        _stand_in_for_nnsight()
+        from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+
+        M, D = parameters["W_enc"].shape
+        self.scale = float(D)
+        self.trainer = JumpReluTrainer(
+            2, D, M, layer=0, lm_name="none", bandwidth=bandwidth, target_l0=float(k), warmup_steps=0,
+            sparsity_warmup_steps=0,
+        )  # fmt: skip
+        sae = self.trainer.ae
+        super().__init__(sae, {name: getattr(sae, name) for name in parameters}, parameters)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.trainer.loss(x, step=1)
 
 
 def _stand_in_for_nnsight() -> None:

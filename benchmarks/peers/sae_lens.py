@@ -5,9 +5,13 @@ is the same function with the same gradients. ``sparse=True`` sets ``use_sparse_
 its backward needs ``rescale_acts_by_decoder_norm=False`` (else: "Could not run 'aten::view' with arguments
 from the 'SparseCPU' backend"). Its W_enc is (D, M), and its loss sums over D where ours takes the mean.
 
+BatchTopK and JumpReLU: their training classes as they are; the latter's penalty is of L0, the mode "step".
+
 Matching pursuit: ``_encode_matching_pursuit``, alone and in ``MatchingPursuitTrainingSAE``, for exactly k
 steps, its two ways to stop early turned off.
 """
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -24,12 +28,15 @@ class _TrainingStep(PeerStep):
         super().__init__(sae, leaves, parameters)
         self.scale = float(len(parameters["b_dec"]))
 
+    coefficients: Mapping[str, float] = {}
+
     def loss(self, x: Tensor) -> Tensor:
         from sae_lens.saes.sae import TrainStepInput
 
         step = TrainStepInput(
-            sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
-        )
+            sae_in=x, coefficients=self.coefficients, dead_neuron_mask=None, n_training_steps=0,
+            is_logging_step=False,
+        )  # fmt: skip
         return self.module.training_forward_pass(step).loss
 
 
@@ -49,6 +56,33 @@ class SAELensStep(_TrainingStep):
             rescale_acts_by_decoder_norm=not sparse,
         )
         sae = TopKTrainingSAE(config)
+        super().__init__(sae, {name: getattr(sae, name) for name in parameters}, parameters)
+
+
+class SAELensBatchTopKStep(_TrainingStep):
+    transposed = "W_enc"
+
+    def __init__(self, parameters: Parameters, k: int) -> None:
+        from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+        M, D = parameters["W_enc"].shape
+        config = BatchTopKTrainingSAEConfig(d_in=D, d_sae=M, k=k, apply_b_dec_to_input=True)
+        sae = BatchTopKTrainingSAE(config)
+        super().__init__(sae, {name: getattr(sae, name) for name in parameters}, parameters)
+
+
+class SAELensJumpReLUStep(_TrainingStep):
+    transposed = "W_enc"
+
+    def __init__(self, parameters: Parameters, k: int, *, bandwidth: float, penalty: float) -> None:
+        from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+
+        M, D = parameters["W_enc"].shape
+        config = JumpReLUTrainingSAEConfig(
+            d_in=D, d_sae=M, jumprelu_bandwidth=bandwidth, apply_b_dec_to_input=True
+        )
+        sae = JumpReLUTrainingSAE(config)
+        self.coefficients = {"l0": penalty}
         super().__init__(sae, {name: getattr(sae, name) for name in parameters}, parameters)
 
 
