@@ -16,6 +16,7 @@ from examples.experiments import __main__ as command
 from examples.experiments import (
     certificates,
     characters,
+    encoders,
     inference_k,
     levels,
     patches,
@@ -30,7 +31,7 @@ COMMITTED = command.HERE / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (levels, inference_k, patches, certificates, state_tracking, characters)
+    for module in (levels, inference_k, patches, certificates, state_tracking, characters, encoders)
 }
 
 
@@ -288,8 +289,8 @@ def test_the_page_shows_what_was_committed(path):
     pytest.importorskip("matplotlib")
     found = results.read(path)
     assert not found["quick"]
-    pursuits = path.stem in ("levels", "inference_k", "patches")
-    page = (DOCS / ("matching_pursuit.md" if pursuits else "recurrences.md")).read_text()
+    pages = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit") | {"encoders": "encoders"}
+    page = (DOCS / f"{pages.get(path.stem, 'recurrences')}.md").read_text()
     module = MODULES[path.stem]
     assert module.table(found) in page
     with plots.style(path.stem) as pyplot:
