@@ -93,12 +93,12 @@ def _of_cuda_blocks() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _of_triton_blocks() -> Iterator[tuple[str, Callable[[], Any]]]:
-    from fastsparse.kernels import topk_encode
+    from fastsparse.kernels import _topk_product, topk_encode
 
     for values in TRITON:
         yield _said(values), partial(patch.multiple, topk_encode, **values) if values else nullcontext
     for sizes in TILES:
-        yield f"tile {sizes}", partial(_tiled, topk_encode.Tile(*sizes))
+        yield f"tile {sizes}", partial(_tiled, _topk_product.Tile(*sizes))
 
 
 def _said(values: dict[str, int]) -> str:
@@ -107,12 +107,12 @@ def _said(values: dict[str, int]) -> str:
 
 @contextmanager
 def _tiled(tile: Any) -> Iterator[None]:
-    from fastsparse.kernels import _launch, topk_encode
+    from fastsparse.kernels import _launch, _topk_product
 
-    usual = topk_encode.tiles
+    usual = _topk_product.tiles
 
     def tiles(dtype: torch.dtype, *rest: Any) -> list:  # fp32's are of another kind
         return usual(dtype, *rest) if dtype == torch.float32 else [tile]
 
-    with patch.object(topk_encode, "tiles", tiles), patch.object(_launch, "_chosen", {}):
+    with patch.object(_topk_product, "tiles", tiles), patch.object(_launch, "_chosen", {}):
         yield
