@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import shapes, steps
 from benchmarks.bars import speed_bars
-from benchmarks.cases import OURS, matrix_bytes
+from benchmarks.cases import matrix_bytes
 from benchmarks.ceilings import Work, products
 from benchmarks.lab import Job, Lab
 from benchmarks.shapes import Given, each
@@ -23,7 +23,7 @@ from fastsparse.nn.fvu import spread_of
 
 REQUIRED = {"SAELens": 5.0, "dictionary_learning": 5.0}
 PREFIXES = 16, 8, 4, 2  # parts of M: the levels are five
-PLAIN = f"{OURS}, no prefixes"
+PLAIN = "no prefixes"  # ours too
 BANDWIDTH, PENALTY = 0.05, 0.5  # of JumpReLU; the penalty of an L0 of 1 beside squared errors summed over D
 # Relative to a gradient's norm: where two scores of the batch differ by a rounding, a swapped entry moves it.
 MAY = 2e-2
