@@ -1,6 +1,6 @@
 """Training steps of encoders whose codes are ragged, forward, backward, all gradients: BatchTopK, BatchTopK
 with prefixes (Matryoshka), and JumpReLU, each as its module's ``loss``; against dense steps in PyTorch and
-(peers) the training libraries' own.
+(peers) the training libraries' own. And ReLU at several densities, by entries and in stripes.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,15 +15,17 @@ from benchmarks import shapes, steps
 from benchmarks.bars import speed_bars
 from benchmarks.cases import matrix_bytes
 from benchmarks.ceilings import Work, products
+from benchmarks.harness import Contender
 from benchmarks.lab import Job, Lab
 from benchmarks.shapes import Given, each
 from benchmarks.steps import Parameters, PeerStep, Step
-from fastsparse.nn import BatchTopKSAE, JumpReLUSAE, SparseAutoencoder
+from fastsparse.nn import BatchTopKSAE, JumpReLUSAE, ReLUSAE, SparseAutoencoder
 from fastsparse.nn.fvu import spread_of
 
 REQUIRED = {"SAELens": 5.0, "dictionary_learning": 5.0}
 PREFIXES = 16, 8, 4, 2  # parts of M: the levels are five
 PLAIN = "no prefixes"  # ours too
+DENSITIES = 0.05, 0.1, 0.2, 0.4  # of ReLU's codes
 BANDWIDTH, PENALTY = 0.05, 0.5  # of JumpReLU; the penalty of an L0 of 1 beside squared errors summed over D
 # Relative to a gradient's norm: where two scores of the batch differ by a rounding, a swapped entry moves it.
 MAY = 2e-2
@@ -94,6 +96,18 @@ class DenseJumpReLUStep(Step):
         return error + PENALTY / x.shape[1] * gate.sum() / len(x)
 
 
+class DenseReLUStep(Step):
+    def loss(self, x: Tensor) -> Tensor:
+        p = self.leaves
+        f = torch.relu(F.linear(x - p["b_dec"], p["W_enc"], p["b_enc"]))
+        return F.mse_loss(f @ p["W_dec"] + p["b_dec"], x)
+
+
+def relu(parameters: Parameters, k: int, dense: str) -> ModuleStep:
+    M, D = parameters["W_enc"].shape
+    return ModuleStep(ReLUSAE(D, M, l1=0.0, dense=dense), parameters)
+
+
 def jobs(lab: Lab) -> Iterator[Job]:
     if lab.choice or lab.gpu:
         return
@@ -108,6 +122,27 @@ def jobs(lab: Lab) -> Iterator[Job]:
         name = "Matryoshka step"
         bars = partial(speed_bars, f"{name} ({shape})", {PLAIN: 1 / 1.5})
         yield Job("encoder_steps", name, given, partial(case, lab, given, name), bars, need)
+        for density in DENSITIES:
+            name = f"ReLU step, density {density:.0%}"
+            run = partial(by_density, lab, given, density)
+            yield Job("encoder_steps", name, given, run, need=2 * need)
+
+
+def by_density(lab: Lab, given: Given, density: float) -> dict[str, Any]:
+    """One bias for all latents, that this share of the scores is above."""
+    shape = given.shape
+    parameters, x = steps.problem(shape, lab.device)
+    bias = -_threshold({**parameters, "b_enc": 0 * parameters["b_enc"]}, x, round(density * shape.M))
+    parameters = {**parameters, "b_enc": bias}
+    check = partial(steps.check, DenseReLUStep(parameters, shape.k).run(x).found(), MAY)
+
+    def contender(who: str, kind: Callable[..., Step]) -> Contender:
+        return steps.contender(who, partial(kind, parameters, shape.k), lambda step: step.run(x), check)
+
+    own = contender("own", partial(relu, dense="sparse"))
+    contenders = [*lab.ours(own.run, check), contender("in stripes", partial(relu, dense="stripes"))]
+    contenders.append(contender("torch", DenseReLUStep))
+    return lab.measure(shape, contenders, Work(4 * matrix_bytes((shape.M, shape.D))))
 
 
 def case(lab: Lab, given: Given, name: str) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from fastsparse.nn._linear_encoder import LinearEncoder
 from fastsparse.nn._stripes import Activated, in_stripes
 from fastsparse.nn.sparse_autoencoder import Code, Described, Firings
 
-# The density from which on dense products are faster than sparse ones.
-_CROSSOVER = 0.1
+# The density above which a loss is computed in stripes. On CPUs entries are faster up to more than 0.4
+# (benchmarks/bench_encoder_steps.py), but from 0.3 on they take more memory than all scores would. On GPUs,
+# none of which has been measured, products of matrices are faster by the roofline from 0.01 on.
+_CROSSOVER = {"cpu": 0.2}
+_CROSSOVER_OF_GPUS = 0.01
 
 
 class Elementwise(LinearEncoder):
@@ -64,7 +67,8 @@ class Elementwise(LinearEncoder):
         return code._replace(values=code.values.to(centered.dtype))
 
     def _describe(self, x: Tensor, centered: Tensor) -> Described:
-        stripes = self.dense == "stripes" or (self.dense == "auto" and bool(self.density > _CROSSOVER))
+        most = _CROSSOVER.get(x.device.type, _CROSSOVER_OF_GPUS)
+        stripes = self.dense == "stripes" or (self.dense == "auto" and bool(self.density > most))
         return (self._by_stripes if stripes else self._by_entries)(x, centered)
 
     def _by_entries(self, x: Tensor, centered: Tensor) -> Described:

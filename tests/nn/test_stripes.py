@@ -94,7 +94,7 @@ def test_auto_goes_by_the_last_step_that_was_counted(kind: type, monkeypatch) ->
     sae.count_firings_(first.code)
     assert 0.1 < sae.density < 1
     assert isinstance(sae.loss(x).code, Firings)
-    monkeypatch.setattr(_elementwise, "_CROSSOVER", 0.99)
+    monkeypatch.setattr(_elementwise, "_CROSSOVER", {"cpu": 0.99})
     second = sae.loss(x)
     assert isinstance(second.code, fastsparse.Ragged)
     before = sae.density.clone()
