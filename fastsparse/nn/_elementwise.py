@@ -15,9 +15,9 @@ from fastsparse.nn._linear_encoder import LinearEncoder
 from fastsparse.nn._stripes import Activated, in_stripes
 from fastsparse.nn.sparse_autoencoder import Code, Described, Firings
 
-# The density above which a loss is computed in stripes. On CPUs entries are faster up to more than 0.4
-# (benchmarks/bench_encoder_steps.py), but from 0.3 on they take more memory than all scores would. On GPUs,
-# none of which has been measured, products of matrices are faster by the roofline from 0.01 on.
+# The density above which a loss is computed in stripes. On CPUs entries are faster up to 0.3
+# and more (benchmarks/bench_encoder_steps.py), but from there on they take more memory than all scores would.
+# On GPUs, none of which has been measured, products of matrices are faster by the roofline from 0.01 on.
 _CROSSOVER = {"cpu": 0.2}
 _CROSSOVER_OF_GPUS = 0.01
 

@@ -5,6 +5,7 @@ to each cut are the levels. That costs the arithmetic of one reconstruction, and
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 from fastsparse.functional import Ragged, TopK, spmm
 
 
-def by_prefix(code: Ragged | TopK, prefixes: Sequence[int], atoms: Tensor) -> Tensor:
-    """(N, G, D) by the latents below each of G prefixes, the last of them all, ascending.
+def by_prefix(code: Ragged | TopK, prefixes: Sequence[int], atoms: Tensor, bias: Tensor) -> list[Tensor]:
+    """(N, D) each by the latents below each of G prefixes, the last of them all, ascending.
 
     Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders",
     arXiv 2503.17547.
@@ -25,11 +26,11 @@ def by_prefix(code: Ragged | TopK, prefixes: Sequence[int], atoms: Tensor) -> Te
     begins = torch.tensor([0, *prefixes[:-1]], device=places.device)
     cuts = torch.arange(N, device=places.device).unsqueeze(1) * M + begins
     bounds = torch.cat([torch.searchsorted(places, cuts.reshape(-1)), code.offsets[-1:]])
-    return _levels(code.values, code.indices, bounds, atoms, len(prefixes))
+    return _levels(code.values, code.indices, bounds, atoms, bias, len(prefixes))
 
 
-def by_budget(code: TopK, budgets: Sequence[int], atoms: Tensor) -> Tensor:
-    """(N, G, D) by the first so many entries of every token, of G budgets, ascending, the last of them all.
+def by_budget(code: TopK, budgets: Sequence[int], atoms: Tensor, bias: Tensor) -> list[Tensor]:
+    """(N, D) each by the first so many entries of every token, of G budgets, ascending, the last of them all.
 
     Source: Gao et al. 2024, arXiv 2406.04093, appendix B (Multi-TopK); Balagansky et al. 2025, "Train One
     Sparse Autoencoder Across Multiple Sparsity Budgets", arXiv 2505.24473.
@@ -38,9 +39,13 @@ def by_budget(code: TopK, budgets: Sequence[int], atoms: Tensor) -> Tensor:
     begins = torch.tensor([0, *budgets[:-1]], device=code.indices.device)
     cuts = torch.arange(N, device=begins.device).unsqueeze(1) * K + begins
     bounds = torch.cat([cuts.reshape(-1), cuts.new_full((1,), N * K)])
-    return _levels(code.values.flatten(), code.indices.flatten(), bounds, atoms, len(budgets))
+    return _levels(code.values.flatten(), code.indices.flatten(), bounds, atoms, bias, len(budgets))
 
 
-def _levels(values: Tensor, indices: Tensor, bounds: Tensor, atoms: Tensor, count: int) -> Tensor:
-    pieces = spmm(values, indices, atoms, bounds)
-    return pieces.unflatten(0, (-1, count)).cumsum(dim=1)
+def _levels(
+    values: Tensor, indices: Tensor, bounds: Tensor, atoms: Tensor, bias: Tensor, count: int
+) -> list[Tensor]:
+    pieces = spmm(values, indices, atoms, bounds).unflatten(0, (-1, count)).unbind(dim=1)
+    return list(
+        accumulate(pieces[1:], initial=pieces[0] + bias)
+    )  # a cumsum's gradient passes thrice over all

@@ -262,8 +262,7 @@ class SparseAutoencoder(nn.Module, ABC):
         if not self.prefixes:
             return [self.decode(code)]
         code = code.code if isinstance(code, BatchTopK) else code
-        levels = by_prefix(code, (*self.prefixes, self.num_latents), self.W_dec)
-        return (levels + self.b_dec).unbind(dim=1)
+        return by_prefix(code, (*self.prefixes, self.num_latents), self.W_dec, self.b_dec)
 
     def _level_weights(self) -> Sequence[float]:
         return self.prefix_weights

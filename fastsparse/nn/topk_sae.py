@@ -141,10 +141,10 @@ class TopKSAE(Thresholded):
             code = self._encode(centered, self.k)
             return Described(code, self._decoded(code))
         code = self._encode(centered, self.budgets[-1])
-        levels = by_budget(code, self.budgets, self.W_dec) + self.b_dec
+        levels = by_budget(code, self.budgets, self.W_dec, self.b_dec)
         chosen = self.budgets.index(self.k)
         kept = TopK(code.values[:, : self.k], code.indices[:, : self.k])
-        return Described(kept, levels.unbind(dim=1), main=chosen)
+        return Described(kept, levels, main=chosen)
 
     def _level_weights(self) -> Sequence[float]:
         return self.budget_weights if self.budgets else self.prefix_weights
