@@ -1,5 +1,6 @@
 """Autoencoders whose latents are functions of their own scores alone: how many there are is not fixed."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,9 @@ from fastsparse.nn._linear_encoder import LinearEncoder
 from fastsparse.nn._stripes import Activated, in_stripes
 from fastsparse.nn.sparse_autoencoder import Code, Described, Firings
 
-# The density above which a loss is computed in stripes. On CPUs entries are faster up to 0.3
-# and more (benchmarks/bench_encoder_steps.py), but from there on they take more memory than all scores would.
-# On GPUs, none of which has been measured, products of matrices are faster by the roofline from 0.01 on.
+# The density above which a loss is computed in stripes. On CPUs entries are faster up to 0.3 and more
+# (benchmarks/bench_encoder_steps.py), but from there on they take more memory than all scores would. On GPUs,
+# none of which has been measured, products of matrices are faster by the roofline from 0.01 on.
 _CROSSOVER = {"cpu": 0.2}
 _CROSSOVER_OF_GPUS = 0.01
 
@@ -111,17 +112,17 @@ class Elementwise(LinearEncoder):
         """(M,), what scores exceed that count for the loss."""
         return self._threshold()
 
+    @abstractmethod
     def _terms(self) -> Sequence[Tensor]:
         """(M,) each, in the type that sums are carried in: what latents' activations depend on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _activate(self, scores: Tensor, *terms: Tensor) -> Activated:
         """What scores become, by the terms of their latents, of a shape that broadcasts to theirs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _penalty(self, x: Tensor, centered: Tensor, costs: Sequence[Tensor], gated: Tensor | None) -> Tensor:
         """Of tokens (N, D), the sums of whose costs are (N,) each, and which gates reconstruct so."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def count_firings_(self, code: Code | Firings, *, group: Group = None) -> None:

@@ -1,5 +1,6 @@
 """The threshold that a model has in training, followed over its steps, by which it can encode afterwards."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -64,9 +65,9 @@ class Thresholded(LinearEncoder):
             )
         return with_thresholds(self, self.W_enc, self.b_enc, self.threshold.expand(self.num_latents))
 
+    @abstractmethod
     def _least_positive(self, code: Code | Firings) -> Tensor:
         """(2,) fp32: the sum of what a step says about the threshold, and how many say so."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _follow(self, told: Tensor, group: "distributed.ProcessGroup | None") -> None:
