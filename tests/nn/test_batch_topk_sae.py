@@ -51,8 +51,17 @@ def test_the_threshold_is_a_moving_average_of_positive_ones() -> None:
     assert sae.threshold == 2.5
 
 
-def test_bad_averages_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^BatchTopKSAE: k must be above 0 and .* \(40\), got k=41"):
-        make(k=41)
-    with pytest.raises(ValueError, match=r"^BatchTopKSAE: threshold_decay must be finite .*=-0.1"):
-        make(threshold_decay=-0.1)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k": 0}, ValueError, r"k must be above 0 and at most num_latents \(40\), got k=0"),
+        ({"k": 41}, ValueError, r"k must be above 0 and at most num_latents \(40\), got k=41"),
+        ({"k": float("nan")}, ValueError, "k must be above 0 .*, got k=nan"),
+        ({"k": "2"}, TypeError, "k must be a number, got '2' of type str"),
+        ({"k": True}, TypeError, "k must be a number, got True of type bool"),
+        ({"threshold_decay": -0.1}, ValueError, "threshold_decay must be finite .*=-0.1"),
+    ],
+)
+def test_bad_averages_are_refused(options: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=f"^BatchTopKSAE: {message}"):
+        make(**options)

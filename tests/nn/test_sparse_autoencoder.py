@@ -270,8 +270,8 @@ def test_on_cuda(kind: type) -> None:
     ("arguments", "options", "error", "message"),
     [
         ((0, 8, 2), {}, ValueError, "d_model must be at least 1, got d_model=0"),
-        ((4, 8, 0), {}, ValueError, "k must be (at least 1|above 0 .*), got k=0"),
-        ((4, 8, "2"), {}, TypeError, "k must be (an int|a number), got '2' of type str"),
+        ((4, 8, 0), {}, ValueError, "k must be at least 1, got k=0"),
+        ((4, 8, 2.0), {}, TypeError, "k must be an int, got 2.0 of type float"),
         ((4, True, 1), {}, TypeError, "num_latents must be an int, got True"),
         ((4, 8, 2), {"aux_k": -1}, ValueError, "aux_k must be at least 0, got aux_k=-1"),
         ((4, 8, 2), {"dead_after": 0}, ValueError, "dead_after must be at least 1, got dead_after=0"),
@@ -279,9 +279,9 @@ def test_on_cuda(kind: type) -> None:
     ],
 )
 def test_bad_sizes(kind: type, arguments: tuple, options: dict, error: type, message: str) -> None:
+    if message.startswith("k ") and kind not in (TopKSAE, MatchingPursuitSAE):
+        pytest.skip("has no k, or one that may be a fraction")
     if kind in OPTIONS:
-        if message.startswith("k "):
-            pytest.skip("has no k")
         arguments, options = arguments[:2], OPTIONS[kind] | options
     with pytest.raises(error, match=f"^{kind.__name__}: {message}"):
         kind(*arguments, **options)
