@@ -1,0 +1,123 @@
+"""Dense activations that carry the sparse code that they were made of."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastsparse._validation import check_count, named
+from fastsparse.functional import BatchTopK, Ragged, TopK, sparse_decode
+
+__all__ = ["code_of", "codes_to_dense", "decode_from_dense", "fired", "why_untagged"]
+
+
+class _Tag(NamedTuple):
+    code: TopK | Ragged  # TopK of values (N, k)
+    version: int  # of the dense tensor, when it was as the code says
+
+
+# Beside the tensors, not in them: so a copy, a pickle or a view of one is an ordinary tensor.
+_TAGS = WeakTensorKeyDictionary()
+
+
+def codes_to_dense(code: TopK | Ragged | BatchTopK, num_latents: int) -> Tensor:
+    """Make a code dense, in a tensor that remembers the code.
+
+    It is an ordinary tensor: what reads or changes it gets what it would from any other.
+    :func:`decode_from_dense` and :func:`code_of` know its code for as long as it is unchanged.
+
+    Args:
+        code: of :class:`TopK` values (..., k), or (E,) in rows.
+        num_latents: M.
+
+    Returns:
+        (..., M), or (N, M) of a code in rows; entries of one place are added. Gradients reach the values.
+
+    Raises:
+        TypeError: ``code`` is none, or num_latents is not an int.
+        ValueError: num_latents is negative.
+        IndexError, RuntimeError: an index lies outside [0, M).
+
+    Example:
+        >>> import torch, fastsparse
+        >>> from fastsparse.codes import codes_to_dense, decode_from_dense
+        >>> acts = codes_to_dense(fastsparse.topk_encode(torch.eye(2, 3), torch.eye(3), k=1), 3)
+        >>> acts.tolist(), decode_from_dense(acts, torch.eye(3)).tolist()
+        ([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    """
+    M, code = check_count("codes_to_dense", "num_latents", num_latents, 0), _plain("codes_to_dense", code)
+    values = code.values
+    # In place on new zeros: the memory of most pages is never written.
+    if isinstance(code, TopK):
+        dense = values.new_zeros(*values.shape[:-1], M).scatter_add_(-1, code.indices, values)
+    else:
+        dense = values.new_zeros(code.offsets.shape[0], M)  # a row for the padding
+        dense = dense.index_put_((code.rows(), code.indices), values, accumulate=True)[:-1]
+    if not dense.is_inference():  # else nobody could tell whether it is changed
+        _TAGS[dense] = _Tag(code, dense._version)
+    return dense
+
+
+def why_untagged(dense: Tensor) -> str | None:
+    """Why the code that a dense tensor was made of doesn't stand for it; None where it does."""
+    tag = _TAGS.get(dense)
+    if tag is None:
+        return "not made of a code"
+    if dense._version != tag.version:
+        return "changed in place"
+    if dense._backward_hooks:
+        return "a hook wants its gradient"
+    if dense.retains_grad:
+        return "it retains its gradient"
+    return None
+
+
+def code_of(dense: Tensor) -> TopK | Ragged | None:
+    """The code of a tensor that :func:`codes_to_dense` made, as long as it stands for it.
+
+    It doesn't where the tensor was changed in place, or where a hook or ``retain_grad`` wants the gradient
+    that flows through it. Changes through ``.data`` can't be seen, as autograd doesn't see them either. Under
+    ``torch.inference_mode`` nothing tells of changes: there no code is remembered.
+    """
+    return None if why_untagged(dense) else _TAGS[dense].code
+
+
+def decode_from_dense(dense: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``dense @ weight + bias``, by the code where the tensor still stands for one.
+
+    Args:
+        dense: (..., M).
+        weight: (M, D).
+        bias: (D,).
+
+    Returns:
+        (..., D). Gradients reach the code's values, not the dense tensor.
+    """
+    code = code_of(dense)
+    if code is None:
+        decoded = dense @ weight
+        return decoded if bias is None else decoded + bias
+    return sparse_decode(*code[:2], weight, bias, *code[2:])
+
+
+def fired(code: TopK | Ragged | BatchTopK | Tensor, num_latents: int) -> Tensor:
+    """(M,) bool with M = num_latents: which latents are above 0 for a token, of a code or dense (..., M)."""
+    M = check_count("fired", "num_latents", num_latents, 0)
+    if isinstance(code, Tensor):
+        found = code_of(code)
+        if found is None:
+            return (code > 0).reshape(-1, M).any(0)
+        code = found
+    code = _plain("fired", code)
+    above = (code.values > 0).reshape(-1)
+    counts = torch.zeros(M, dtype=torch.int64, device=above.device)
+    return counts.scatter_add_(0, code.indices.reshape(-1), above.to(torch.int64)) > 0
+
+
+def _plain(op: str, code: TopK | Ragged | BatchTopK) -> TopK | Ragged:
+    if isinstance(code, BatchTopK):
+        return code.code
+    if not isinstance(code, TopK | Ragged):
+        raise TypeError(f"{op}: code must be a TopK, Ragged or BatchTopK, got {named(code)}")
+    return code
