@@ -151,7 +151,9 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre, mask):
         ctx.save_for_backward(mask)
-        return Preactivations(pre.sources, pre.rectified, mask)
+        masked = Preactivations(pre.sources, pre.rectified, mask)
+        masked.versions = pre.versions
+        return masked
 
     @staticmethod
     def backward(ctx, grad):

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from fastsparse._validation import check_count, named
-from fastsparse.functional import BatchTopK, Ragged, TopK, sparse_decode
+from fastsparse.functional import BatchTopK, Ragged, TopK, sddmm, sparse_decode, spmm_t
+from fastsparse.functional._tensors import autocast
 
 __all__ = ["code_of", "codes_to_dense", "decode_from_dense", "fired", "why_untagged"]
 
@@ -54,7 +55,8 @@ def codes_to_dense(code: TopK | Ragged | BatchTopK, num_latents: int) -> Tensor:
     else:
         dense = values.new_zeros(code.offsets.shape[0], M)  # a row for the padding
         dense = dense.index_put_((code.rows(), code.indices), values, accumulate=True)[:-1]
-    if not dense.is_inference():  # else nobody could tell whether it is changed
+    # Else nobody could tell whether it is changed, or by whom its gradient is wanted.
+    if not dense.is_inference() and not torch._C._are_functorch_transforms_active():
         _TAGS[dense] = _Tag(code, dense._version)
     return dense
 
@@ -92,13 +94,52 @@ def decode_from_dense(dense: Tensor, weight: Tensor, bias: Tensor | None = None)
         bias: (D,).
 
     Returns:
-        (..., D). Gradients reach the code's values, not the dense tensor.
+        (..., D). Gradients reach the code's values; the dense tensor only where someone wants its own: a
+        hook, ``retain_grad``, ``torch.autograd.grad(out, dense)``.
     """
     code = code_of(dense)
     if code is None:
         decoded = dense @ weight
         return decoded if bias is None else decoded + bias
-    return sparse_decode(*code[:2], weight, bias, *code[2:])
+    values, indices, *offsets = code
+    values, weight, bias = autocast(values, weight, bias)
+    return _Decode.apply(dense, values, weight, bias, indices, offsets[0] if offsets else None)
+
+
+class _Decode(torch.autograd.Function):
+    """Decodes a code. Its backward finds out whose gradients are wanted: the code's or the dense tensor's."""
+
+    @staticmethod
+    def forward(ctx, dense, values, weight, bias, indices, offsets):
+        ctx.save_for_backward(values, weight, indices, offsets)
+        ctx.dense = TensorWeakRef(dense)
+        ctx.nodes = dense.grad_fn, values.grad_fn
+        return sparse_decode(values, indices, weight, bias, offsets)
+
+    @staticmethod
+    def backward(ctx, grad):
+        values, weight, indices, offsets = ctx.saved_tensors
+        needs_dense, needs_values, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        d_dense = d_values = d_weight = d_bias = None
+        if needs_dense and _is_wanted(ctx.dense(), *ctx.nodes):
+            d_dense = grad @ weight.T
+        elif needs_values:
+            d_values = sddmm(grad, weight, indices, offsets)
+        if needs_weight:
+            d_weight = spmm_t(values, indices, grad, weight.shape[0], offsets)
+        if needs_bias:
+            d_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+        return d_dense, d_values, d_weight, d_bias, None, None
+
+
+def _is_wanted(dense: Tensor | None, dense_node, values_node) -> bool:
+    """Whether the gradient of a dense tensor itself is wanted, and not only that of what it was made of."""
+    if dense is not None and (dense._backward_hooks or dense.retains_grad):
+        return True
+    if values_node is None:  # a leaf, of which nobody may ask
+        return False
+    runs = torch._C._will_engine_execute_node
+    return runs(dense_node) and not runs(values_node)  # torch.autograd.grad(out, dense)
 
 
 def fired(code: TopK | Ragged | BatchTopK | Tensor, num_latents: int) -> Tensor:
