@@ -32,6 +32,13 @@ template <typename C> __device__ __forceinline__ C bound_of(Order<C> threshold) 
   return number_of(threshold & kSign<C> ? threshold ^ kSign<C> : ~threshold);
 }
 
+// The threshold above which are all keys whose orders are at least this one: never that of -0, which no key has, nor one
+// between those of infinity and of NaN.
+template <typename C> __device__ __forceinline__ Order<C> threshold_below(Order<C> order) {
+  Order<C> most = order_of(C(INFINITY)), below = order == kSign<C> ? order - 2 : order ? order - 1 : 0;
+  return below < most ? below : most;
+}
+
 // ---- threads that work together ----
 
 __device__ __forceinline__ int lane_index() { return int(threadIdx.x) % kWarp; }

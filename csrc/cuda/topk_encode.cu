@@ -10,6 +10,7 @@
 #include "topk_encode.h"
 #include "cuda/edge.h"
 #include "cuda/knobs.h"
+#include "cuda/latents.h"
 #include "cuda/rows.h"
 #include "cuda/screen.cuh"
 #include "cuda/stripes.h"
@@ -40,11 +41,11 @@ template <typename T> class Encoder {
   Encoder(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k, Activation activation,
           const std::optional<Tensor>& scale, const std::optional<Tensor>& mask, const Output<T>& output)
       : call_(x), x_(x), weight_(weight), N_(x.size(0)), D_(x.size(1)), M_(weight.size(0)), k_(k), output_(output),
-        keyed_(activation == Activation::abs || scale || mask) {
+        memory_(call_, weight, bias, scale, mask, activation == Activation::abs), latents_(memory_.latents),
+        keyed_(memory_.keyed) {
     if (M_ >= std::numeric_limits<int32_t>::max() - 4096)
       throw std::invalid_argument("topk_encode: weight must have fewer than 2^31 - 4096 rows, got " +
                                   std::to_string(M_));
-    if (N_ > 0) prepare(bias, scale, mask, activation == Activation::abs);
   }
 
   void run() {
@@ -75,27 +76,6 @@ template <typename T> class Encoder {
     // A product of fp32 must cost more than rounding the weight does (that is memory-bound: a few tokens are not worth
     // it), than the exact scores of the survivors, and than a handful of launches.
     return N_ >= 128 && D_ >= 128 && M_ >= 4096 && k_ <= M_ / 16;
-  }
-
-  void prepare(const std::optional<Tensor>& bias, const std::optional<Tensor>& scale, const std::optional<Tensor>& mask,
-               bool absolute) {
-    int64_t padded = round_up(M_, kGroup<C>);
-    bias_ = scratch(padded, accumulator());
-    latents_ = {data<C>(*bias_), nullptr, nullptr, absolute};
-    C* scale_out = nullptr;
-    uint8_t* eligible_out = nullptr;
-    if (keyed_) {
-      scale_ = scratch(padded, accumulator());
-      eligible_ = scratch(padded, ScalarType::Byte);
-      latents_.scale = scale_out = mutable_data<C>(*scale_);
-      latents_.eligible = eligible_out = mutable_data<uint8_t>(*eligible_);
-    }
-    auto pointer = [](const std::optional<Tensor>& vector) { return vector ? vector->const_data_ptr() : nullptr; };
-    auto stride = [](const std::optional<Tensor>& vector) { return vector ? vector->stride(0) : 0; };
-    call_.launch("topk_encode_prepare", topk_encode_prepare<T>, ceil_div(padded, kThreads), kThreads, 0,
-                 static_cast<const T*>(pointer(bias)), stride(bias), static_cast<const T*>(pointer(scale)),
-                 stride(scale), static_cast<const uint8_t*>(pointer(mask)), stride(mask), M_, padded,
-                 mutable_data<C>(*bias_), scale_out, eligible_out);
   }
 
   // Rows and latents to take at a time, and scratch for them.
@@ -230,13 +210,14 @@ template <typename T> class Encoder {
   Tensor x_, weight_;
   int64_t N_, D_, M_, k_, capacity_ = 0, rows_ = 0, stripe_ = 0, splits_ = 1, padded_ = 0;
   Output<T> output_;
+  LatentMemory<T> memory_;
+  Latents<C> latents_;
   bool keyed_;
   float error_ = 0;  // of the product of bf16
-  Latents<C> latents_{};
   Lists<C> lists_{}, rescue_lists_{};
   Brackets brackets_{};
   Undecided first_left_{}, second_left_{};
-  std::optional<Tensor> bias_, scale_, eligible_, scores_, first_, second_, latent_, count_, threshold_;
+  std::optional<Tensor> scores_, first_, second_, latent_, count_, threshold_;
   std::optional<Tensor> tokens_, atoms_, token_norms_, terms_, rescue_state_;
 };
 

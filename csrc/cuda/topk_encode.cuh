@@ -166,8 +166,8 @@ __device__ __forceinline__ bool append(const Row& row, List<C>& list, int group,
 
 // Offers latents [begin, end) of a row's stripe, both whole groups, to its list. Almost always nothing passes: then
 // this costs one load and the row's own arithmetic. False: the row is hopeless.
-template <typename C, typename Row>
-__device__ __forceinline__ bool scan(const Row& row, List<C>& list, int begin, int end, int from) {
+template <typename C, typename Row, typename Taking>
+__device__ __forceinline__ bool scan(const Row& row, Taking& list, int begin, int end, int from) {
   constexpr int step = kInFlight * kGroup<C>;
   const int offset = lane_index() * Packet<C>::size;
   C bound = bound_of<C>(list.threshold);

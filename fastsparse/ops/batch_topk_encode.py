@@ -57,5 +57,4 @@ batch_topk_encode = register(
     jvp=_jvp,
     options={"activation": ACTIVATIONS},
     check=_check,
-    kernels=("cpu", "triton"),
 )

@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 def calls() -> Iterator[tuple[str, str, Call]]:
     """Of every call the op, a label, and what to call."""
-    for family in (sparse_products, encoders, pursuits, thresholds, recurrences):
+    for family in (sparse_products, encoders, batches, pursuits, thresholds, recurrences):
         for call in family():
             yield call.op, call.label, call
 
@@ -84,6 +84,21 @@ def encoders() -> Iterator[Call]:
         scale, mask = (empty(dtype, M), empty(torch.bool, M)) if options else (None, None)
         activation = ACTIVATIONS.index("abs" if options else "relu")
         yield Call("topk_encode", label, (*matrices, k, activation, scale, mask, 1), True)
+
+
+def batches(M: int = 32768) -> Iterator[Call]:
+    """Products of every tile, for a pool of the whole batch."""
+    for label, dtype, N, D, options in (
+        ("bf16", BF16, 8192, 4096, False),
+        ("bf16, options", BF16, 8192, 4096, True),
+        ("bf16, few tokens, any D", BF16, 64, 1001, True),
+        ("fp32", FP32, 8192, 768, False),
+        ("fp32, options, any D", FP32, 8192, 1001, True),
+    ):
+        latents = empty(dtype, M, D), empty(dtype, M)
+        scale, mask = (empty(dtype, M), empty(torch.bool, M)) if options else (None, None)
+        arguments = (empty(dtype, N, D), *latents, 32 * N, ACTIVATIONS.index("abs" if options else "relu"))
+        yield Call("batch_topk_encode", label, (*arguments, scale, mask), True)
 
 
 def pursuits(N: int = 2048, M: int = 16384, k: int = 32) -> Iterator[Call]:

@@ -41,7 +41,7 @@ AWKWARD = (
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-10}
 # Of integers their answers are exact, so that they must be right bit by bit, ties included.
 EXACT = {
-    *("topk_encode", "threshold_encode", "spmm", "sddmm", "spmm_t"),
+    *("topk_encode", "batch_topk_encode", "threshold_encode", "spmm", "sddmm", "spmm_t"),
     *("linear_recurrence", "linear_recurrence_backward"),
 }
 
