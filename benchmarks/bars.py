@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cases import OURS
+from fastsparse.info import environment
 
 COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
@@ -42,6 +43,13 @@ class Bar:
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
+
+
+def by_machine(with_bf16: float, without: float) -> float:
+    """What is required of this machine: of one that multiplies matrices of bf16, or of another."""
+    compiled = environment()["compiled"]
+    fast = isinstance(compiled, dict) and compiled.get("cpu_features", {}).get("fast_bf16", False)
+    return with_bf16 if fast else without
 
 
 def missing(case: dict[str, Any], *who: str) -> str:

@@ -17,7 +17,7 @@ from benchmarks.cases import matrix_bytes
 from benchmarks.ceilings import Work, products
 from benchmarks.harness import Contender
 from benchmarks.lab import Job, Lab
-from benchmarks.shapes import Given, each
+from benchmarks.shapes import Given, Shape, each
 from benchmarks.steps import Parameters, PeerStep, Step
 from fastsparse.nn import BatchTopKSAE, JumpReLUSAE, ReLUSAE, SparseAutoencoder
 from fastsparse.nn.fvu import spread_of
@@ -145,21 +145,25 @@ def by_density(lab: Lab, given: Given, density: float) -> dict[str, Any]:
     return lab.measure(shape, contenders, Work(4 * matrix_bytes((shape.M, shape.D))))
 
 
-def case(lab: Lab, given: Given, name: str) -> dict[str, Any]:
-    shape = given.shape
-    parameters, x = steps.problem(shape, lab.device)
+Kinds = tuple[Callable[..., Step], Callable[..., Step]]  # ours, and the dense one
+
+
+def problem(name: str, shape: Shape, device: torch.device | str = "cpu") -> tuple[Parameters, Tensor, Kinds]:
+    """Parameters and tokens of a step, and what does it."""
+    parameters, x = steps.problem(shape, device)
     if name == "JumpReLU step":
         x = x - parameters["b_dec"]  # which dictionary_learning doesn't take from its input
         parameters = {**parameters, "b_dec": torch.zeros_like(parameters["b_dec"])}
         parameters["threshold"] = _threshold(parameters, x, shape.k)
+        return parameters, x, (partial(jump_relu, x=x), DenseJumpReLUStep)
     prefixes = tuple(shape.M // part for part in PREFIXES) if name == "Matryoshka step" else ()
-    ours, dense, others = {
-        "BatchTopK step": (batch_topk, DenseBatchTopKStep, _peers(lab, "BatchTopK")),
-        "Matryoshka step": (
-            partial(batch_topk, prefixes=prefixes), partial(DenseBatchTopKStep, prefixes=prefixes), [],
-        ),
-        "JumpReLU step": (partial(jump_relu, x=x), DenseJumpReLUStep, _peers(lab, "JumpReLU")),
-    }[name]  # fmt: skip
+    kinds = partial(batch_topk, prefixes=prefixes), partial(DenseBatchTopKStep, prefixes=prefixes)
+    return parameters, x, kinds
+
+
+def case(lab: Lab, given: Given, name: str) -> dict[str, Any]:
+    shape = given.shape
+    parameters, x, (ours, dense) = problem(name, shape, lab.device)
     expected = dense(parameters, shape.k).run(x).found()
 
     def contender(who: str, kind: Callable[..., Step], right: dict[str, Tensor] = expected):
@@ -168,11 +172,11 @@ def case(lab: Lab, given: Given, name: str) -> dict[str, Any]:
 
     own = contender("own", ours)
     contenders = lab.ours(own.run, own.check)
-    if prefixes:
+    if name == "Matryoshka step":
         right = DenseBatchTopKStep(parameters, shape.k).run(x).found()
         contenders.append(contender(PLAIN, batch_topk, right))
     contenders.append(contender("torch", dense))
-    for who, kind, names in others:
+    for who, kind, names in _peers(lab, name):
         contenders.append(contender(who, kind, {key: expected[key] for key in names or expected}))
     N, D, M, k = shape.N, shape.D, shape.M, shape.k
     product = 2.0 * N * D * M
@@ -187,13 +191,13 @@ def _threshold(parameters: Parameters, x: Tensor, k: int) -> Tensor:
     return scores.flatten().topk(k * len(x)).values[-1].expand(scores.shape[1]).clone()
 
 
-def _peers(lab: Lab, encoder: str) -> list[tuple[str, Callable[..., Step], tuple[str, ...]]]:
+def _peers(lab: Lab, name: str) -> list[tuple[str, Callable[..., Step], tuple[str, ...]]]:
     """Steps of the training libraries, and which of the gradients they define as we do; none for all."""
     if not lab.peers:
         return []
     from benchmarks.peers import dictionary_learning, sae_lens
 
-    if encoder == "BatchTopK":
+    if name == "BatchTopK step":
         return [
             ("SAELens", sae_lens.SAELensBatchTopKStep, ()),
             ("dictionary_learning", dictionary_learning.DictionaryLearningBatchTopKStep, ()),

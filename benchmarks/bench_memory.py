@@ -1,5 +1,5 @@
-"""Peak memory of encoding, of rows and of a batch, and of matching pursuit with its gradients, beyond their
-inputs: each contender alone in a fresh process, by the kernel's own account.
+"""Peak memory of encoding, of rows and of a batch, of training steps, and of matching pursuit with its
+gradients, beyond their inputs: each contender alone in a fresh process, by the kernel's own account.
 
 ``python -m benchmarks.bench_memory WORK CONTENDER N D M k threads`` is that process: it prints the growth in
 bytes.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from benchmarks import bench_matching_pursuit, data, pursuits, shapes
+from benchmarks import bench_encoder_steps, bench_matching_pursuit, data, pursuits, shapes, steps
 from benchmarks.bars import Bar, missing
 from benchmarks.baselines import torch_batch_encode, torch_encode
 from benchmarks.cases import OURS, matrix_bytes, median, short_of_memory
@@ -31,6 +31,7 @@ from fastsparse import reference
 
 ALLOWED = 5.0  # percent of the N x M matrix in fp32
 MORE_STEPS = 4  # times k, at which matching pursuit may take no more than at k
+STEPS = "BatchTopK step", "Matryoshka step", "JumpReLU step"  # their gradients included
 CHECKED = {"encode": 256, "matching_pursuit": 64}  # rows of an answer
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600
@@ -40,12 +41,15 @@ PAGE = resource.getpagesize()  # what a growth is known to
 def jobs(lab: Lab) -> Iterator[Job]:
     if lab.gpu or lab.peers:
         return
-    encoded, step = lab.shapes([shapes.MEMORY, shapes.PURSUIT_STEP])
+    encoded, pursued, trained = lab.shapes([shapes.MEMORY, shapes.PURSUIT_STEP, shapes.STEP[0]])
     full = matrix_bytes((encoded.N, encoded.M))
     needs = {OURS: 0.5 * full, "torch": 3 * full}  # torch: the product, its relu, and room
     for work in ("encode", "batch_topk_encode"):
         yield _job(work, encoded, partial(case, work, encoded, needs), partial(_share_of_all, work, encoded))
-    yield from pursuits_at_more_steps(step)
+    for work in STEPS:
+        need = 8 * matrix_bytes((trained.N, trained.M)) + 8 * matrix_bytes((trained.M, trained.D))
+        yield _job(work, trained, partial(case, work, trained, {OURS: need, "torch": need}))
+    yield from pursuits_at_more_steps(pursued)
 
 
 def _share_of_all(work: str, shape: Shape, case: dict[str, Any]) -> list[Bar]:
@@ -153,6 +157,18 @@ def _batch_encode(who: str, shape: Shape) -> Probe:
     return small, partial(encode, x, weight, bias, total=len(x) * shape.k), check
 
 
+def _step(name: str, who: str, shape: Shape) -> Probe:
+    parameters, x, (ours, dense) = bench_encoder_steps.problem(name, shape)
+    build = ours if who == OURS else dense
+    step, small = build(parameters, shape.k), build(parameters, shape.k)
+
+    def check(answer: steps.Step) -> str:
+        expected = dense(parameters, shape.k).run(x).found()
+        return steps.check(expected, bench_encoder_steps.MAY, answer)
+
+    return partial(small.run, x[:64]), partial(step.run, x), check
+
+
 def _matching_pursuit(who: str, shape: Shape) -> Probe:
     x, dictionary = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian")
     encode = pursuits.encode if who == OURS else pursuits.torch_loop
@@ -183,6 +199,7 @@ WORKS: dict[str, Callable[[str, Shape], Probe]] = {
     "encode": _encode,
     "batch_topk_encode": _batch_encode,
     "matching_pursuit": _matching_pursuit,
+    **{name: partial(_step, name) for name in STEPS},
 }
 
 
