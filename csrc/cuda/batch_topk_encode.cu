@@ -72,7 +72,7 @@ template <typename T> class BatchEncoder {
     score_ = scratch(2 * capacity, accumulator());
     pool_ = {total_, capacity, mutable_data<Order<C>>(*order_), mutable_data<uint64_t>(*earliness_),
              mutable_data<C>(*score_)};
-    Digits<C> digits{std::bit_width(uint64_t(all - 1))};
+    Digits<C> digits{int(std::bit_width(uint64_t(all - 1)))};
     int64_t steps = ceil_div(N_, rows_) * ceil_div(M_, stripe_) + 2;
     steps_ = scratch(steps * int64_t(sizeof(Step<C>)), ScalarType::Byte);
     choices_ = scratch((digits.count() + 1) * int64_t(sizeof(Choice<C>)), ScalarType::Byte);
