@@ -15,7 +15,12 @@ def explaining(module: str, package: str, extra: str, names: list[str]) -> Calla
     def explain(name: str) -> None:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        advice = f"pip install 'fastsparse-torch[{extra}]'"
-        raise ModuleNotFoundError(f"{module} needs {package}, which is not installed: {advice}", name=package)
+        raise lacking(module, package, extra)
 
     return explain
+
+
+def lacking(module: str, package: str, extra: str) -> ModuleNotFoundError:
+    """What to raise where a package of an extra is needed and not there."""
+    advice = f"pip install 'fastsparse-torch[{extra}]'"
+    return ModuleNotFoundError(f"{module} needs {package}, which is not installed: {advice}", name=package)

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fastsparse._files import replacing
 from fastsparse.collect.config import DTYPES
 from fastsparse.collect.texts import Window
-from fastsparse.train.files import replacing
 
 RECIPE = "collection.json"
 TENSOR = "activations"  # its name in a .safetensors file

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from fastsparse._files import locked
 from fastsparse._settings import differences, resolved_device
 from fastsparse.collect.config import CollectConfig
 from fastsparse.collect.folder import Folder
 from fastsparse.collect.reader import Reader
 from fastsparse.collect.texts import Window, documents, files, windows
-from fastsparse.train.files import locked
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,10 @@ class JumpReLUSAE(Elementwise):
         first = self.initial_threshold
         self.raw_threshold.fill_(math.log(first) if self.threshold_form == "log" else first)
 
+    def options(self) -> dict[str, Any]:
+        """As :meth:`SparseAutoencoder.options`; ``threshold`` is the initial one."""
+        return super().options() | {"threshold": self.initial_threshold}
+
     @property
     def threshold(self) -> Tensor:
         """(M,) in fp32 (fp64 of fp64 parameters): what the scores of active latents are above."""

@@ -1,6 +1,7 @@
 """The sparse autoencoder of rectified latents whose sum, or sum of powers, is penalised."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,10 @@ class ReLUSAE(Elementwise):
         super().reset_parameters(generator)
         for buffer, first in zip((self.l1, self.p), self._initial, strict=True):
             buffer.fill_(first)
+
+    def options(self) -> dict[str, Any]:
+        """As :meth:`SparseAutoencoder.options`; ``l1`` and ``p`` are the initial ones."""
+        return super().options() | dict(zip(("l1", "p"), self._initial, strict=True))
 
     def _terms(self) -> Sequence[Tensor]:
         return (self._norms(),)

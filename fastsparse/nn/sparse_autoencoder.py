@@ -3,8 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from inspect import signature
 from itertools import pairwise
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -145,6 +147,43 @@ class SparseAutoencoder(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(self.d_model, **factory))
         counts = torch.zeros(self.num_latents, dtype=torch.int64, device=device)
         self.register_buffer("tokens_since_fired", counts)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        k: int | None = None,
+        normalized: bool = False,
+    ) -> "SparseAutoencoder":
+        """Load an autoencoder from disk: :func:`fastsparse.formats.load`, which explains the arguments.
+
+        Raises:
+            ValueError: it is one of another class; or as that says.
+        """
+        from fastsparse.formats import load  # which stands above
+
+        found = load(path, format=format, dtype=dtype, device=device, k=k, normalized=normalized)
+        if not isinstance(found, cls):
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: {path} must hold a {cls.__name__}, it holds a "
+                f"{type(found).__name__}"
+            )
+        return found
+
+    def save_pretrained(self, path: str | Path, format: str = "fastsparse") -> None:
+        """Save to a folder: :func:`fastsparse.formats.save`, which explains the arguments."""
+        from fastsparse.formats import save  # which stands above
+
+        save(self, path, format=format)
+
+    def options(self) -> dict[str, Any]:
+        """What a model like this one is made with: all but its device, dtype and generator."""
+        others = {"device", "dtype", "generator"}
+        return {name: getattr(self, name) for name in signature(type(self)).parameters if name not in others}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

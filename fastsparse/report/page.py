@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastsparse._files import replacing
 from fastsparse.report.charts import density_histogram, fvu_curve
 from fastsparse.report.features import Example, Feature
 from fastsparse.report.style import STYLE
-from fastsparse.train.files import replacing
 
 OPEN_EXAMPLES = 3  # of each feature; the others unfold
 TITLE_WORDS = 4

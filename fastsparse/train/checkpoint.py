@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastsparse._files import DTYPES, Entry, File, safetensors_header, sync
 from fastsparse.nn import SparseAutoencoder
-from fastsparse.train.files import DTYPES, Entry, File, safetensors_header, sync
 from fastsparse.train.models import MODELS
 
 VERSION = 3

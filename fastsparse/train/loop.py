@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from fastsparse._files import locked
 from fastsparse._settings import differences, resolved_device
 from fastsparse.nn import SAELoss, SparseAutoencoder
 from fastsparse.train import checkpoint
 from fastsparse.train.config import TrainConfig
-from fastsparse.train.files import locked
 from fastsparse.train.log import Log
 from fastsparse.train.models import MODELS
 from fastsparse.train.shards import Shards

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsparse.train.files import DTYPES, File, safetensors_header
+from fastsparse._files import DTYPES, File, safetensors_header
 
 SUFFIXES = (".npy", ".safetensors")
 # What a file's numbers are read as. NumPy has no bfloat16: its bits are carried as int16.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastsparse.train.files import File
+from fastsparse._files import File
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
 
