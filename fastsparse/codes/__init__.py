@@ -7,6 +7,17 @@
 """
 
 from fastsparse.codes.preactivations import preactivations
-from fastsparse.codes.tagged import code_of, codes_to_dense, decode_from_dense, fired, why_untagged
+from fastsparse.codes.tagged import (
+    code_of,
+    codes_to_dense,
+    decode_from_dense,
+    decode_tagged,
+    fired,
+    tag,
+    why_untagged,
+)
 
-__all__ = ["code_of", "codes_to_dense", "decode_from_dense", "fired", "preactivations", "why_untagged"]
+__all__ = [
+    "code_of", "codes_to_dense", "decode_from_dense", "decode_tagged", "fired", "preactivations", "tag",
+    "why_untagged",
+]  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
-from fastsparse.functional import topk_encode
+from fastsparse.functional import TopK, topk_encode
 from fastsparse.functional._tensors import autocast
 
 __all__ = ["preactivations"]
@@ -28,7 +28,8 @@ def preactivations(
     """``(x @ weight.T + bias) * scale``, or its ReLU: a tensor that is computed when it is read.
 
     Its ``topk`` along the last dimension is ``topk_encode``'s, also after ``torch.where(mask, it,
-    -torch.inf)`` with a mask of latents, which is how dead latents are chosen for an auxiliary loss.
+    -torch.inf)`` with a mask of latents, which is how dead latents are chosen for an auxiliary loss; a slice
+    of its latents is such a tensor again.
     Everything else computes all of it, once. Gradients are those of the computed tensor in either case.
 
     Args:
@@ -69,6 +70,7 @@ class Preactivations(Tensor):
         self.sources, self.rectified, self.mask = sources, relu, mask
         self.versions = [_version(source) for source in sources]
         self.computed: Tensor | None = None
+        self.known: TopK | None = None  # their largest entries, whose gradient nobody wants
 
     @classmethod
     def __torch_function__(cls, func: Callable, types, args=(), kwargs=None) -> Any:
@@ -163,13 +165,18 @@ class _Masked(torch.autograd.Function):
 # What isn't computed.
 
 
+def _wanted(pre: Preactivations) -> bool:
+    """Whether all of them are there already, or their gradient has to be."""
+    return pre.computed is not None or bool(pre._backward_hooks) or pre.retains_grad
+
+
 def _where(condition, pre, other) -> Any:
     if (
         not isinstance(pre, Preactivations)
         or isinstance(other, Tensor)
         or other != -torch.inf
         or pre.mask is not None
-        or pre.computed is not None
+        or _wanted(pre)
         or condition.dtype != torch.bool
         or condition.shape[-1:] != pre.shape[-1:]
         or condition.numel() != pre.shape[-1]
@@ -180,8 +187,10 @@ def _where(condition, pre, other) -> Any:
 
 def _topk(pre, k, dim=-1, largest=True, sorted=True, *, out=None) -> Any:
     k, M = int(k), pre.shape[-1]
-    if dim % pre.dim() != pre.dim() - 1 or not largest or out is not None or pre.computed is not None:
+    if dim % pre.dim() != pre.dim() - 1 or not largest or out is not None or _wanted(pre):
         return NotImplemented
+    if pre.known is not None and 1 <= k <= pre.known.indices.shape[-1]:
+        return torch.return_types.topk(tuple(part[..., :k] for part in pre.known))
     mask = None if pre.mask is None else pre.mask.reshape(M)
     if not 1 <= k <= M // MOST or (mask is not None and int(mask.sum()) < k):
         return NotImplemented
@@ -196,6 +205,22 @@ def _topk(pre, k, dim=-1, largest=True, sorted=True, *, out=None) -> Any:
     return torch.return_types.topk((values, indices))
 
 
+def _getitem(pre, index) -> Any:
+    """The pre-activations of some neighbouring latents, for all tokens."""
+    *rest, latents = index if isinstance(index, tuple) else (index,)
+    whole = [part is Ellipsis or (isinstance(part, slice) and part == slice(None)) for part in rest]
+    all_tokens = all(whole) and (Ellipsis in rest or len(rest) == pre.dim() - 1)
+    if not all_tokens or not isinstance(latents, slice) or latents.step not in (None, 1):
+        return NotImplemented
+    if pre.mask is not None or _wanted(pre):
+        return NotImplemented
+    pre.check()
+    x, *of_latents = pre.sources
+    weight, bias, scale = (part if part is None else part[latents] for part in of_latents)
+    with torch.autocast(x.device.type, enabled=False):
+        return preactivations(x, weight, bias, scale=scale, relu=pre.rectified)
+
+
 def _zeros_like(pre, **options) -> Any:
     options = {"dtype": pre.dtype, "device": pre.device} | options
     return NotImplemented if "memory_format" in options else torch.zeros(pre.shape, **options)
@@ -207,6 +232,7 @@ def _of_a_copy(function: Callable) -> Callable:
 
 _REWRITTEN = {
     torch.where: _where, torch.topk: _topk, Tensor.topk: _topk, torch.zeros_like: _zeros_like,
+    Tensor.__getitem__: _getitem,
 }  # fmt: skip
 # What asks for more than an operation could give: an ordinary tensor answers.
 _REWRITTEN |= {

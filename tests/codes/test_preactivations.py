@@ -63,7 +63,7 @@ READS = {
     "sum": lambda pre: pre.sum(),
     "times": lambda pre: 2 * pre,
     "matmul": lambda pre: pre @ torch.ones(M, 2, dtype=pre.dtype),
-    "index": lambda pre: pre[..., 3:9],
+    "index": lambda pre: pre[..., [3, 9]],
     "view": lambda pre: pre.view(-1),
     "where": lambda pre: torch.where(pre > 0, pre, 0.0),
     "where of another fill": lambda pre: torch.where(DEAD, pre, 0.0),
@@ -88,6 +88,7 @@ LARGEST = {
     "unsorted": lambda pre: torch.topk(pre, 5, dim=-1, sorted=False).values.sort().values,
     "by the last dimension": lambda pre: pre.topk(torch.tensor(5), dim=pre.dim() - 1)[0],
     "of the dead": lambda pre: torch.where(DEAD[None], pre, -torch.inf).topk(4).values,
+    "of neighbours": lambda pre: pre[..., 3:43].topk(5).values,
     "of the dead, flat mask": lambda pre: torch.where(DEAD, pre, -torch.inf).topk(4, sorted=True).values,
 }
 
