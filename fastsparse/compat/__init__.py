@@ -14,7 +14,7 @@ from importlib import import_module
 
 from fastsparse.compat._library import Library, Status
 
-LIBRARIES = ()
+LIBRARIES = ("dictionary_learning", "overcomplete", "sae_lens", "sparsify")
 
 
 def _libraries() -> list[Library]:

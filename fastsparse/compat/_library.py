@@ -13,12 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastsparse._transforms import is_traced
 from fastsparse._validation import check_count, named
 
+_TORCH = Path(torch.__file__).parent
 ON_REFUSE = ("fallback", "warn", "raise")
 LEAST_WORK = 1 << 24  # N D M: some milliseconds of a dense product
 
@@ -172,22 +175,29 @@ class Library:
             self._patched = {}
 
     def convert(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Put our ops under one module alone, for good; returns it.
+        """Put our ops under one module and what it is made of, for good; returns it.
 
         Raises:
             TypeError: no class of the library that we know.
             RuntimeError: as :meth:`apply`.
         """
         self._check_version(force=False)
-        methods = [site for site in self.sites if "." in site.name and isinstance(module, site.owner())]
+        parts = module.modules() if isinstance(module, torch.nn.Module) else (module,)
         # Of a method that a subclass defines anew, its own alone.
-        methods = [site for site in methods if getattr(type(module), site.attribute) is self._current(site)]
+        methods = [
+            (part, site)
+            for part in parts
+            for site in self.sites
+            if "." in site.name
+            and isinstance(part, site.owner())
+            and getattr(type(part), site.attribute) is self._current(site)
+        ]
         if not methods:
             raise TypeError(f"{self.name}: module must be of a class that is served, got {named(module)}")
-        for site in methods:
+        for part, site in methods:
             original = self._patched[site][0] if site in self._patched else self._original(site, force=False)
             ours = self._serving(site, original)
-            object.__setattr__(module, site.attribute, types.MethodType(ours, module))
+            object.__setattr__(part, site.attribute, types.MethodType(ours, part))
         return module
 
     def status(self) -> Status:
@@ -206,6 +216,8 @@ class Library:
 
     def refuse_unless_worth(self, x: torch.Tensor, num_latents: int, k: float | None = None) -> None:
         """Refuse what a dense encoder of x (..., D) does as fast: little work, codes that aren't sparse."""
+        if not isinstance(x, torch.Tensor):
+            raise RefusedError("not a tensor")
         if k is not None and k > num_latents / 4:
             raise RefusedError("k > M / 4")
         if x.numel() * num_latents < self.least_work:
@@ -256,7 +268,8 @@ class Library:
 
         @wraps(original)
         def serve(*args, **kwargs):
-            if torch.compiler.is_compiling():  # it is the library's own code that is traced
+            # What traces, runs without data or batches does so with the library's own code.
+            if is_traced() or torch._C._functorch.peek_interpreter_stack() is not None:
                 return original(*args, **kwargs)
             try:
                 result = replacement(original, *args, **kwargs)
@@ -295,9 +308,14 @@ class Library:
 
 
 def digest_of(function: Callable) -> str:
-    """What tells one source of a function from another: of its own code, not of what it wraps."""
+    """What tells one source of a function from another: of its own code, not of what it wraps.
+
+    But PyTorch's decorators, as ``@torch.no_grad()``, are looked through.
+    """
     if isinstance(function, staticmethod | classmethod):
         function = function.__func__
+    while hasattr(function, "__wrapped__") and Path(function.__code__.co_filename).is_relative_to(_TORCH):
+        function = function.__wrapped__
     try:
         source = inspect.getsource(function.__code__)
     except (OSError, AttributeError):

@@ -1,0 +1,60 @@
+"""What the tests of adapters compare: whatever a library's own code gives, and ours; a library as it was."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+EXACT = 1e-9  # relative to a tensor's largest entry, in double precision
+SINGLE = 1e-5
+
+
+def assert_alike(ours, theirs, within: float = EXACT) -> None:
+    """Alike in all that a caller can see, and equal but for rounding, relative to the largest entry."""
+    if isinstance(theirs, Tensor):
+        assert isinstance(ours, Tensor)
+        assert ours.shape == theirs.shape
+        assert ours.requires_grad == theirs.requires_grad
+        ours, theirs = ours.detach().clone(), theirs.detach().clone()
+        most = theirs.double().abs().max().item() if theirs.numel() else 0.0
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=within * most)
+    elif isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            assert_alike(ours[name], theirs[name], within)
+    elif isinstance(theirs, tuple | list):
+        assert type(ours) is type(theirs)
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_alike(one, other, within)
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, rel=within)
+    else:
+        assert ours == theirs
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor | None]:
+    """Of every parameter, by name."""
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def in_order(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """A code with the latents of every row in ascending order, since libraries give them in any."""
+    indices, order = indices.sort(dim=-1)
+    return values.gather(-1, order), indices
+
+
+def attributes(library: str) -> dict[str, object]:
+    """Every attribute of a library's modules and of their classes, by name."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != library:
+            continue
+        for attribute, value in list(vars(module).items()):
+            if attribute.startswith("__"):
+                continue
+            found[f"{name}.{attribute}"] = value
+            if isinstance(value, type):
+                found |= {f"{name}.{attribute}.{own}": it for own, it in list(vars(value).items())}
+    return found
