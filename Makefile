@@ -22,7 +22,7 @@ SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo docs test test-all fuzz lint bench bench-peers gpu-first gpu-test gpu-bench wheel wheel-test sanitize abi clean
+.PHONY: help demo docs test test-all fuzz lint bench bench-peers peers-test gpu-first gpu-test gpu-bench wheel wheel-test sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -52,11 +52,14 @@ lint: $(VENV)/.extra-test  ## check style with ruff
 bench: $(VENV)/.extra-bench kernels  ## measure against PyTorch
 	$(PY) -m benchmarks
 
-bench-peers: kernels  ## measure against PyTorch and every peer, in .venv-peers
-	PYTHON=$(PY) benchmarks/peers/install.sh .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --no-input 'setuptools>=77' wheel
-	FASTSPARSE_CPU=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
+bench-peers: peers  ## measure against PyTorch and every peer, in .venv-peers
 	.venv-peers/bin/python -m benchmarks --peers
+
+# Most releases on PyPI hold no tests: CHECKOUTS=folder has checkouts of those libraries' repositories, by their names.
+peers-test: peers  ## run the adapters' tests, and the libraries' own without and with our ops: LIBRARY, CHECKOUTS
+	.venv-peers/bin/python -m pip install --quiet --no-input 'pytest>=9' 'hypothesis>=6.100'
+	.venv-peers/bin/python -m pytest tests/compat
+	.venv-peers/bin/python tests/peers/run.py $(LIBRARY) $(if $(CHECKOUTS),--checkouts $(CHECKOUTS))
 
 # On a machine with a GPU, which may have no network: with PYTHON and its packages as they are, and no .venv.
 #   WHEELS=folder   installs what PYTHON lacks (pytest, pytest-xdist, ...) into build/gpu-site, from wheels there
@@ -150,6 +153,13 @@ gpu-kernels:
 	@arch=$$($(GPU) tests/gpu/ready.py numpy setuptools triton $(NEEDS)) \
 	  && FASTSPARSE_CPU=0 FASTSPARSE_CUDA=1 FASTSPARSE_CUDA_ARCHS=$${FASTSPARSE_CUDA_ARCHS:-$$arch} \
 	  $(GPU_PATH) timeout 240 $(PYTHON) setup.py --quiet build --build-lib build/gpu --build-temp build/gpu-temp
+
+# The libraries that we are measured against and go under, with the package in place beside them.
+.PHONY: peers
+peers: kernels
+	PYTHON=$(PY) benchmarks/peers/install.sh .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --no-input 'setuptools>=77' wheel
+	FASTSPARSE_CPU=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
 
 .PHONY: kernels
 ifeq ($(FASTSPARSE_CPU),1)

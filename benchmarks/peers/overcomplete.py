@@ -38,7 +38,7 @@ class OvercompletePursuitStep(PursuitStep, PeerStep):
 
 
 def _sae(dictionary: Tensor, k: int):
-    _stand_in_for_the_package()
+    stand_in_for_the_package()
     from overcomplete.sae import MpSAE
 
     M, D = dictionary.shape
@@ -47,7 +47,7 @@ def _sae(dictionary: Tensor, k: int):
     return sae
 
 
-def _stand_in_for_the_package() -> None:
+def stand_in_for_the_package() -> None:
     if "overcomplete" not in sys.modules:
         found = importlib.util.find_spec("overcomplete")
         if found is None:
