@@ -11,7 +11,7 @@ Matching pursuit: ``_encode_matching_pursuit``, alone and in ``MatchingPursuitTr
 steps, its two ways to stop early turned off.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -60,14 +60,22 @@ class SAELensStep(_TrainingStep):
 
 
 class SAELensBatchTopKStep(_TrainingStep):
+    """With ``parts`` its Matryoshka: levels of M divided by each of them, and all of it."""
+
     transposed = "W_enc"
 
-    def __init__(self, parameters: Parameters, k: int) -> None:
-        from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    def __init__(self, parameters: Parameters, k: int, *, parts: Sequence[int] = ()) -> None:
+        from sae_lens.saes import batchtopk_sae
+        from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
 
         M, D = parameters["W_enc"].shape
-        config = BatchTopKTrainingSAEConfig(d_in=D, d_sae=M, k=k, apply_b_dec_to_input=True)
-        sae = BatchTopKTrainingSAE(config)
+        options = {"d_in": D, "d_sae": M, "k": k, "apply_b_dec_to_input": True}
+        if parts:
+            widths = [*(M // part for part in parts), M]
+            config = matryoshka.MatryoshkaBatchTopKTrainingSAEConfig(**options, matryoshka_widths=widths)
+            sae = matryoshka.MatryoshkaBatchTopKTrainingSAE(config)
+        else:
+            sae = batchtopk_sae.BatchTopKTrainingSAE(batchtopk_sae.BatchTopKTrainingSAEConfig(**options))
         super().__init__(sae, {name: getattr(sae, name) for name in parameters}, parameters)
 
 
