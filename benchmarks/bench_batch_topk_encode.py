@@ -18,7 +18,7 @@ from benchmarks.ceilings import Work
 from benchmarks.checks import BatchTopKOracle, TopKOracle
 from benchmarks.harness import Contender
 from benchmarks.lab import DTYPES, Job, Lab
-from benchmarks.shapes import Given, each
+from benchmarks.shapes import Given, each, grid
 
 KINDS = ("gaussian", "gaussian, log-normal rows")
 SIGMA = 0.3
@@ -27,10 +27,11 @@ REQUIRED = {"torch": 2.0, ROWS_OF_OURS: 1 / 1.25}  # how many times as fast, on 
 
 
 def jobs(lab: Lab) -> Iterator[Job]:
-    if lab.peers or lab.choice:
+    if lab.peers:
         return
     chosen = lab.shapes(shapes.GPU_HEADLINE[1:] if lab.gpu else shapes.HEADLINE[:1])
-    for given in each(4, chosen, *(("bf16", "fp32") if lab.gpu else ("fp32",)), kinds=KINDS):
+    usual = each(4, chosen, *(("bf16", "fp32") if lab.gpu else ("fp32",)), kinds=KINDS)
+    for given in grid(lab.shapes(shapes.GRID)) if lab.choice else usual:
         shape = given.shape
         need = 4 * matrix_bytes((shape.M, shape.D), (shape.N, shape.M))  # the product, its relu, the code
         run, bars = partial(case, lab, given), partial(promised, lab, given)
@@ -50,11 +51,12 @@ def case(lab: Lab, given: Given) -> dict[str, Any]:
     encode = partial(fastsparse.batch_topk_encode, x, weight, bias, total=total)
     by_rows = partial(fastsparse.topk_encode, x, weight, bias, k=shape.k)
     plain = partial(baselines.torch_batch_encode, x, weight, bias, total)
-    contenders = [
-        *lab.ours(encode, partial(exact.check_code, stored=rounding)),
-        Contender(ROWS_OF_OURS, by_rows, partial(rows.check, stored=rounding)),
-        Contender("torch", plain, partial(rounded.check_dense, stored=rounding)),
-    ]
+    contenders = lab.ours(encode, partial(exact.check_code, stored=rounding))
+    if not lab.choice:
+        contenders += [
+            Contender(ROWS_OF_OURS, by_rows, partial(rows.check, stored=rounding)),
+            Contender("torch", plain, partial(rounded.check_dense, stored=rounding)),
+        ]
     product = 2.0 * N * D * M
     least = matrix_bytes((M, D), (N, D), (1, M), (1, total), dtype=dtype) + 8 * (total + N)
     with torch.no_grad():

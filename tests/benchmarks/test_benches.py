@@ -52,7 +52,7 @@ def cases_of(result: dict) -> dict[str, dict]:
 
 
 def test_every_bench_is_measured_and_written(a_run):
-    assert a_run.keys() == results.BENCHES.keys()
+    assert a_run.keys() == results.BENCHES.keys() - {"drop_in"}  # which is of peers alone
     for bench, result in a_run.items():
         assert result["quick"]
         assert not result["left_out"]
