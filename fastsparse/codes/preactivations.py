@@ -44,6 +44,7 @@ def preactivations(
 
     Raises:
         RuntimeError: when it is first read, where x, weight, bias or scale was changed in place before that.
+        RuntimeError: by second derivatives of what has read all of it; those of its ``topk`` there are.
 
     Example:
         >>> import torch
