@@ -32,17 +32,19 @@ import fastsparse
 from fastsparse.backend import CPU_LEVELS, _cpu, _cuda, use_cpu_level
 from fastsparse.ops._library import OPS
 
+SCREENS = {"screened": 1, "integers": 2}  # of bf16, which GPUs have too, and of integers
+
 
 def host_backend_names(*, screened: bool = False) -> list[str]:
     """Every way in which an op runs on CPU tensors: the reference, and each level of the compiled kernels.
 
-    With ``screened`` also each level with topk_encode's low-precision screen wherever it is possible at all.
+    With ``screened`` also each level with either low-precision screen wherever it is possible at all.
     Without compiled kernels "registered" stands in: the ops' own dispatch and gradients over the reference.
     """
     if not fastsparse.backends()["cpu"].available:
         return ["reference", "registered"]
     levels = CPU_LEVELS[: CPU_LEVELS.index(_cpu.best_level) + 1]
-    modes = ("", "-screened") if screened else ("",)
+    modes = ("", *(f"-{screen}" for screen in SCREENS)) if screened else ("",)
     return ["reference", *(f"cpu-{level}{mode}" for level in levels for mode in modes)]
 
 
@@ -63,14 +65,14 @@ def running(backend: str) -> Iterator[None]:
             if backend.endswith("-screened"):
                 stack.enter_context(turned(gpu.library(), screening=1))
         elif backend != "registered":
-            name, level, screened = (*backend.split("-"), None, None)[:3]
+            name, level, screen = (*backend.split("-"), None, None)[:3]
             stack.enter_context(fastsparse.use_backend(name))
             if level:
                 stack.enter_context(use_cpu_level(level))
                 bare = [op for op, record in OPS.items() if "cpu" not in record.kernels]
                 stack.enter_context(_replaced(bare, _defined))
-            if screened:
-                stack.enter_context(turned(_cpu.library, screening=1))
+            if screen:
+                stack.enter_context(turned(_cpu.library, screening=SCREENS[screen]))
         yield
 
 

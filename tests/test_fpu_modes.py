@@ -18,6 +18,7 @@ import fastsparse
 
 modes = pytest.mark.parametrize("mode", FLOAT_MODES)
 CPU = [name for name in host_backend_names(screened=True) if name.startswith("cpu")]
+PLAIN = [name for name in CPU if name in host_backend_names()]
 N, D, M, k = 20, 16, 600, 4
 
 
@@ -131,7 +132,7 @@ def sums(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [name for name in CPU if "screened" not in name])
+@pytest.mark.parametrize("name", PLAIN)
 def test_sums_are_rounded_to_nearest(threads, name, dtype):
     threads(1)
     with running(name):
@@ -156,7 +157,7 @@ def test_all_threads_flush_or_none(threads):
 
 
 @modes
-@pytest.mark.parametrize("name", ["reference", *(name for name in CPU if "screened" not in name)])
+@pytest.mark.parametrize("name", ["reference", *PLAIN])
 def test_subnormal_halves_are_not_those_of_fp32(name, mode):
     weight = (torch.arange(-1023, 1024) * 2.0**-24).half().expand(2, -1).contiguous()
     with running(name), float_mode(mode):
@@ -168,7 +169,7 @@ def test_subnormal_halves_are_not_those_of_fp32(name, mode):
 
 @modes
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-@pytest.mark.parametrize("name", [name for name in CPU if "screened" not in name])
+@pytest.mark.parametrize("name", PLAIN)
 def test_solvers_agree(name, cell, mode):
     """Also where states die away into subnormal numbers."""
     u, weights, state = cell.problem(2, 200, 3)

@@ -243,6 +243,14 @@ def test_hostile_data(backend, data, shape):
         encode(x, weight, bias, k=k, activation=activation)
 
 
+@pytest.mark.parametrize("D", [1, 2, 3, 511, 512, 513, 1024, 1025, 5000])
+def test_widths_around_the_parts_of_a_sum(backend, D):
+    # All entries as large as can be, or one among tiny ones.
+    x, weight, bias = random(20, D, seed=1), random(300, D, seed=2), random(300, seed=3)
+    encode(x.sign(), weight.sign(), None, k=5)
+    encode(x * outliers(1e6, D // 2, D), weight, bias, k=5)
+
+
 def overflowing_when_rounded(how: str, N: int, D: int, M: int) -> tuple[dict, list[int]]:
     """Arguments whose keys are finite, but not all in bf16; and the 20 best latents."""
     x, weight, bias, scale = torch.zeros(N, D), torch.zeros(M, D), torch.zeros(M), torch.ones(M)

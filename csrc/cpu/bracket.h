@@ -13,6 +13,7 @@ namespace fastsparse::FASTSPARSE_ISA {
 //   the product's accumulation  <= 2 g X W, whichever way the library's threads round
 //   the exact score's own       <= g (X + |dx|) (W + |dw|)
 //   the product's bf16 result   <= 2^-8 |s~|
+// (of integers: exact up to kPart products, then at most D / kPart + 1 roundings, which is less)
 // which sums to A W + B |dw| + 2^-8 |s~| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). A processor that
 // flushes subnormals adds at most 2^-126 a term; the bias's rounding is relative to it. Both go into `rest` and
 // `residual` (edge/scorer.cpp). Inf and NaN in any of these widen the bracket to everything.

@@ -8,10 +8,6 @@ namespace fastsparse::FASTSPARSE_ISA {
 
 namespace {
 
-template <typename T> const T* row_of(const Rows& rows, int64_t i) {
-  return static_cast<const T*>(rows.data) + (rows.order ? rows.order[i] : i) * rows.stride;
-}
-
 template <typename T> void round_row(const T* row, int64_t D, bf16* rounded, float& norm, float& residual) {
   constexpr int lanes = kLanes<float>;
   Vector<float> norm_lanes = {}, residual_lanes = {};
@@ -53,7 +49,7 @@ void rows_round(const Rows& rows, const Rounded& to, int64_t begin, int64_t end)
     using T = typename decltype(tag)::type;
     if constexpr (sizeof(T) < 8)  // fp64 is never screened
       for (int64_t i = begin; i < end; ++i)
-        round_row(row_of<T>(rows, i), rows.D, to.rows + i * rows.D, to.norm[i], to.residual[i]);
+        round_row(row_of<T>(rows, i), rows.D, static_cast<bf16*>(to.rows) + i * rows.D, to.norm[i], to.residual[i]);
   });
 }
 

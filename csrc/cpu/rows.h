@@ -15,11 +15,16 @@ struct Rows {
   DType dtype;
 };
 
-// Rows as bf16, with the norms that the bracket of a screen needs.
+template <typename T> const T* row_of(const Rows& rows, int64_t i) {
+  return static_cast<const T*>(rows.data) + (rows.order ? rows.order[i] : i) * rows.stride;
+}
+
+// Rows in fewer bits, with the norms that the bracket of a screen needs.
 struct Rounded {
-  bf16* rows = nullptr;       // (count, D)
+  void* rows = nullptr;       // (count, D) bf16, or panels of integers (integers.h)
   float* norm = nullptr;      // (count) |rounded row|
   float* residual = nullptr;  // (count) |row - rounded row|
+  float* scale = nullptr;     // (count) of integers: what they are multiples of
 };
 
 // To (count, D) of the accumulation type.

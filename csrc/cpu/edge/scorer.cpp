@@ -7,6 +7,7 @@
 
 #include "cpu/edge/knobs.h"
 #include "cpu/edge/product.h"
+#include "cpu/integers.h"
 
 namespace fastsparse::edge {
 
@@ -18,15 +19,20 @@ constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to 
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
 
+// Of which numbers a screen's product is.
+bool by_integers() {
+  return knobs.screening < 1 ? !cpu_features().fast_bf16 || current_isa() != Isa::avx512 : knobs.screening == 2;
+}
+
 }  // namespace
 
+// Enough tokens must share the rounding of the weight; a large k leaves little to drop.
 bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
   bool possible = dtype != DType::f64 && D > 0 && N > 0;
-  if (knobs.screening >= 0 || !possible) return possible && knobs.screening == 1;
-  // The bf16 product must be the faster one, and enough tokens must share the rounding of the weight; a large k leaves
-  // little to drop.
-  return cpu_features().fast_bf16 && current_isa() == Isa::avx512 && N >= 16 && D >= 64 && latents >= 1024 &&
-         k <= latents / 16;
+  if (knobs.screening >= 0 || !possible) return possible && knobs.screening > 0;
+  if (current_isa() == Isa::baseline) return false;
+  bool worth = by_integers() ? N >= 64 && D >= 128 : N >= 16 && D >= 64;
+  return worth && latents >= 1024 && k <= latents / 16;
 }
 
 // It stays with the calling thread: fresh memory for every call would cost the system's clearing of it, a twentieth of a
@@ -38,7 +44,7 @@ Scorer::Workspace& Scorer::Workspace::of_this_thread() {
 
 Scorer::Scorer(const Tensor& weight, const std::optional<Tensor>& mask, int64_t kept_bytes)
     : weight_(with_unit_stride(weight)), D_(weight.size(1)), latents_(weight.size(0)), kept_bytes_(kept_bytes),
-      dtype_(dtype_of(weight)), accumulator_(accumulator_of(weight.scalar_type())) {
+      dtype_(dtype_of(weight)), accumulator_(accumulator_of(weight.scalar_type())), integers_(by_integers()) {
   if (!mask) return;
   Tensor flags = torch::stable::contiguous(*mask);
   auto* flag = static_cast<const bool*>(flags.const_data_ptr());
@@ -105,12 +111,12 @@ int64_t Scorer::most_rows(int64_t capacity, bool screened) const {
   return std::max<int64_t>(16, kListBytes / list_bytes(capacity, number_bytes(screened)));
 }
 
-// How many latents to score at a time, in whole vectors: the scores, and the latents where they are copied, share a
+// How many latents to score at a time, in whole vectors and panels: the scores, and the latents where they are copied, share a
 // cache.
 void Scorer::begin(const Rows& x, int64_t count, bool screened, bool copied) {
   int64_t bytes = screened ? 2 : number_bytes(false);
   int64_t fitting = kStripeBytes / (bytes * std::max(count, copied ? D_ : 1));
-  width_ = std::min(latents_, std::max<int64_t>(fitting, 256) / 16 * 16);
+  width_ = std::min(latents_, std::max<int64_t>(fitting, 256) / kLatentPanel * kLatentPanel);
   x_ = x;
   rows_ = count;
   next_ = 0;
@@ -126,8 +132,8 @@ void Scorer::plain(const Rows& x, int64_t count, const Tensor* whole, int64_t fr
 
 void Scorer::screen(const Rows& x, int64_t count) {
   begin(x, count, true, true);
-  rounded_ = round(x, count, scratch_.tokens, scratch_.token_norms);
-  tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
+  rounded_ = round(x, count, kTokenPanel, scratch_.tokens, scratch_.token_norms);
+  if (!integers_) tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
 }
 
 bool Scorer::next(Stripe& stripe, int64_t most) {
@@ -142,7 +148,7 @@ bool Scorer::next(Stripe& stripe, int64_t most) {
   ScalarType type = screened_ ? ScalarType::BFloat16 : accumulator_;
   Tensor out = over(scratch_.scores.get<char>(rows_ * width_ * (screened_ ? 2 : number_bytes(false))), rows_, count,
                     count, type);
-  scores_ = screened_ ? product(*tokens_, rounded_latents(stripe), out) : exact_scores(stripe, out);
+  scores_ = screened_ ? screened_scores(stripe, out) : exact_scores(stripe, out);
   stripe.scores = scores_->const_data_ptr();
   next_ += count;
   return true;
@@ -179,18 +185,26 @@ Tensor Scorer::wide_latents(int64_t begin, int64_t count) {
               accumulator_);
 }
 
-// With room for a third number a row beside its norms.
-Rounded Scorer::round(const Rows& rows, int64_t count, Scratch& copies, Scratch& norms) const {
-  float* norm = norms.get<float>(3 * (count + kPad));
-  Rounded to{copies.get<bf16>(count * D_), norm, norm + count + kPad};
-  parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, to);
+// To bf16, or to integers in panels of so many rows; with room for one more number a row beside its norms and scale.
+Rounded Scorer::round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const {
+  int64_t apart = count + kPad;
+  float* norm = norms.get<float>(4 * apart);
+  Rounded to{nullptr, norm, norm + apart, norm + 2 * apart};
+  if (integers_) {
+    int64_t all = panels(count, height);
+    to.rows = copies.get<int16_t>(all * panel_integers(D_, height));
+    parallel(all, 1, FASTSPARSE_KERNEL(integers_round), rows, count, height, to);
+  } else {
+    to.rows = copies.get<bf16>(count * D_);
+    parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, to);
+  }
   return to;
 }
 
 // Rounds some latents; their terms of the error bracket (derived in cpu/bracket.h), scaled as the keys are.
 Brackets Scorer::brackets(int64_t begin, int64_t count) {
-  Rounded rounded = round(weight(begin), count, scratch_.rounded, scratch_.norms);
-  float *norm = rounded.norm, *residual = rounded.residual, *rest = residual + count + kPad;
+  latents_rounded_ = round(weight(begin), count, kLatentPanel, scratch_.rounded, scratch_.norms);
+  float *norm = latents_rounded_.norm, *residual = latents_rounded_.residual, *rest = latents_rounded_.scale + count + kPad;
   const float *bias = static_cast<float*>(bias_) + begin, *scale = scale_ ? static_cast<float*>(scale_) + begin : nullptr;
   Brackets brackets{norm, residual, rest};
   float flushed = float(std::sqrt(double(D_)) * 0x1p-125);
@@ -210,7 +224,7 @@ Brackets Scorer::brackets(int64_t begin, int64_t count) {
 }
 
 // And sets what a stripe's brackets are made of.
-Tensor Scorer::rounded_latents(Stripe& stripe) {
+Tensor Scorer::screened_scores(Stripe& stripe, const Tensor& out) {
   bool kept = latents_ * D_ * 2 <= kept_bytes_;
   if (kept && !all_brackets_) all_brackets_ = brackets(0, latents_);
   stripe.brackets = kept ? *all_brackets_ : brackets(stripe.begin, stripe.count);
@@ -218,7 +232,16 @@ Tensor Scorer::rounded_latents(Stripe& stripe) {
   for (const float** terms : {&stripe.brackets.norm, &stripe.brackets.residual, &stripe.brackets.rest}) *terms += begin;
   stripe.x_norm = rounded_.norm;
   stripe.x_residual = rounded_.residual;
-  return over(static_cast<const bf16*>(scratch_.rounded.data()) + begin * D_, stripe.count, D_, D_, ScalarType::BFloat16);
+  if (!integers_) {
+    auto* rows = static_cast<const bf16*>(latents_rounded_.rows) + begin * D_;
+    return product(*tokens_, over(rows, stripe.count, D_, D_, ScalarType::BFloat16), out);
+  }
+  Rounded latents = latents_rounded_;
+  latents.rows = static_cast<int16_t*>(latents.rows) + begin / kLatentPanel * panel_integers(D_, kLatentPanel);
+  latents.scale += begin;
+  IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, static_cast<bf16*>(out.mutable_data_ptr())};
+  parallel(panels(stripe.count, kLatentPanel), 4, FASTSPARSE_KERNEL(integers_product), args);
+  return out;
 }
 
 }  // namespace fastsparse::edge

@@ -13,7 +13,8 @@ namespace fastsparse::edge {
 
 inline constexpr int64_t kMaxRows = 2048;  // at a time: scratch stays O(kMaxRows)
 
-// Whether bf16 products decide first which latents are scored exactly: where that pays, or as tests will have it.
+// Whether products in fewer bits decide first which latents are scored exactly: where that pays, or as tests will have
+// it. Of bf16 by the library where the processor multiplies that faster than fp32, else of integers by our own.
 bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k);
 
 // What becomes of a stripe is up to a filter, which keeps candidates and is called for each:
@@ -64,23 +65,24 @@ class Scorer {
   void begin(const Rows& x, int64_t count, bool screened, bool copied);
   Tensor wide(const Rows& rows, int64_t count, Scratch& scratch) const;
   Tensor wide_latents(int64_t begin, int64_t count);
-  Rounded round(const Rows& rows, int64_t count, Scratch& copies, Scratch& norms) const;
+  Rounded round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const;
   Tensor exact_scores(const Stripe& stripe, const Tensor& out);
   bool direct() const;
   Brackets brackets(int64_t begin, int64_t count);
-  Tensor rounded_latents(Stripe& stripe);
+  Tensor screened_scores(Stripe& stripe, const Tensor& out);
 
   Tensor weight_;
   int64_t D_, latents_, kept_bytes_;
   DType dtype_;
   ScalarType accumulator_;
+  bool integers_;  // of which a screen's product is
   std::vector<int64_t> eligible_;  // empty: all are
   void *bias_ = nullptr, *scale_ = nullptr;
   // Of the rows at hand:
   Rows x_{};
   int64_t rows_ = 0, width_ = 1, next_ = 0;
   bool screened_ = false;
-  Rounded rounded_;
+  Rounded rounded_, latents_rounded_;
   std::optional<Tensor> tokens_, scores_;  // as the product takes and gives them
   // Of all latents, where copies are kept:
   std::optional<Tensor> all_wide_;

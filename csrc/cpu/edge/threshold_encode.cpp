@@ -113,7 +113,7 @@ class Encoder {
     Bounds bounds = bounds_of(stripe);
     count(stripe, bounds);
     int64_t candidates = add_up(counts_, offsets_);
-    if (candidates * kScreened > rows * stripe.count && knobs.screening != 1) return false;
+    if (candidates * kScreened > rows * stripe.count && knobs.screening < 1) return false;
     Listed listed{offsets_.data(), counts_.data(), latents_memory_.get<int32_t>(candidates),
                   scores_memory_.get<float>(candidates)};
     parallel(rows, 8, FASTSPARSE_KERNEL(threshold_encode_list), stripe, bounds, listed);
