@@ -110,8 +110,9 @@ sanitize: $(VENV)/.extra-test  ## run op tests on kernels built with ASan and UB
 	cd build/sanitize && $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml --rootdir ../.. \
 	  $(SHARED) --capture=sys -k cpu- $(patsubst %,../../tests/test_%.py,$(KERNEL_TESTS))
 	cd build/sanitize && FASTSPARSE_EMULATOR=address $(SANITIZED) ../../$(PY) -m pytest --config-file ../../pyproject.toml \
-	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda sparse_products \
-	    linear_recurrence linear_recurrence_cuda gated_recurrences gated_recurrences_cuda)
+	  --rootdir ../.. $(SHARED) --capture=sys -k cuda-emulated $(patsubst %,../../tests/test_%.py,topk_encode_cuda \
+	    batch_topk_encode_cuda threshold_encode_cuda sparse_products linear_recurrence linear_recurrence_cuda gated_recurrences \
+	    gated_recurrences_cuda)
 
 abi: $(VENV)/.extra-test kernels  ## check that the ops use PyTorch's stable ABI alone
 	for library in fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
