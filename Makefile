@@ -57,8 +57,8 @@ bench-peers: peers  ## measure against PyTorch and every peer, in .venv-peers
 
 # Most releases on PyPI hold no tests: CHECKOUTS=folder has checkouts of those libraries' repositories, by their names.
 peers-test: peers  ## run the adapters' tests, and the libraries' own without and with our ops: LIBRARY, CHECKOUTS
-	.venv-peers/bin/python -m pip install --quiet --no-input 'pytest>=9' 'hypothesis>=6.100'
-	.venv-peers/bin/python -m pytest tests/compat
+	.venv-peers/bin/python -m pip install --quiet --no-input 'pytest>=9' pytest-xdist 'hypothesis>=6.100'
+	.venv-peers/bin/python -m pytest $(SHARED) tests/compat tests/formats/test_peers.py
 	.venv-peers/bin/python tests/peers/run.py $(LIBRARY) $(if $(CHECKOUTS),--checkouts $(CHECKOUTS))
 
 # On a machine with a GPU, which may have no network: with PYTHON and its packages as they are, and no .venv.
@@ -160,7 +160,7 @@ gpu-kernels:
 peers: kernels
 	PYTHON=$(PY) benchmarks/peers/install.sh .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --no-input 'setuptools>=77' wheel
-	FASTSPARSE_CPU=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
+	FASTSPARSE_CPU=0 FASTSPARSE_CUDA=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
 
 .PHONY: kernels
 ifeq ($(FASTSPARSE_CPU),1)
