@@ -9,13 +9,12 @@ from functools import partial
 from importlib import import_module
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from fastsparse.codes import code_of, codes_to_dense, decode_from_dense, fired, preactivations, why_untagged
 from fastsparse.compat._library import Library, RefusedError, Site
-from fastsparse.compat._refusals import refuse_unless_alike
+from fastsparse.compat._refusals import refuse_unless_alike, refuse_unless_sparse
 from fastsparse.functional import (
     Ragged,
     TopK,
@@ -28,12 +27,6 @@ from fastsparse.functional import (
 )
 from fastsparse.functional._tensors import autocast, flat
 from fastsparse.nn._levels import by_prefix
-
-# Of all scores: above that a dense product serves. On CPUs entries are faster up to 0.3 and more
-# (benchmarks/bench_encoder_steps.py), but these are made dense, too; GPUs: as fastsparse.nn has it.
-_MOST = {"cpu": 0.125}
-_MOST_OF_GPUS = 0.01
-_PROBED = 8  # tokens of which that is known beforehand
 
 _TRAINER = "dictionary_learning.trainers.trainer"
 _TOP_K = "dictionary_learning.trainers.top_k"
@@ -162,12 +155,7 @@ def _above_one(source: tuple, threshold: Tensor, last: int) -> Tensor:
 def _above(source: tuple, bounds: Tensor, margin: float = 0.0) -> Ragged:
     """The scores above bounds (M,), unless they are too many."""
     x, weight, bias = source
-    if bool(bounds.isnan().any()):
-        raise RefusedError("a threshold is NaN")
-    rows = flat(x.detach())
-    some = F.linear(rows[:: max(1, len(rows) // _PROBED)], weight.detach(), bias.detach()) > bounds - margin
-    if int(some.sum()) > _MOST.get(x.device.type, _MOST_OF_GPUS) * some.numel():
-        raise RefusedError("codes are not sparse")
+    refuse_unless_sparse(flat(x), weight, bias, bounds - margin)
     return threshold_encode(x, weight, bias, threshold=bounds, margin=margin)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastsparse._transforms import is_traced
 from fastsparse.codes import code_of, codes_to_dense, decode_from_dense, fired, preactivations, why_untagged
 from fastsparse.compat._library import Library, RefusedError, Site
+from fastsparse.compat._refusals import refuse_hooks
 from fastsparse.functional import (
     BatchTopK,
     Ragged,
@@ -46,13 +47,13 @@ def _product(sae: nn.Module, x: Any) -> _Product:
 
     encoder = sae.encoder
     if type(encoder) is MLPEncoder:
-        _check_hooks(encoder.modules())
+        refuse_hooks(encoder.modules())
         found = _of_linear(encoder)
         _check_input(x, found.weight(), found.weight().shape[1], leading=1)
         return found
     if type(encoder) is not TieableEncoder:
         raise RefusedError("an encoder of another class")
-    _check_hooks([encoder])
+    refuse_hooks([encoder])
     if encoder.bias is not None and isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
         raise RefusedError("autocast, and a bias that it leaves out")
     tied = encoder.tied_to
@@ -83,22 +84,6 @@ def _held(dictionary: nn.Module) -> Tensor:
     if dictionary._fused_dictionary is None:
         raise RefusedError("a dictionary that is not initialized")
     return dictionary._fused_dictionary
-
-
-def _check_hooks(modules) -> None:
-    from torch.nn.modules.module import _has_any_global_hook
-
-    for module in modules:
-        hooks = (
-            module._forward_hooks, module._forward_pre_hooks,
-            module._backward_hooks, module._backward_pre_hooks,
-        )  # fmt: skip
-        if any(hooks):
-            raise RefusedError("hooks")
-        if "forward" in vars(module):
-            raise RefusedError("a module with a forward of its own")
-    if _has_any_global_hook():
-        raise RefusedError("hooks")
 
 
 def _check_input(x: Any, weight: Tensor, D: int, leading: int | None = None) -> None:
