@@ -5,15 +5,13 @@ own ``__init__`` imports vision models and plots, and with them torchvision, tim
 matplotlib; an empty package is put in its place, of which its SAEs, which use none of that, are imported.
 """
 
-import importlib.util
-import sys
-import types
 from collections.abc import Callable
 from functools import cache
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.peers._stand_in import stand_in_for
 from benchmarks.pursuits import PursuitStep
 from benchmarks.steps import Parameters, PeerStep
 
@@ -48,10 +46,4 @@ def _sae(dictionary: Tensor, k: int):
 
 
 def stand_in_for_the_package() -> None:
-    if "overcomplete" not in sys.modules:
-        found = importlib.util.find_spec("overcomplete")
-        if found is None:
-            raise ModuleNotFoundError("No module named 'overcomplete'")
-        module = types.ModuleType("overcomplete")
-        module.__path__ = found.submodule_search_locations
-        sys.modules["overcomplete"] = module
+    stand_in_for("overcomplete")
