@@ -14,7 +14,9 @@ from importlib import import_module
 
 from fastsparse.compat._library import Library, Status
 
-LIBRARIES = ("dictionary_learning", "overcomplete", "sae_lens", "sparsify")
+LIBRARIES = (
+    "circuit_tracer", "dictionary_learning", "overcomplete", "sae_lens", "sparsify",
+)  # fmt: skip
 
 
 def _libraries() -> list[Library]:
