@@ -15,7 +15,7 @@ from importlib import import_module
 from fastsparse.compat._library import Library, Status
 
 LIBRARIES = (
-    "circuit_tracer", "dictionary_learning", "overcomplete", "sae_lens", "sparsify",
+    "circuit_tracer", "dictionary_learning", "llamascopium", "overcomplete", "sae_lens", "sparsify",
 )  # fmt: skip
 
 
