@@ -47,6 +47,14 @@ def dictionary_learning():
     return pytest.importorskip("dictionary_learning.dictionary")
 
 
+@pytest.fixture(scope="module")
+def circuit_tracer():
+    return pytest.importorskip(
+        "circuit_tracer.transcoder.single_layer_transcoder",
+        reason="circuit-tracer is not installed: make bench-peers does it",
+    )
+
+
 def scramble(module: nn.Module) -> None:
     """Every parameter away from what it is at first; some scores below 0, some thresholds too."""
     generator = torch.Generator().manual_seed(7)
@@ -174,3 +182,27 @@ def test_dictionary_learning(tmp_path: Path, dictionary_learning, dict_class: st
     (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}))
     code = theirs.encode(X)
     assert_alike(formats.load(tmp_path), code, theirs.decode(code))
+
+
+@pytest.mark.parametrize("function", ["relu", "jump"])
+def test_circuit_tracer(tmp_path: Path, circuit_tracer, function: str) -> None:
+    """A transcoder of one layer; it writes thresholds of whatever sign."""
+    thresholds = torch.linspace(-0.5, 1.0, M, dtype=torch.float64)
+    chosen = circuit_tracer.JumpReLU(thresholds, 0.1) if function == "jump" else torch.relu
+    theirs = circuit_tracer.SingleLayerTranscoder(
+        D, M, chosen, 3, device=torch.device("cpu"), dtype=torch.float64
+    )
+    scramble(theirs)
+    theirs.to_safetensors(str(tmp_path / "layer_3.safetensors"))
+    ours, code = formats.load(tmp_path), theirs.encode(X)
+    assert type(ours) is (JumpReLUSAE if function == "jump" else ReLUSAE)
+    assert_alike(ours, code, theirs.decode(code))
+
+
+def test_circuit_tracer_cross_layer(tmp_path: Path, circuit_tracer) -> None:
+    from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+
+    theirs = CrossLayerTranscoder(2, M, D, lazy_decoder=False, device=torch.device("cpu"))
+    theirs.to_safetensors(str(tmp_path))
+    with pytest.raises(ValueError, match="must be a transcoder of one layer, got a cross-layer"):
+        formats.load(tmp_path)
