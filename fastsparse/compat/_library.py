@@ -39,12 +39,14 @@ class Site:
         name: in there, ``"function"`` or ``"Class.method"``.
         digest: of its source in the release that was tested, as :func:`digest_of` gives it.
         replacement: takes the original, then the arguments.
+        optional: whether it is left out where its module needs packages that aren't installed.
     """
 
     module: str
     name: str
     digest: str
     replacement: Callable
+    optional: bool = False
 
     @property
     def label(self) -> str:
@@ -61,6 +63,17 @@ class Site:
     def attribute(self) -> str:
         return self.name.split(".")[-1]
 
+    def is_left_out(self) -> bool:
+        """Whether its module can't be imported for want of others, and needn't be."""
+        try:
+            importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            own = self.module.split(".")[0]
+            if not self.optional or (error.name or own).split(".")[0] == own:
+                raise
+            return True
+        return False
+
 
 @dataclass
 class Status:
@@ -68,7 +81,7 @@ class Status:
 
     Attributes:
         library: its name.
-        version: which is installed; None if none is.
+        version: which release is installed; None if none is.
         applied: whether our ops are under it.
         served: how many calls of each site our ops have served.
         refused: how many went to the library's own code, by site and reason.
@@ -82,7 +95,7 @@ class Status:
 
     def __str__(self) -> str:
         state = "applied" if self.applied else "not applied"
-        lines = [f"{self.library} {self.version or '(not installed)'}: {state}"]
+        lines = [f"{self.library} {self.version or '(no release)'}: {state}"]
         lines += [f"  {count:>8}  served   {site}" for site, count in sorted(self.served.items())]
         lines += [
             f"  {count:>8}  refused  {site}: {why}" for (site, why), count in sorted(self.refused.items())
@@ -95,18 +108,26 @@ class Library:
 
     Args:
         name: as it is imported.
-        distribution: as it is installed.
+        distribution: as it is installed; None if it isn't released.
         versions: the least release that is served, and the least that isn't.
         sites: what is replaced.
+        repository: of one that isn't released: there what is served is told by the digests alone.
 
     Attributes:
         least_work: multiplications of a dense encoder below which the library's own code is as fast.
     """
 
     def __init__(
-        self, name: str, distribution: str, versions: tuple[str, str], sites: Sequence[Site]
+        self,
+        name: str,
+        distribution: str | None,
+        versions: tuple[str, str] | None,
+        sites: Sequence[Site],
+        *,
+        repository: str | None = None,
     ) -> None:
         self.name, self.distribution, self.versions, self.sites = name, distribution, versions, tuple(sites)
+        self.repository = repository
         self.least_work = LEAST_WORK
         self._lock = threading.RLock()
         self._on_refuse = ON_REFUSE[0]
@@ -148,7 +169,7 @@ class Library:
             if self._patched:
                 raise RuntimeError(f"{self.name}: our ops are under it already: undo() comes first")
             self._check_version(force)
-            found = {site: self._original(site, force) for site in self.sites}
+            found = {site: self._original(site, force) for site in self._present_sites()}
             self._on_refuse, self.least_work = on_refuse, least_work
             self._patched = {
                 site: (original, self._serving(site, original)) for site, original in found.items()
@@ -183,11 +204,12 @@ class Library:
         """
         self._check_version(force=False)
         parts = module.modules() if isinstance(module, torch.nn.Module) else (module,)
+        sites = self._present_sites()
         # Of a method that a subclass defines anew, its own alone.
         methods = [
             (part, site)
             for part in parts
-            for site in self.sites
+            for site in sites
             if "." in site.name
             and isinstance(part, site.owner())
             and getattr(type(part), site.attribute) is self._current(site)
@@ -212,26 +234,43 @@ class Library:
     def __exit__(self, *_) -> None:
         self.undo()
 
+    def is_imported(self) -> bool:
+        """Whether it is there to be patched, and not another by its name."""
+        return self.name in sys.modules
+
     # What replacements ask.
 
-    def refuse_unless_worth(self, x: torch.Tensor, num_latents: int, k: float | None = None) -> None:
-        """Refuse what a dense encoder of x (..., D) does as fast: little work, codes that aren't sparse."""
+    def refuse_unless_worth(
+        self, x: torch.Tensor, num_latents: int, k: float | None = None, gpu_only: bool = False
+    ) -> None:
+        """Refuse what a dense encoder of x (..., D) does as fast: little work, codes that aren't sparse.
+
+        On CPUs no work is too little for us where the library's own code runs on GPUs alone, ``gpu_only``.
+        """
         if not isinstance(x, torch.Tensor):
             raise RefusedError("not a tensor")
         if k is not None and k > num_latents / 4:
             raise RefusedError("k > M / 4")
-        if x.numel() * num_latents < self.least_work:
+        if x.numel() * num_latents < self.least_work and (x.is_cuda or not gpu_only):
             raise RefusedError("little work")
 
     # How.
 
+    def _present_sites(self) -> list[Site]:
+        return [site for site in self.sites if not site.is_left_out()]
+
     def _version(self) -> str | None:
+        if self.distribution is None:
+            return None
         try:
             return metadata.version(self.distribution)
         except metadata.PackageNotFoundError:
             return None
 
     def _check_version(self, force: bool) -> None:
+        if self.distribution is None:
+            self._check_import()
+            return
         version = self._version()
         if version is None:
             raise ModuleNotFoundError(
@@ -245,17 +284,29 @@ class Library:
                 "force=True tries it"
             )
 
+    def _check_import(self) -> None:
+        try:
+            importlib.import_module(self.name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{self.name}: it can't be imported ({error}): a clone of {self.repository} must be where "
+                "Python looks for modules",
+                name=self.name,
+            ) from error
+
     def _original(self, site: Site, force: bool) -> Callable:
         try:
             original = vars(site.owner())[site.attribute]
         except (KeyError, AttributeError) as error:
-            raise RuntimeError(f"{self.name}: {site.label} is not there in {self._version()}") from error
+            raise RuntimeError(
+                f"{self.name}: {site.label} is not there in {self._version() or 'what is imported'}"
+            ) from error
         if getattr(original, "_fastsparse", False):
             raise RuntimeError(f"{self.name}: our ops are under {site.label} already: undo() comes first")
         if not force and digest_of(original) != site.digest:
             raise RuntimeError(
                 f"{self.name}: {site.label} isn't what was tested: it was patched by others, or changed in "
-                f"{self._version()}: force=True tries it"
+                f"{self._version() or 'what is imported'}: force=True tries it"
             )
         return original
 

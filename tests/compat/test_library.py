@@ -1,5 +1,6 @@
 """What every adapter stands on: patched whole or not at all, refusals told, all of it undone."""
 
+import importlib
 import importlib.metadata
 import sys
 import types
@@ -156,7 +157,7 @@ def test_not_installed(toy, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(ModuleNotFoundError, match="toy: toy-dist is not installed: pip install toy-dist"):
         library(toy).apply()
-    assert str(library(toy).status()) == "toy (not installed): not applied"
+    assert str(library(toy).status()) == "toy (no release): not applied"
 
 
 @pytest.mark.parametrize("which", ["encode", "decode"])
@@ -280,3 +281,61 @@ def test_what_isnt_worth_it():
         lib.refuse_unless_worth(torch.ones(2, 3, 64), 4096)
     with pytest.raises(RefusedError, match="k > M / 4"):
         lib.refuse_unless_worth(torch.ones(1024, 64), 4096, k=1025)
+
+
+# Libraries that have no release.
+
+
+def unreleased(toy, **optional) -> Library:
+    sites = [
+        Site("toy.core", "decode", digest_of(toy.core.decode), decode),
+        Site("toy.more", "twice", "", decode, **optional),
+    ]
+    return Library("toy", None, None, sites[: 1 + bool(optional)], repository="https://example.org/toy")
+
+
+def test_without_a_release_digests_tell(toy):
+    lib = unreleased(toy)
+    with lib.apply():
+        assert toy.core.decode(3) == 20
+        assert lib.status().version is None
+        assert str(lib.status()).startswith("toy (no release): applied")
+    toy.core.decode = lambda x: x
+    with pytest.raises(RuntimeError, match=r"toy.core.decode isn't what was tested: .* in what is imported"):
+        lib.apply()
+    del toy.core.decode
+    with pytest.raises(RuntimeError, match=r"toy.core.decode is not there in what is imported"):
+        lib.apply()
+
+
+def test_without_a_release_a_clone_is_asked_for(toy):
+    lib = unreleased(toy)
+    sys.modules["toy"] = None
+    with pytest.raises(ModuleNotFoundError, match=r"toy: .* a clone of https://example.org/toy must"):
+        lib.apply()
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_modules_that_need_more_may_be_left_out(toy, tmp_path, optional):
+    (tmp_path / "toy" / "more.py").write_text("import not_installed_at_all\ndef twice(x): ...\n")
+    importlib.invalidate_caches()
+    lib = unreleased(toy, optional=optional)
+    if optional:
+        with lib.apply():
+            assert toy.core.decode(3) == 20
+        return
+    with pytest.raises(ModuleNotFoundError, match="not_installed_at_all"):
+        lib.apply()
+    assert toy.core.decode(3) == 2
+
+
+def test_a_module_of_its_own_is_never_left_out(toy):
+    with pytest.raises(ModuleNotFoundError, match=r"toy\.more"):
+        unreleased(toy, optional=True).apply()
+
+
+def test_little_work_where_only_gpus_could_do_it():
+    lib = Library("toy", "toy-dist", ("1", "2"), [])
+    lib.refuse_unless_worth(torch.ones(2, 64), 4096, gpu_only=True)
+    with pytest.raises(RefusedError, match="k > M / 4"):
+        lib.refuse_unless_worth(torch.ones(2, 64), 4096, k=1025, gpu_only=True)
