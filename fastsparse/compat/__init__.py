@@ -15,8 +15,14 @@ from importlib import import_module
 from fastsparse.compat._library import Library, Status
 
 LIBRARIES = (
-    "circuit_tracer", "dictionary_learning", "llamascopium", "overcomplete", "sae_lens", "sparsify",
-)  # fmt: skip
+    "circuit_tracer",
+    "dictionary_learning",
+    "llamascopium",
+    "overcomplete",
+    "sae_lens",
+    "sparse_autoencoder",
+    "sparsify",
+)
 
 
 def _libraries() -> list[Library]:
