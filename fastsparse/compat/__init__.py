@@ -15,19 +15,17 @@ from importlib import import_module
 from fastsparse.compat._library import Library, Status
 
 LIBRARIES = (
-    "circuit_tracer",
-    "dictionary_learning",
-    "llamascopium",
-    "overcomplete",
-    "sae_lens",
-    "sparse_autoencoder",
-    "sparsify",
-)
+    "circuit_tracer", "clt_training", "dictionary_learning", "llamascopium", "overcomplete",
+    "sae_lens", "sparse_autoencoder", "sparsify",
+)  # fmt: skip
+IMPORTED_AS = {"clt_training": "sparsify"}  # where a library's name isn't its adapter's
 
 
 def _libraries() -> list[Library]:
     """Those that have been imported, by name."""
-    return [import_module(f"fastsparse.compat.{name}").LIBRARY for name in LIBRARIES if name in sys.modules]
+    names = [name for name in LIBRARIES if IMPORTED_AS.get(name, name) in sys.modules]
+    libraries = [import_module(f"fastsparse.compat.{name}").LIBRARY for name in names]
+    return [library for library in libraries if library.is_imported()]
 
 
 def apply(**options) -> ExitStack:

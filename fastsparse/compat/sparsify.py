@@ -5,16 +5,15 @@ pre-activations that AuxK and Multi-TopK read. A token with fewer than k positiv
 picks: there we take the largest of the others, the library any.
 """
 
-import inspect
 from importlib import import_module
 
 import torch
 
 from fastsparse.codes import preactivations
-from fastsparse.compat._library import Library, RefusedError, Site
+from fastsparse.compat._library import RefusedError, Site
 from fastsparse.compat._refusals import refuse_unless_alike
-from fastsparse.functional import sparse_decode, spmm, spmm_t, topk_encode
-from fastsparse.functional._tensors import autocast
+from fastsparse.compat._sparsify import OneOfTwo, as_multiplied, check_activation, chosen_gradients, decode
+from fastsparse.functional import topk_encode
 
 
 class _FusedEncoder(torch.autograd.Function):
@@ -23,7 +22,7 @@ class _FusedEncoder(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, k, groups, known):
         ctx.set_materialize_grads(False)
-        cast = [t if t is None else t.detach() for t in autocast(x, weight, bias)]
+        cast = as_multiplied(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             code = topk_encode(*cast, k=max(k, known), groups=groups)
             pre = preactivations(*cast, relu=True)
@@ -38,27 +37,15 @@ class _FusedEncoder(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, *_):
         x, weight, bias, indices = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        grad = weight.new_zeros(indices.shape) if grad is None else grad.type_as(weight)
-        M = weight.shape[0]
-        d_x = spmm(grad, indices, weight) if needs_x else None
-        d_weight = spmm_t(grad, indices, x.type_as(weight), M) if needs_weight else None
-        d_bias = None
-        if needs_bias:
-            d_bias = spmm_t(grad, indices, grad.new_ones(len(x), 1), M)[:, 0].type_as(bias)
-        return d_x, d_weight, d_bias, None, None, None
+        grad = weight.new_zeros(indices.shape) if grad is None else grad
+        return *chosen_gradients(ctx.needs_input_grad[:3], grad, indices, x, weight, bias), None, None, None
 
 
 def _fused_encoder(original, input, weight, bias, k, activation, known=0):
     """The pre-activations will be asked for their ``known`` largest, which then cost no second product."""
     M = weight.shape[0]
     LIBRARY.refuse_unless_worth(input, M, k)
-    if activation not in ("topk", "groupmax"):
-        raise RefusedError("activation is unknown")
-    if k < 1:
-        raise RefusedError("k < 1")
-    if activation == "groupmax" and M % k:
-        raise RefusedError("groups of different sizes")
+    check_activation(activation, ("topk", "groupmax"), k, M)
     refuse_unless_alike(input, weight, bias)
     tracked = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, weight, bias)
@@ -75,11 +62,7 @@ def _fused_encoder(original, input, weight, bias, k, activation, known=0):
 def _decoder_impl(original, top_indices, top_acts, W_dec):
     if len(top_acts) * W_dec.numel() < LIBRARY.least_work:
         raise RefusedError("little work")
-    if top_indices.dim() != 2 or top_indices.shape != top_acts.shape:
-        raise RefusedError("acts and indices are not (N, k)")
-    with torch.autocast(top_acts.device.type, enabled=False):  # which leaves an embedding bag alone
-        refuse_unless_alike(top_acts, W_dec)
-        return sparse_decode(top_acts, top_indices, W_dec.mT)
+    return decode(top_indices, top_acts, W_dec.mT)
 
 
 def _encode(original, self, x):
@@ -96,21 +79,7 @@ def _decode(original, self, top_acts, top_indices):
     return _decoder_impl(None, top_indices, top_acts.to(self.dtype), self.W_dec.mT) + self.b_dec
 
 
-class _Sparsify(Library):
-    def _check_version(self, force: bool) -> None:
-        try:
-            encoder = import_module("sparsify.fused_encoder").fused_encoder
-        except (ImportError, AttributeError):
-            encoder = None
-        if encoder is not None and "use_fp8" in inspect.signature(encoder).parameters:
-            raise RuntimeError(
-                "sparsify: what is imported as sparsify must be eai-sparsify, got clt-training, which is not "
-                "served"
-            )
-        super()._check_version(force)
-
-
-LIBRARY = _Sparsify(
+LIBRARY = OneOfTwo(
     "sparsify",
     "eai-sparsify",
     ("1.3", "1.4"),
@@ -122,5 +91,6 @@ LIBRARY = _Sparsify(
         Site("sparsify.sparse_coder", "SparseCoder.encode", "19761babbb904741", _encode),
         Site("sparsify.sparse_coder", "SparseCoder.decode", "972f61487742a33a", _decode),
     ),
+    is_clt_training=False,
 )
 apply, undo, status, convert = LIBRARY.apply, LIBRARY.undo, LIBRARY.status, LIBRARY.convert
