@@ -72,7 +72,6 @@ def _forward(original, self, x):
         raise RefusedError("k or auxk is out of range")
     if auxk is not None and not _is_own_mask(self.auxk_mask_fn):
         raise RefusedError("an auxk_mask_fn of others")
-    x = x.detach()
     with torch.no_grad():
         centered = x - pre_bias
         refuse_unless_alike(centered, weight, bias)
