@@ -163,7 +163,7 @@ def _atoms(decoder: nn.Module) -> Tensor:
     """(M, D): copied once where they are stored (D, M), or each op would, forward and backward."""
     if type(decoder) not in (nn.Linear, import_module(_MODEL).TiedTranspose) or decoder.bias is not None:
         raise RefusedError("a decoder of another class, or with a bias")
-    refuse_hooks(decoder)
+    refuse_hooks([decoder])
     return decoder.weight.T.contiguous()
 
 

@@ -304,7 +304,7 @@ def without_decoder(library):
         (encoder_of(K, "other"), "activation is unknown"),
         (encoder_of(K, change=lambda x: x[None]), "input is not (N, D)"),
         (encoder_of(K, change=Tensor.float), "dtypes differ"),
-        (encoder_of(K, change=lambda x: x.as_subclass(Distributed)), "no plain tensors"),
+        (encoder_of(K, change=lambda x: x.as_subclass(Distributed)), "a Distributed, no plain tensor"),
         (encoder_of(K, "batchtopk", change=lambda x: x[:0]), "no batch"),
         (decoder_of(lambda x: x[:, :2].float(), torch.zeros(N, 2).long()), "dtypes differ"),
         (decoder_of(lambda x: x[0, :2], torch.zeros(2).long()), "acts and indices are not (N, k)"),

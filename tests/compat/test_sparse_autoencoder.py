@@ -517,7 +517,7 @@ REFUSED = [
     ),
     (
         lambda lib: lib.kernels.triton_sparse_dense_matmul(None, code()[1], tokens(M)),
-        "no plain tensors",
+        "a NoneType, no plain tensor",
     ),
     (lambda lib: published(lib, activation=nn.ReLU()).encode(tokens())[0], "an activation other than TopK"),
     (lambda lib: published(lib).encode_pre_act(tokens(), slice(0, 9)), "some latents"),
