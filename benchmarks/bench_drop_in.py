@@ -1,5 +1,6 @@
 """Training steps of the libraries that people train with, Adam included: as they are, and with one line
-before them, ``fastsparse.compat.<library>.apply()``. Their own losses; peers alone.
+before them, ``fastsparse.compat.<library>.apply()``. Their own losses; peers alone. Of recurrences a layer,
+forward and backward.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +16,17 @@ from benchmarks import pursuits, shapes, steps
 from benchmarks.bars import by_machine, speed_bars
 from benchmarks.cases import OURS, matrix_bytes
 from benchmarks.ceilings import Work
+from benchmarks.checks import close_all
 from benchmarks.harness import Contender
 from benchmarks.lab import Job, Lab
-from benchmarks.shapes import Given, Shape, each
+from benchmarks.peers import pararnn_torch
+from benchmarks.recurrences import GRU, LSTM, Cell, Layer
+from benchmarks.shapes import Given, Sequences, Shape, each
 from benchmarks.steps import Parameters, PeerStep
 
 THEIRS, RELAID = "as it is", f"{OURS}, relayout_"
 MAY = 2e-2  # of a gradient's norm, as in bench_encoder_steps
+OF_RECURRENT = 5.0  # how many times as fast the line must make a recurrent layer
 
 
 class Trained(NamedTuple):
@@ -76,20 +81,25 @@ class Training:
             adapter.relayout_(self.step.module)
 
     def run(self, x: Tensor) -> PeerStep:
-        if self.adapter is None:
-            return self._run(x)
-        # Without a look at sources; applying and undoing take some 15 ms even so, which count here.
-        with self.adapter.apply(force=True, least_work=0) as library:
-            before = library.status().served.total()
-            step = self._run(x)
-            if library.status().served.total() == before:
-                raise RuntimeError(f"nothing was served: {library.status()}")
-            return step
+        return self._run(x) if self.adapter is None else under(self.adapter, partial(self._run, x))
 
     def _run(self, x: Tensor) -> PeerStep:
         self.step.run(x)
         self.optimizer.step()
         return self.step
+
+
+def under(adapter: Any, run: Callable[[], Any]) -> Any:
+    """What a run gives with the line before it.
+
+    Without a look at sources; applying and undoing take some 15 ms even so, which count here.
+    """
+    with adapter.apply(force=True, least_work=0) as library:
+        before = library.status().served.total()
+        found = run()
+        if library.status().served.total() == before:
+            raise RuntimeError(f"nothing was served: {library.status()}")
+        return found
 
 
 def jobs(lab: Lab) -> Iterator[Job]:
@@ -101,6 +111,11 @@ def jobs(lab: Lab) -> Iterator[Job]:
         bars = partial(speed_bars, f"{name} step ({shape})", {THEIRS: by_machine(*trained.least)})
         need = 24 * matrix_bytes((shape.M, shape.D)) + 12 * matrix_bytes((shape.N, shape.M))
         yield Job("drop_in", name, given, partial(case, lab, given, trained), bars, need)
+    for name, cell in (("GRU", GRU), ("LSTM", LSTM)):
+        name = f"pararnn-torch {name}, forward + backward"
+        (shape,) = lab.shapes([shapes.RECURRENCE])
+        bars = partial(speed_bars, f"{name} ({shape})", {THEIRS: OF_RECURRENT})
+        yield Job("drop_in", name, Given(shape), partial(layer, lab, cell, shape), bars)
 
 
 def case(lab: Lab, given: Given, trained: Trained) -> dict[str, Any]:
@@ -118,6 +133,22 @@ def case(lab: Lab, given: Given, trained: Trained) -> dict[str, Any]:
     if trained.relaid:
         contenders.append(contender(RELAID, True, relaid=True))
     return lab.measure(shape, contenders, work)
+
+
+def layer(lab: Lab, cell: Cell, shape: Sequences) -> dict[str, Any]:
+    """A ParaRNN in training: its input product, recurrence, and all gradients."""
+    adapter = import_module("fastsparse.compat.pararnn")
+    own = Layer(cell, shape)
+    expected, peer = own.expected(), pararnn_torch.ParaRNNLayer(own)
+
+    def check(found: list[Tensor]) -> str:
+        return close_all(expected, pararnn_torch.STATES, peer.arranged(found))
+
+    contenders = [
+        Contender(OURS, lambda: under(adapter, peer.run), check),
+        Contender(THEIRS, peer.run, check, samples=3),
+    ]
+    return lab.measure(shape, contenders)
 
 
 def _problem(shape: Shape, trained: Trained) -> tuple[Parameters, Tensor]:

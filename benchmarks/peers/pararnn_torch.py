@@ -46,7 +46,7 @@ def recurrence(cell: Cell, u: Tensor, weights: Sequence[Tensor]) -> dict[str, Ca
 
 
 class PararnnLayer:
-    """Its layer with the weights of ours, and its Newton, forward and backward."""
+    """Its cell with the weights of ours, and its Newton, forward and backward."""
 
     def __init__(self, layer: Layer) -> None:
         self.cell, self.layer = layer.cell, layer
@@ -60,13 +60,13 @@ class PararnnLayer:
             module.W_x.bias.copy_(leaves["bias_l0"][order,].flatten())
         return module
 
-    def run(self) -> list[Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         import pararnn
 
-        def forward(x: Tensor) -> Tensor:
-            return self.cell.outputs(pararnn.newton_apply(self.module, x, pararnn.NewtonConfig()))[0]
+        return self.cell.outputs(pararnn.newton_apply(self.module, x, pararnn.NewtonConfig()))[0]
 
-        return differentiated(forward, self.layer.x, self.module.parameters(), self.layer.upstream)
+    def run(self) -> list[Tensor]:
+        return differentiated(self.forward, self.layer.x, self.module.parameters(), self.layer.upstream)
 
     def arranged(self, found: list[Tensor]) -> list[Tensor]:
         """The same in the order and layout of ours."""
@@ -81,6 +81,16 @@ class PararnnLayer:
         return [h, d_x, *(own[name] if name in own else next(recurrent) for name in self.layer.leaves())]
 
 
+class ParaRNNLayer(PararnnLayer):
+    """The same by its ParaRNN in training, which asks how far Newton's method is off, too."""
+
+    @cached_property
+    def forward(self) -> nn.Module:
+        import pararnn
+
+        return pararnn.ParaRNN(self.module)
+
+
 def _module(cell: Cell, inputs: int, H: int, weights: Sequence[Tensor]) -> nn.Module:
     """One of its modules with recurrent weights of ours."""
     import pararnn
@@ -91,6 +101,6 @@ def _module(cell: Cell, inputs: int, H: int, weights: Sequence[Tensor]) -> nn.Mo
         for letters, weight in zip(LETTERS[cell.name], weights, strict=True):
             for letter, row in zip(letters, weight, strict=True):
                 getattr(module, letter).copy_(row)
-    if max(float(weight.abs().max()) for weight in weights) > module.max_recurrent_norm:
+    if max(float(weight.detach().abs().max()) for weight in weights) > module.max_recurrent_norm:
         module.max_recurrent_norm = None
     return module
