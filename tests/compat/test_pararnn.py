@@ -211,11 +211,12 @@ def test_gradient_of_one_state_of_two(kind):
 
 
 def penalised(way: str, kind: str, again: bool) -> tuple:
-    """A loss of the gradient's size, and all its gradients; ``again`` has the cell go on from its own end."""
+    """A loss of the gradient's size, and all its gradients; ``again`` goes on from the end, an input too."""
     cell, x, h0 = cell_of(kind), leaf(random(B, T, D)), leaf(start_of(kind))
     states = solve(way, cell, x, h0)
     if again:
-        states = solve(way, cell, x.sin() + cell.a_z.sum(), states[:, -1])
+        end = states[:, -1]
+        states = solve(way, cell, x.sin() + end.flatten(1)[:, None, :D], end)
     first = torch.autograd.grad(states.pow(3).sum(), (x, h0, *cell.parameters()), create_graph=True)
     loss = sum(grad.square().sum() for grad in first) + states.sum()
     loss.backward()
