@@ -18,6 +18,7 @@ LIBRARIES = (
     "circuit_tracer", "clt_training", "dictionary_learning", "llamascopium", "overcomplete", "pararnn",
     "sae_lens", "sparse_autoencoder", "sparsify",
 )  # fmt: skip
+IMPORTED_AS = {"clt_training": "sparsify"}  # where a library's name isn't its adapter's
 
 
 def _libraries() -> list[Library]:

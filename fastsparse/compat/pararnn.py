@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from fastsparse import ops, reference
 from fastsparse._options import SOLVERS
 from fastsparse.compat._library import Library, RefusedError, Site
+from fastsparse.compat._refusals import refuse_hooks
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STEP = 1 << 22  # multiplications that take as long as the dozen calls of a step in the library's loop
@@ -236,7 +237,6 @@ def _residual(kind: _Kind, cell: nn.Module, u: Tensor, states: Tensor, h0: Tenso
 def _check(cell: Any, x: Any, h0: Any, cu_seqlens: Any) -> _Kind:
     """What the cell is here, where all is such as our ops take."""
     from pararnn.cells import ParaGRU, ParaLSTM
-    from torch.nn.modules.module import _has_any_global_hook
 
     kind = {ParaGRU: GRU, ParaLSTM: LSTM}.get(type(cell))
     if kind is None:
@@ -248,14 +248,9 @@ def _check(cell: Any, x: Any, h0: Any, cu_seqlens: Any) -> _Kind:
     if vars(cell).keys() & kind.own:
         raise RefusedError("a cell with a method of its own")
     product = cell.W_x
-    if type(product) is not nn.Linear or "forward" in vars(product):
+    if type(product) is not nn.Linear:
         raise RefusedError("an input product of another class")
-    hooks = (
-        product._forward_hooks, product._forward_pre_hooks,
-        product._backward_hooks, product._backward_pre_hooks,
-    )  # fmt: skip
-    if any(hooks) or _has_any_global_hook():
-        raise RefusedError("hooks")
+    refuse_hooks([product])
     if torch.jit.is_tracing():
         raise RefusedError("tracing")
     if forward_ad._current_level >= 0:
