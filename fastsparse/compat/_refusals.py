@@ -16,7 +16,7 @@ from fastsparse.functional._tensors import autocast
 # (benchmarks/bench_encoder_steps.py), but these are made dense, too; GPUs: as fastsparse.nn has it.
 _MOST = {"cpu": 0.125}
 _MOST_OF_GPUS = 0.01
-_PROBED = 8  # tokens of which that is known beforehand
+_PROBED = 64, 256  # tokens, and latents, of which that is known beforehand: all weights would cost a pass
 
 
 def refuse_unless_alike(*tensors: Tensor | None) -> None:
@@ -38,11 +38,16 @@ def refuse_unless_plain(*tensors: Any) -> None:
 
 
 def refuse_unless_sparse(x: Tensor, weight: Tensor, bias: Tensor, bounds: Tensor) -> None:
-    """Refuse tokens (N, D) of which a few have many scores above bounds (M,), and bounds that are none."""
+    """Refuse tokens (N, D) of which a few have many scores above bounds (M,), and bounds that are none.
+
+    Tokens and latents are taken at even distances.
+    """
     if bool(bounds.isnan().any()):
         raise RefusedError("a threshold is NaN")
-    few = x.detach()[:: max(1, len(x) // _PROBED)]
-    found = F.linear(few, weight.detach(), bias.detach()) > bounds
+    tokens, latents = (
+        slice(None, None, max(1, len(t) // n)) for t, n in zip((x, weight), _PROBED, strict=True)
+    )
+    found = F.linear(x.detach()[tokens], weight.detach()[latents], bias.detach()[latents]) > bounds[latents]
     if int(found.sum()) > _MOST.get(x.device.type, _MOST_OF_GPUS) * found.numel():
         raise RefusedError("codes are not sparse")
 
