@@ -150,6 +150,15 @@ def test_another_release(toy, versions):
         assert toy.core.decode(3) == 20
 
 
+def test_a_prerelease_counts_as_its_release(toy, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.0.0b34")
+    with library(toy, ("2.0", "2.1")).apply():
+        assert toy.core.decode(3) == 20
+    for versions in (("2.0.1", "2.1"), ("1.9", "2.0")):
+        with pytest.raises(RuntimeError, match=r"got 2\.0\.0b34"):
+            library(toy, versions).apply()
+
+
 def test_not_installed(toy, monkeypatch):
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
