@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastsparse._validation import UNIT_NORM_TOLERANCE
+from fastsparse.formats._tensors import Tensors
 from fastsparse.nn import JumpReLUSAE, SparseAutoencoder
 
 _ROWS = 4096  # of a matrix that are carried in fp64 at once
@@ -70,6 +71,33 @@ def with_thresholds(
         threshold = threshold.clamp_min(0)
     state = {"raw_threshold": threshold}
     return autoencoder(JumpReLUSAE, path, dtype, state=state, learn_threshold=False, **parts)
+
+
+def jump_relu(
+    tensors: Tensors, dtype: torch.dtype | None, *, W_enc: str = "W_enc", W_dec: str = "W_dec"
+) -> SparseAutoencoder:
+    """A model of thresholds whose file holds nothing else, not centred: its ``W_enc`` is (D, M)."""
+    parts = of_plain(
+        W_enc=tensors.take(W_enc, "D", "M").T,
+        b_enc=tensors.take("b_enc", "M"),
+        W_dec=tensors.take(W_dec, "M", "D"),
+        b_dec=tensors.take("b_dec", "D"),
+    )
+    threshold = tensors.take("threshold", "M")
+    tensors.finish()
+    return with_thresholds(tensors.path, dtype, threshold, **parts)
+
+
+def of_linear_layers(
+    tensors: Tensors, *, b_enc: str = "encoder.bias", b_dec: str = "b_dec"
+) -> dict[str, Tensor]:
+    """Parts that two linear layers hold, with biases by other names: the decoder's weight is (D, M)."""
+    return {
+        "W_enc": tensors.take("encoder.weight", "M", "D"),
+        "b_enc": tensors.take(b_enc, "M"),
+        "W_dec": tensors.take("decoder.weight", "D", "M").T,
+        "b_dec": tensors.take(b_dec, "D"),
+    }
 
 
 def of_plain(**parts: Tensor) -> dict[str, Tensor]:

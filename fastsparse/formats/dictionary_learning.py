@@ -2,7 +2,7 @@
 
 import torch
 
-from fastsparse.formats._autoencoder import autoencoder, of_plain, with_thresholds
+from fastsparse.formats._autoencoder import autoencoder, jump_relu, of_linear_layers, of_plain
 from fastsparse.formats._config import Config
 from fastsparse.formats._format import Format
 from fastsparse.formats._place import Asked, Place
@@ -30,12 +30,7 @@ def _load(place: Place, asked: Asked) -> SparseAutoencoder:
 
 def _topk(tensors: Tensors, trainer: Config, asked: Asked) -> SparseAutoencoder:
     """Its decoder is (D, M); its threshold is for those who ask for it, as here."""
-    parts = {
-        "W_enc": tensors.take("encoder.weight", "M", "D"),
-        "b_enc": tensors.take("encoder.bias", "M"),
-        "W_dec": tensors.take("decoder.weight", "D", "M").T,
-        "b_dec": tensors.take("b_dec", "D"),
-    }
+    parts = of_linear_layers(tensors)
     state, k = _threshold(tensors), _k(tensors, trainer)
     tensors.finish()
     kind = TopKSAE if trainer.get("dict_class", str) == "AutoEncoderTopK" else BatchTopKSAE
@@ -61,25 +56,11 @@ def _matryoshka(tensors: Tensors, trainer: Config, asked: Asked) -> SparseAutoen
 
 
 def _jump_relu(tensors: Tensors, trainer: Config, asked: Asked) -> SparseAutoencoder:
-    """Not centred."""
-    parts = of_plain(
-        W_enc=tensors.take("W_enc", "D", "M").T,
-        b_enc=tensors.take("b_enc", "M"),
-        W_dec=tensors.take("W_dec", "M", "D"),
-        b_dec=tensors.take("b_dec", "D"),
-    )
-    threshold = tensors.take("threshold", "M")
-    tensors.finish()
-    return with_thresholds(tensors.path, asked.dtype, threshold, **parts)
+    return jump_relu(tensors, asked.dtype)
 
 
 def _gated(tensors: Tensors, trainer: Config, asked: Asked) -> SparseAutoencoder:
-    parts = {
-        "W_enc": tensors.take("encoder.weight", "M", "D"),
-        "b_enc": tensors.take("gate_bias", "M"),
-        "W_dec": tensors.take("decoder.weight", "D", "M").T,
-        "b_dec": tensors.take("decoder_bias", "D"),
-    }
+    parts = of_linear_layers(tensors, b_enc="gate_bias", b_dec="decoder_bias")
     state = {"r_mag": tensors.take("r_mag", "M"), "b_mag": tensors.take("mag_bias", "M")}
     tensors.finish()
     return autoencoder(GatedSAE, tensors.path, asked.dtype, state=state, l1=0.0, **parts)
@@ -88,12 +69,7 @@ def _gated(tensors: Tensors, trainer: Config, asked: Asked) -> SparseAutoencoder
 def _relu(tensors: Tensors, trainer: Config, asked: Asked) -> SparseAutoencoder:
     """Centred by its bias, but for the newer one, whose decoder has it."""
     newer = trainer.get("dict_class", str) == "AutoEncoderNew"
-    parts = {
-        "W_enc": tensors.take("encoder.weight", "M", "D"),
-        "b_enc": tensors.take("encoder.bias", "M"),
-        "W_dec": tensors.take("decoder.weight", "D", "M").T,
-        "b_dec": tensors.take("decoder.bias" if newer else "bias", "D"),
-    }
+    parts = of_linear_layers(tensors, b_dec="decoder.bias" if newer else "bias")
     tensors.finish()
     parts = of_plain(**parts) if newer else parts
     return autoencoder(ReLUSAE, tensors.path, asked.dtype, l1=0.0, **parts)

@@ -1,6 +1,6 @@
 """Gemma Scope 2, of Gemma 3: ``params.safetensors``. JumpReLU, not centred, ``w_enc`` (D, M)."""
 
-from fastsparse.formats._autoencoder import of_plain, with_thresholds
+from fastsparse.formats._autoencoder import jump_relu
 from fastsparse.formats._config import NO_SKIP, NO_TRANSCODER, Config
 from fastsparse.formats._format import Format
 from fastsparse.formats._place import Asked, Place
@@ -21,15 +21,7 @@ def _load(place: Place, asked: Asked) -> SparseAutoencoder:
         _check(Config(place.folder / "config.json"))
     if _SKIP in tensors:
         raise ValueError(f"{tensors.path}: must not hold {_SKIP}: {NO_SKIP}")
-    parts = of_plain(
-        W_enc=tensors.take("w_enc", "D", "M").T,
-        b_enc=tensors.take("b_enc", "M"),
-        W_dec=tensors.take("w_dec", "M", "D"),
-        b_dec=tensors.take("b_dec", "D"),
-    )
-    threshold = tensors.take("threshold", "M")
-    tensors.finish()
-    return with_thresholds(tensors.path, asked.dtype, threshold, **parts)
+    return jump_relu(tensors, asked.dtype, W_enc="w_enc", W_dec="w_dec")
 
 
 def _check(config: Config) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastsparse.formats._autoencoder import autoencoder
+from fastsparse.formats._autoencoder import autoencoder, of_linear_layers
 from fastsparse.formats._format import Format
 from fastsparse.formats._place import Asked, Place
 from fastsparse.formats._tensors import dictionary, from_dictionary
@@ -28,12 +28,7 @@ def _load(place: Place, asked: Asked) -> SparseAutoencoder:
     found = dictionary(path)
     activation, of_activation = found.pop("activation", None), found.pop("activation_state_dict", {})
     tensors = from_dictionary(path, found)
-    parts = {
-        "W_enc": tensors.take("encoder.weight", "M", "D"),
-        "b_enc": tensors.take("latent_bias", "M"),
-        "W_dec": tensors.take("decoder.weight", "D", "M").T,
-        "b_dec": tensors.take("pre_bias", "D"),
-    }
+    parts = of_linear_layers(tensors, b_enc="latent_bias", b_dec="pre_bias")
     for name, dtype in _STATISTICS.items():
         if name in tensors:
             tensors.take(name, "M", dtypes=(dtype,))
