@@ -3,9 +3,9 @@
     import fastsparse.compat.sae_lens
     fastsparse.compat.sae_lens.apply()
 
-Each module of a library has ``apply(on_refuse=, least_work=, force=)``, which ``with`` takes too, ``undo()``,
-``status()``, and ``convert(module)`` for one module alone. What is here does so for all libraries that have
-been imported.
+Each module of a library has ``apply(on_refuse=, least_work=, force=)`` and the options that it names itself,
+which ``with`` takes too, ``undo()``, ``status()``, and ``convert(module)`` for one module alone. What is here
+does so for all libraries that have been imported.
 """
 
 import sys
@@ -32,13 +32,14 @@ def apply(**options) -> ExitStack:
     """Put our ops under every library that has been imported and that we know: all of them, or none.
 
     Args:
-        options: as of each library's ``apply``.
+        options: as of each library's ``apply``, which all of them must have.
 
     Returns:
         What ``with`` takes: at its end all is undone.
 
     Raises:
         RuntimeError: as each library's ``apply``; or there is none.
+        TypeError: one of them has no such option; it says which.
     """
     found = _libraries()
     if not found:

@@ -9,7 +9,7 @@ import threading
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib import metadata
@@ -111,10 +111,12 @@ class Library:
         distribution: as it is installed; None if it isn't released.
         versions: the least release that is served, and the least that isn't.
         sites: what is replaced.
+        options: what :meth:`apply` may be asked for beside, and what is replaced only then.
         repository: of one that isn't released: there what is served is told by the digests alone.
 
     Attributes:
         least_work: multiplications of a dense encoder below which the library's own code is as fast.
+        chosen: those of the options that are asked for.
     """
 
     def __init__(
@@ -123,12 +125,14 @@ class Library:
         distribution: str | None,
         versions: tuple[str, str] | None,
         sites: Sequence[Site],
+        options: Mapping[str, Sequence[Site]] | None = None,
         *,
         repository: str | None = None,
     ) -> None:
         self.name, self.distribution, self.versions, self.sites = name, distribution, versions, tuple(sites)
-        self.repository = repository
+        self.options, self.repository = dict(options or {}), repository
         self.least_work = LEAST_WORK
+        self.chosen: frozenset[str] = frozenset()
         self._lock = threading.RLock()
         self._on_refuse = ON_REFUSE[0]
         self._patched: dict[Site, tuple[Callable, Callable]] = {}  # originals and what replaces them
@@ -138,7 +142,12 @@ class Library:
     # What users call.
 
     def apply(
-        self, *, on_refuse: str = "fallback", least_work: int = LEAST_WORK, force: bool = False
+        self,
+        *,
+        on_refuse: str = "fallback",
+        least_work: int = LEAST_WORK,
+        force: bool = False,
+        **options: bool,
     ) -> "Library":
         """Put our ops under the library, until :meth:`undo` or the end of a ``with`` block.
 
@@ -148,6 +157,7 @@ class Library:
             least_work: calls of fewer multiplications, N D M of a dense encoder, go to the library's own
                 code, which is as fast there.
             force: also take a release that wasn't tested, or one whose functions have another source.
+            options: what this library's module says that it has beside these, such as ``relayout=True``.
 
         Returns:
             What ``with`` takes: at its end all is undone.
@@ -164,13 +174,14 @@ class Library:
         if not isinstance(force, bool):
             raise TypeError(f"{self.name}: force must be a bool, got {named(force)}")
         least_work = check_count(self.name, "least_work", least_work, 0)
+        chosen = self._chosen(options)
         with self._lock:
             self._refuse_while_traced("apply")
             if self._patched:
                 raise RuntimeError(f"{self.name}: our ops are under it already: undo() comes first")
             self._check_version(force)
-            found = {site: self._original(site, force) for site in self._present_sites()}
-            self._on_refuse, self.least_work = on_refuse, least_work
+            found = {site: self._original(site, force) for site in self._wanted(chosen)}
+            self._on_refuse, self.least_work, self.chosen = on_refuse, least_work, chosen
             self._patched = {
                 site: (original, self._serving(site, original)) for site, original in found.items()
             }
@@ -204,7 +215,7 @@ class Library:
         """
         self._check_version(force=False)
         parts = module.modules() if isinstance(module, torch.nn.Module) else (module,)
-        sites = self._present_sites()
+        sites = self._wanted(frozenset())
         # Of a method that a subclass defines anew, its own alone.
         methods = [
             (part, site)
@@ -256,8 +267,21 @@ class Library:
 
     # How.
 
-    def _present_sites(self) -> list[Site]:
-        return [site for site in self.sites if not site.is_left_out()]
+    def _chosen(self, options: Mapping[str, bool]) -> frozenset[str]:
+        for name, given in options.items():
+            if name not in self.options:
+                known = "on_refuse", "least_work", "force", *self.options
+                raise TypeError(
+                    f"{self.name}: apply() has no option {name}: it must be one of {', '.join(known)}"
+                )
+            if not isinstance(given, bool):
+                raise TypeError(f"{self.name}: {name} must be a bool, got {named(given)}")
+        return frozenset(name for name, given in options.items() if given)
+
+    def _wanted(self, chosen: frozenset[str]) -> list[Site]:
+        """What is there of it; each once, whichever options want it."""
+        sites = dict.fromkeys([*self.sites, *(site for name in chosen for site in self.options[name])])
+        return [site for site in sites if not site.is_left_out()]
 
     def _version(self) -> str | None:
         if self.distribution is None:

@@ -6,7 +6,9 @@ which activations are scaled when they are selected, cancel when they are decode
 before both. The activations that are handed out are the scaled ones, and have their gradients.
 
 Encoders whose latents have thresholds are served as long as few latents are active: a few tokens tell.
-:func:`relayout_` makes training faster still, by the layout of one parameter.
+Trainers that are made after ``apply(relayout=True, fused_adam=True)`` are faster still: by the layout of one
+parameter, see :func:`relayout_`, which does so by itself; and by PyTorch's fused kernel in the place of its
+loop, under the same Adam.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +26,9 @@ from fastsparse._options import METHODS
 from fastsparse._validation import named
 from fastsparse.codes import code_of, codes_to_dense, decode_tagged, preactivations, tag, why_untagged
 from fastsparse.codes.preactivations import Preactivations
+from fastsparse.compat._layouts import keep_
 from fastsparse.compat._library import Library, RefusedError, Site
+from fastsparse.compat._optimizers import fuse_
 from fastsparse.functional import (
     Ragged,
     TopK,
@@ -572,26 +576,18 @@ def relayout_(sae: nn.Module) -> nn.Module:
     W_enc = getattr(sae, "_parameters", {}).get("W_enc")
     if W_enc is None or W_enc.dim() != 2:
         raise TypeError(f"relayout_: sae must have a parameter W_enc (D, M), got {named(sae)}")
-    W_enc.data = _transposed(W_enc.data)
-    if _with_contiguous not in sae._state_dict_hooks.values():
-        sae.register_state_dict_post_hook(_with_contiguous)
-        sae.register_load_state_dict_post_hook(_laid_out_again)
+    keep_(sae, "W_enc", transposed=True)
     return sae
 
 
-def _transposed(W_enc: Tensor) -> Tensor:
-    return W_enc.T.contiguous().T
-
-
-def _with_contiguous(sae: nn.Module, state: dict[str, Any], prefix: str, _) -> None:
-    W_enc = state.get(f"{prefix}W_enc")
-    if W_enc is not None and not isinstance(W_enc, nn.Parameter):  # which is wanted itself
-        state[f"{prefix}W_enc"] = W_enc.contiguous()
-
-
-@torch.no_grad()
-def _laid_out_again(sae: nn.Module, _) -> None:
-    sae.W_enc.data = _transposed(sae.W_enc.data)
+def _make_trainer(original: Callable, self: Any, *args: Any, **kwargs: Any) -> None:
+    """By what :func:`apply` was asked for: its optimiser has no state yet."""
+    original(self, *args, **kwargs)
+    is_served = getattr(getattr(self.sae, "encode_with_hidden_pre", None), "_fastsparse", False)
+    if "relayout" in LIBRARY.chosen and is_served and "W_enc" in self.sae._parameters:
+        relayout_(self.sae)
+    if "fused_adam" in LIBRARY.chosen:
+        fuse_(self.optimizer)
 
 
 # The sites.
@@ -652,5 +648,9 @@ def _sites() -> Iterator[Site]:
             yield Site(f"sae_lens.{module}", name, digest, replacement)
 
 
-LIBRARY = Library("sae_lens", "sae-lens", ("6.54", "6.55"), tuple(_sites()))
+_TRAINER = Site("sae_lens.training.sae_trainer", "SAETrainer.__init__", "3d82312a4a847160", _make_trainer)
+LIBRARY = Library(
+    "sae_lens", "sae-lens", ("6.54", "6.55"), tuple(_sites()),
+    {"relayout": (_TRAINER,), "fused_adam": (_TRAINER,)},
+)  # fmt: skip
 apply, undo, status, convert = LIBRARY.apply, LIBRARY.undo, LIBRARY.status, LIBRARY.convert

@@ -137,6 +137,37 @@ def test_options_that_are_none(toy):
     assert toy.core.decode(3) == 2
 
 
+def with_options(toy) -> Library:
+    """It has two that want the same to be replaced."""
+    site = Site("toy.user", "use", digest_of(toy.user.use), lambda original, x: original(x) + 1000)
+    lib = library(toy)
+    return Library("toy", "toy-dist", lib.versions, lib.sites, {"loud": (site,), "clear": (site,)})
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [({}, 20), ({"loud": False}, 20), ({"loud": True}, 1020), ({"loud": True, "clear": True}, 1020)],
+)
+def test_options_of_its_own(toy, options, used):
+    lib = with_options(toy)
+    with lib.apply(**options):
+        assert toy.user.use(3) == used
+        assert lib.chosen == {name for name, given in options.items() if given}
+    assert toy.user.use(3) == 2
+
+
+def test_options_that_it_does_not_have(toy):
+    lib = with_options(toy)
+    known = "on_refuse, least_work, force"
+    with pytest.raises(TypeError, match=rf"toy: apply\(\) has no option low: .*{known}, loud, clear$"):
+        lib.apply(low=True)
+    with pytest.raises(TypeError, match=rf"toy: apply\(\) has no option loud: it must be one of {known}$"):
+        library(toy).apply(loud=False)
+    with pytest.raises(TypeError, match="toy: loud must be a bool, got 1 of type int"):
+        lib.apply(loud=1)
+    assert toy.core.decode(3) == 2
+
+
 @pytest.mark.parametrize("versions", [("1.4.3", "2"), ("1", "1.4.2"), ("1.5", "1.6")])
 def test_another_release(toy, versions):
     lib = library(toy, versions)
@@ -280,6 +311,18 @@ def test_all_or_none(toy, monkeypatch):
     monkeypatch.setattr(compat, "LIBRARIES", ("good", "bad"))
     with pytest.raises(RuntimeError, match="release must be"):
         compat.apply()
+    assert toy.core.decode(3) == 2
+
+
+def test_an_option_that_not_all_have(toy, monkeypatch):
+    able, unable = (types.ModuleType(name) for name in ("able", "unable"))
+    able.LIBRARY, unable.LIBRARY = with_options(toy), Library("unable", "toy-dist", ("1.4", "1.5"), ())
+    for name, adapter in (("able", able), ("unable", unable)):
+        monkeypatch.setitem(sys.modules, f"fastsparse.compat.{name}", adapter)
+        monkeypatch.setitem(sys.modules, name, adapter)
+    monkeypatch.setattr(compat, "LIBRARIES", ("able", "unable"))
+    with pytest.raises(TypeError, match=r"unable: apply\(\) has no option loud"):
+        compat.apply(loud=True)
     assert toy.core.decode(3) == 2
 
 
