@@ -1,6 +1,8 @@
 """What the tests of adapters compare: whatever a library's own code gives, and ours; a library as it was."""
 
 import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -8,6 +10,36 @@ from torch import Tensor
 
 EXACT = 1e-9  # relative to a tensor's largest entry, in double precision
 SINGLE = 1e-5
+N, D, M, K = 24, 16, 96, 4
+STEPS = 200  # of runs that are compared
+
+
+def tokens(*leading: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*(leading or (N,)), D, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def unpatched(adapter: ModuleType) -> Callable:
+    """A fixture: no test leaves an adapter applied, or one module's work too little."""
+
+    @pytest.fixture(autouse=True)
+    def undone(monkeypatch) -> Iterator[None]:
+        monkeypatch.setattr(adapter.LIBRARY, "least_work", adapter.LIBRARY.least_work)
+        yield
+        adapter.undo()
+
+    return undone
+
+
+def with_and_without(adapter: ModuleType, run: Callable, on_refuse: str = "raise") -> tuple:
+    """What a run gives by the library's own code, and by ours."""
+    without = run()
+    with adapter.apply(least_work=0, on_refuse=on_refuse):
+        return without, run()
+
+
+def refusals(adapter: ModuleType) -> set[str]:
+    return {why for _, why in adapter.status().refused}
 
 
 def assert_alike(ours, theirs, within: float = EXACT) -> None:
@@ -43,6 +75,17 @@ def in_order(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """A code with the latents of every row in ascending order, since libraries give them in any."""
     indices, order = indices.sort(dim=-1)
     return values.gather(-1, order), indices
+
+
+def changed_by(library: str, apply: Callable) -> set[str]:
+    """What of a library is another as long as ours are under it; afterwards all is as it was."""
+    before = attributes(library)
+    with apply():
+        during = attributes(library)
+    after = attributes(library)
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    return {name for name in before if during[name] is not before[name]}
 
 
 def attributes(library: str) -> dict[str, object]:

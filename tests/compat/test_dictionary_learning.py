@@ -6,13 +6,26 @@ import io
 import pickle
 import sys
 import types
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
+import alike
 import pytest
 import torch
-from alike import EXACT, SINGLE, assert_alike, attributes, gradients, in_order
-from torch import Tensor
+from alike import (
+    EXACT,
+    SINGLE,
+    STEPS,
+    D,
+    K,
+    M,
+    N,
+    assert_alike,
+    changed_by,
+    gradients,
+    in_order,
+    tokens,
+)  # fmt: skip
 
 if importlib.util.find_spec("dictionary_learning") is None:
     pytest.skip("dictionary_learning is not installed", allow_module_level=True)
@@ -31,18 +44,15 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from fastsparse.codes import code_of
 from fastsparse.compat import dictionary_learning as adapter
 
-N, D, M, K = 24, 16, 96, 4
+unpatched = alike.unpatched(adapter)
+with_and_without, refusals = partial(alike.with_and_without, adapter), partial(alike.refusals, adapter)
+
 SINGLE_L0 = 1e-6  # JumpReluTrainer counts in single precision
 GROUPS = [16, 32, 48]
 FRACTIONS = [16 / 96, 32 / 96, 48 / 96]
 TRAINERS = ("topk", "batch", "matryoshka", "jump")
 every_trainer = pytest.mark.parametrize("kind", TRAINERS)
 every_dictionary = every_trainer
-
-
-def tokens(*leading: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*(leading or (N,)), D, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def raw_dictionary(kind: str) -> torch.nn.Module:
@@ -99,22 +109,8 @@ def trainer(kind: str, dtype: torch.dtype = torch.float64, steps: int = 20, **op
     return made
 
 
-@pytest.fixture(autouse=True)
-def unpatched(monkeypatch):
-    monkeypatch.setattr(adapter.LIBRARY, "least_work", adapter.LIBRARY.least_work)
-    yield
-    adapter.undo()
-
-
 def served() -> int:
     return sum(adapter.status().served.values())
-
-
-def with_and_without(run: Callable, on_refuse: str = "raise") -> tuple:
-    """What a run gives by the library's own code, and by ours."""
-    without = run()
-    with adapter.apply(least_work=0, on_refuse=on_refuse):
-        return without, run()
 
 
 # Dictionaries.
@@ -461,32 +457,106 @@ def test_jump_counts_zeros_near_a_threshold(threshold):
     assert without[2]["threshold"].any()
 
 
+def state_of(made) -> dict[str, dict]:
+    """All that a run goes on from."""
+    state = {name: getattr(made, name).state_dict() for name in ("ae", "optimizer", "scheduler")}
+    return state | {"fired": made.num_tokens_since_fired}
+
+
+def load(made, state: dict[str, dict]) -> None:
+    for name in ("ae", "optimizer", "scheduler"):
+        getattr(made, name).load_state_dict(state[name])
+    made.num_tokens_since_fired = state["fired"]
+
+
+def updated(made, steps: range, dtype: torch.dtype = torch.float64) -> list[float]:
+    """The losses of these steps."""
+    return [made.update(step, tokens(seed=step, dtype=dtype)) for step in steps]
+
+
 @every_trainer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("relayout", [False, True])
 def test_training(kind, dtype, relayout):
     if relayout and kind in ("matryoshka", "jump"):
         pytest.skip("its weights lie so already")
+    double = dtype == torch.float64
+    steps = range(STEPS if double else 20)  # in single precision picks begin to differ
 
     def run():
-        made = trainer(kind, dtype)
+        made = trainer(kind, dtype, len(steps))
         if relayout and adapter.LIBRARY.status().applied:
             adapter.relayout_(made.ae)
-        losses = [made.update(step, tokens(seed=step, dtype=dtype)) for step in range(20)]
+        losses = updated(made, steps, dtype)
         strides = {name: tensor.stride() for name, tensor in made.ae.state_dict().items()}
         return losses, made.ae.state_dict(), made.get_logging_parameters(), {} if relayout else strides
 
-    double = dtype == torch.float64
     without, ours = with_and_without(run)
     assert_alike(ours, without, 1e-7 if double else 1e-3)
-    assert len(set(without[0])) == 20
+    assert len(set(without[0])) == len(steps)
     site = {
         "topk": "TopKTrainer.get_auxiliary_loss",
         "batch": "BatchTopKTrainer.get_auxiliary_loss",
         "matryoshka": "MatryoshkaBatchTopKTrainer.get_auxiliary_loss",
         "jump": "JumpReluTrainer.loss",
     }[kind]
-    assert sum(n for name, n in adapter.status().served.items() if name.endswith(site)) >= 20
+    assert sum(n for name, n in adapter.status().served.items() if name.endswith(site)) >= len(steps)
+
+
+@every_trainer
+@pytest.mark.parametrize("ours_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"relayout": True, "fused_adam": True}], ids=["plain", "options"])
+def test_a_run_that_changes_sides(kind, options, ours_first):
+    """By its state, which either side has saved."""
+    whole = trainer(kind, steps=STEPS)
+    losses, half = updated(whole, range(STEPS)), STEPS // 2
+    sides = [lambda: adapter.apply(least_work=0, on_refuse="raise", **options), nullcontext]
+    first, last = sides if ours_first else reversed(sides)
+    with first():
+        begun = trainer(kind, steps=STEPS)
+        found = updated(begun, range(half))
+        torch.save(state_of(begun), file := io.BytesIO())
+    file.seek(0)
+    with last():
+        other = trainer(kind, steps=STEPS)
+        load(other, torch.load(file))
+        found += updated(other, range(half, STEPS))
+    assert_alike([found, state_of(other)], [losses, state_of(whole)], 1e-7)
+
+
+@every_trainer
+@pytest.mark.parametrize(
+    ("relayout", "fused_adam"),
+    [(True, False), (False, True), (True, True)],
+    ids=["laid", "fused", "both"],
+)
+def test_options_of_trainers(kind, relayout, fused_adam, monkeypatch):
+    called, fused = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: (called.append(1), fused(*a, **k))[1])
+    theirs = trainer(kind, steps=30)
+    losses = updated(theirs, range(20))
+    with adapter.apply(least_work=0, on_refuse="raise", relayout=relayout, fused_adam=fused_adam):
+        ours = trainer(kind, steps=30)
+        assert_alike(updated(ours, range(20)), losses, 1e-7)
+    assert len(called) == fused_adam * 20
+    assert_alike(state_of(ours), state_of(theirs), 1e-7)
+    for parameter in ours.ae.parameters():
+        moment = ours.optimizer.state[parameter]["exp_avg"]
+        assert moment.stride() == parameter.stride()
+    # It goes on without our ops, and copies are as the library makes them.
+    assert_alike(updated(ours, range(20, 25)), updated(theirs, range(20, 25)), 1e-7)
+    assert_alike(state_of(ours), state_of(theirs), 1e-7)
+    sae, optimizer = copy.deepcopy((ours.ae, ours.optimizer))
+    assert optimizer.param_groups[0]["fused"] is None
+    if not relayout or kind in ("matryoshka", "jump"):
+        return
+    for one in (ours.ae, sae):
+        for assign in (False, True):
+            one.load_state_dict(theirs.ae.state_dict(), assign=assign)
+            assert one.encoder.weight.stride() == (D, 1)
+            assert one.decoder.weight.stride() == (1, D)
+            assert all(tensor.is_contiguous() for tensor in one.state_dict().values())
+            assert_alike(one.state_dict(), theirs.ae.state_dict())
 
 
 @every_trainer
@@ -550,10 +620,6 @@ def test_pre_activations_are_not_made():
 
 
 # What is refused.
-
-
-def refusals() -> set[str]:
-    return {why for _, why in adapter.status().refused}
 
 
 def encode(sae, x):
@@ -664,15 +730,8 @@ def test_hooks_on_layers_of_a_trainer_are_called(kind, layer):
 
 
 def test_undo_leaves_nothing():
-    before = attributes("dictionary_learning")
-    with adapter.apply():
-        patched = attributes("dictionary_learning")
-        changed = {name for name in before if patched[name] is not before[name]}
-        assert len(changed) >= len(adapter.LIBRARY.sites)
-        assert adapter.status().applied
-    after = attributes("dictionary_learning")
-    assert before.keys() == after.keys()
-    assert all(before[name] is after[name] for name in before)
+    changed = changed_by("dictionary_learning", partial(adapter.apply, relayout=True, fused_adam=True))
+    assert len(changed) >= len(adapter.LIBRARY.sites + adapter.LIBRARY.options["relayout"])
 
 
 @every_dictionary

@@ -2,14 +2,15 @@
 
 import copy
 import io
+import itertools
 import pickle
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
+from alike import EXACT, SINGLE, STEPS, assert_alike, changed_by
 from torch import Tensor, nn
 
 import fastsparse.compat
@@ -412,8 +413,8 @@ def test_the_error_term(dense_codes):
 # Training.
 
 
-def fitted(sae: nn.Module, steps: int = 20, **options) -> tuple[list[float], nn.Module, dict]:
-    """The losses of the library's own trainer, its SAE, and the state of its optimiser."""
+def training(sae: nn.Module, steps: int, start: int = 0, **options) -> sae_lens.SAETrainer:
+    """The library's own trainer, whose data begins with the batch of a step."""
     generator = torch.Generator().manual_seed(7)
     atoms = torch.randn(20, D, generator=generator)
 
@@ -423,38 +424,129 @@ def fitted(sae: nn.Module, steps: int = 20, **options) -> tuple[list[float], nn.
 
     options |= {"lr": 3e-3, "lr_end": 3e-3, "dead_feature_window": 4}
     config = SAETrainerConfig(total_training_samples=steps * N, train_batch_size_samples=N, **options)
-    trainer = sae_lens.SAETrainer(cfg=config, sae=sae, data_provider=batches())
+    data = itertools.islice(batches(), start, None)
+    return sae_lens.SAETrainer(cfg=config, sae=sae, data_provider=data)
+
+
+def fitted(sae: nn.Module, steps: int = 20, **options) -> tuple[list[float], nn.Module, dict]:
+    """The losses of the library's own trainer, its SAE, and itself."""
+    trainer = training(sae, steps, **options)
     losses, step = [], trainer.step
     trainer.step = lambda batch: (out := step(batch), losses.append(out.loss.item()))[0]
     trainer.fit()
     return losses, sae, trainer
 
 
+def continued(trainer: sae_lens.SAETrainer, steps: int) -> list[float]:
+    """The losses of some steps more."""
+    losses = []
+    for _ in range(steps):
+        losses.append(trainer.step(next(trainer.data_provider)).loss.item())
+        trainer.n_training_steps += 1
+    return losses
+
+
+def assert_the_same_training(ours: sae_lens.SAETrainer, theirs: sae_lens.SAETrainer) -> None:
+    """Weights and all else that is saved, to 1e-7 of the largest: of 200 steps in double precision."""
+    states = [dict(trainer.sae.state_dict()) for trainer in (ours, theirs)]
+    assert [one.stride() for one in states[0].values()] == [one.stride() for one in states[1].values()]
+    single = any(one.dtype == torch.float32 for one in states[1].values())  # thresholds
+    within = SINGLE if single else 1e-7
+    assert_alike(*states, within)
+    assert_alike(ours.optimizer.state_dict(), theirs.optimizer.state_dict(), within)
+    for name in ("n_forward_passes_since_fired", "act_freq_scores"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def made_for_training(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    options = {"rescale_acts_by_decoder_norm": False} if name == "sparse" else {}
+    return trained(name, "float64", **options) if name in TRAINED else jumping(name, "float64")
+
+
+def rounding(name: str) -> float:
+    """Of losses, relative: thresholds are of single precision."""
+    return EXACT if name in TRAINED else 1e-7
+
+
 @pytest.mark.parametrize("name", [*TRAINED, *JUMPS])
 def test_the_trainer(name, dense_codes):
-    torch.manual_seed(0)
-    double = {"dtype": "float64"}
-    if name == "sparse":
-        double["rescale_acts_by_decoder_norm"] = False
-    sae = trained(name, **double) if name in TRAINED else jumping(name, **double)
+    sae = made_for_training(name)
+    other = copy.deepcopy(sae)
+    right, sae, trainer = fitted(sae, STEPS)
+    with served(), Counted() as seen:
+        losses, other, another = fitted(other, STEPS)
+    encoder = "topk_sae.TopK" if name in TRAINED else "jumprelu_sae.JumpReLU"
+    assert seen.served[f"{encoder}TrainingSAE.encode_with_hidden_pre"] == STEPS
+    assert seen.served["sae_lens.training.sae_trainer.SAETrainer._train_step"] == STEPS
+    assert losses == pytest.approx(right, rel=rounding(name))
+    assert_the_same_training(another, trainer)
+    sae.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("ours_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"relayout": True, "fused_adam": True}], ids=["plain", "options"])
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "step"])
+def test_a_run_that_changes_sides(name, options, ours_first, tmp_path, dense_codes):
+    """By the files of its library, which either side has written."""
+    sae = made_for_training(name)
+    others = copy.deepcopy(sae), copy.deepcopy(sae)
+    right, _, trainer = fitted(sae, STEPS)
+    sides = [lambda: served(**options), nullcontext]
+    first, last = sides if ours_first else reversed(sides)
+    with first():
+        begun = training(others[0], STEPS)
+        losses = continued(begun, STEPS // 2)
+        begun.save_checkpoint("half", base_path=tmp_path)
+    with last():
+        other = training(others[1], STEPS, STEPS // 2)
+        other.load_trainer_state(tmp_path / "half")
+        other.sae.load_weights_from_checkpoint(tmp_path / "half")
+        losses += continued(other, STEPS // 2)
+    assert losses == pytest.approx(right, rel=rounding(name))
+    assert_the_same_training(other, trainer)
+
+
+@pytest.mark.parametrize("name", ["topk", "sparse", "batchtopk", "matryoshka", "step"])
+@pytest.mark.parametrize(
+    ("relayout", "fused_adam"),
+    [(True, False), (False, True), (True, True)],
+    ids=["laid", "fused", "both"],
+)
+def test_options_of_the_trainer(name, relayout, fused_adam, monkeypatch, dense_codes):
+    sae = made_for_training(name)
     other = copy.deepcopy(sae)
     right, sae, trainer = fitted(sae)
-    with served(), Counted() as seen:
+    steps, fused = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: (steps.append(1), fused(*a, **k))[1])
+    with served(relayout=relayout, fused_adam=fused_adam):
         losses, other, another = fitted(other)
-    encoder = "topk_sae.TopK" if name in TRAINED else "jumprelu_sae.JumpReLU"
-    assert seen.served[f"{encoder}TrainingSAE.encode_with_hidden_pre"] == 20
-    assert seen.served["sae_lens.training.sae_trainer.SAETrainer._train_step"] == 20
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(right), rtol=1e-9, atol=0)
-    states = sae.state_dict(), other.state_dict()
-    assert list(states[0]) == list(states[1])
-    for one, two in zip(*(state.values() for state in states), strict=True):
-        assert one.stride() == two.stride()
-        torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(
-        another.n_forward_passes_since_fired, trainer.n_forward_passes_since_fired, rtol=0, atol=0
-    )
-    torch.testing.assert_close(another.act_freq_scores, trainer.act_freq_scores, rtol=0, atol=0)
-    sae.load_state_dict(states[1])
+        assert len(steps) in ((20, 40) if fused_adam else (0,))  # once a dtype
+    columns, rows = (M, 1), (1, D)
+    assert other.W_enc.stride() == (rows if relayout else columns)
+    assert another.optimizer.state[other.W_enc]["exp_avg"].stride() == other.W_enc.stride()
+    assert losses == pytest.approx(right, rel=rounding(name))
+    assert_the_same_training(another, trainer)
+    # It goes on without our ops, and copies are as the library makes them.
+    assert continued(another, 5) == pytest.approx(continued(trainer, 5), rel=rounding(name))
+    assert_the_same_training(another, trainer)
+    twin, optimizer = copy.deepcopy((other, another.optimizer))
+    assert twin.W_enc.stride() == other.W_enc.stride()
+    assert optimizer.param_groups[0]["fused"] is None
+    other.load_state_dict(sae.state_dict(), assign=True)
+    assert other.W_enc.stride() == (rows if relayout else columns)
+
+
+def test_options_of_trainers_that_they_do_not_fit():
+    torch.manual_seed(0)
+    with served(relayout=True, fused_adam=True):
+        assert training(pursuing(), 2).optimizer.param_groups[0]["fused"] is None
+        gated = sae_lens.GatedTrainingSAE(sae_lens.GatedTrainingSAEConfig(d_in=D, d_sae=M))
+        training(gated, 2)
+    assert gated.W_enc.stride() == (M, 1)  # its encoder isn't served
+    assert training(trained("topk"), 2).sae.W_enc.stride() == (M, 1)
+    with pytest.raises(TypeError, match="sae_lens: relayout must be a bool, got 1 of type int"):
+        served(relayout=1)
 
 
 def test_the_trainer_under_autocast():
@@ -636,16 +728,6 @@ def test_who_looks_at_gradients_gets_them(look):
     with served():
         found = grad_of_acts()
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
-
-
-def test_a_gradient_by_activations_that_nobody_announced_is_an_error():
-    torch.manual_seed(0)
-    sae, x = inference("topk"), tokens()
-    with served():
-        acts = sae.encode(x)
-        out = sae.decode(acts).sum()
-        with pytest.raises(RuntimeError, match="not have been used in the graph"):
-            torch.autograd.grad(out, acts)
 
 
 @pytest.mark.parametrize("point", ["hook_sae_acts_pre", "hook_sae_acts_post", "activation_fn", "anywhere"])
@@ -867,31 +949,13 @@ def test_pursuits_that_are_refused():
 # Putting it there, and taking it away.
 
 
-def attributes() -> dict[tuple[str, str], object]:
-    """Everything in the library's modules and their classes."""
-    found = {}
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] != "sae_lens" or not isinstance(module, types.ModuleType):
-            continue
-        for attribute, value in list(vars(module).items()):
-            found[name, attribute] = value
-            if isinstance(value, type) and value.__module__.startswith("sae_lens"):
-                found |= {(f"{name}.{attribute}", key): part for key, part in vars(value).items()}
-    return found
-
-
 def test_undo_leaves_nothing():
-    before = attributes()
-    with served():
-        during = attributes()
-        for module in (topk_sae, abstopk_sae, matryoshka):
-            assert module.act_times_W_dec is not before[module.__name__, "act_times_W_dec"]
-        assert matryoshka.calculate_topk_aux_acts is topk_sae.calculate_topk_aux_acts
-    after = attributes()
-    assert after.keys() == before.keys()
-    assert all(after[key] is before[key] for key in before)
-    changed = {key for key in before if during[key] is not before[key]}
-    assert {key[1] for key in changed} == {site.attribute for site in adapter.LIBRARY.sites}
+    changed = changed_by("sae_lens", lambda: served(relayout=True, fused_adam=True))
+    for module in (topk_sae, abstopk_sae, matryoshka):  # also what they import by name
+        assert f"{module.__name__}.act_times_W_dec" in changed
+    assert f"{matryoshka.__name__}.calculate_topk_aux_acts" in changed
+    sites = adapter.LIBRARY.sites + adapter.LIBRARY.options["relayout"]
+    assert {name.split(".")[-1] for name in changed} == {site.attribute for site in sites}
 
 
 def test_apply_for_all_that_are_imported():

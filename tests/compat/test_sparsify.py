@@ -9,11 +9,26 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib import metadata
 
+import alike
 import pytest
 import torch
-from alike import EXACT, SINGLE, assert_alike, attributes, gradients, in_order
+from alike import (
+    EXACT,
+    SINGLE,
+    STEPS,
+    D,
+    K,
+    M,
+    N,
+    assert_alike,
+    changed_by,
+    gradients,
+    in_order,
+    tokens,
+)  # fmt: skip
 from torch import Tensor
 
 try:
@@ -31,7 +46,9 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints which decoder it ch
 
 from fastsparse.compat import sparsify as adapter
 
-N, D, M, K = 24, 16, 96, 4
+unpatched = alike.unpatched(adapter)
+with_and_without, refusals = partial(alike.with_and_without, adapter), partial(alike.refusals, adapter)
+
 OPTIONS = {
     "plain": {},
     "groupmax": {"activation": "groupmax"},
@@ -40,11 +57,6 @@ OPTIONS = {
     "skip": {"transcode": True, "skip_connection": True, "multi_topk": True},
 }
 every_coder = pytest.mark.parametrize("kind", OPTIONS)
-
-
-def tokens(*leading: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*(leading or (N,)), D, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def coder(kind: str = "plain", dtype: torch.dtype = torch.float64, **options) -> SparseCoder:
@@ -56,24 +68,6 @@ def coder(kind: str = "plain", dtype: torch.dtype = torch.float64, **options) ->
     if OPTIONS[kind].get("transcode"):
         made.W_dec.data.normal_()
     return made
-
-
-@pytest.fixture(autouse=True)
-def unpatched(monkeypatch):
-    monkeypatch.setattr(adapter.LIBRARY, "least_work", adapter.LIBRARY.least_work)
-    yield
-    adapter.undo()
-
-
-def refusals() -> set[str]:
-    return {why for _, why in adapter.status().refused}
-
-
-def with_and_without(run: Callable, on_refuse: str = "raise") -> tuple:
-    """What a run gives by the library's own code, and by ours."""
-    without = run()
-    with adapter.apply(least_work=0, on_refuse=on_refuse):
-        return without, run()
 
 
 # Encoder and decoder.
@@ -186,37 +180,61 @@ def test_forward(kind, dead, target, term):
     assert_alike(*reversed(with_and_without(run)))
 
 
+def trained(kind: str, dtype: torch.dtype, steps: range, state: dict | None = None) -> dict:
+    """The losses of these steps, and all that a run goes on from."""
+    sae = coder(kind, dtype)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+    since, losses = torch.zeros(M, dtype=torch.int64), []
+    if state is not None:
+        sae.load_state_dict(state["sae"])
+        optimizer.load_state_dict(state["optimizer"])
+        since = state["since"].clone()
+    for step in steps:
+        if not sae.cfg.transcode:
+            sae.set_decoder_norm_to_unit_norm()
+        x = tokens(seed=step, dtype=dtype)
+        out = sae(x, x.roll(1, 1) if sae.cfg.transcode else None, dead_mask=since > 2)
+        loss = out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8
+        optimizer.zero_grad()
+        loss.backward()
+        if not sae.cfg.transcode:
+            sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        since += 1
+        since[out.latent_indices.flatten()] = 0
+        losses.append(loss.item())
+    return {"losses": losses, "sae": sae.state_dict(), "optimizer": optimizer.state_dict(), "since": since}
+
+
 @every_coder
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_training(kind, dtype):
+    double = dtype == torch.float64
+    steps = range(STEPS if double else 20)  # in single precision picks begin to differ
+
     def run():
-        sae = coder(kind, dtype)
-        optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
-        since, losses = torch.zeros(M, dtype=torch.int64), []
-        for step in range(20):
-            if not sae.cfg.transcode:
-                sae.set_decoder_norm_to_unit_norm()
-            x = tokens(seed=step, dtype=dtype)
-            out = sae(x, x.roll(1, 1) if sae.cfg.transcode else None, dead_mask=since > 2)
-            loss = out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8
-            optimizer.zero_grad()
-            loss.backward()
-            if not sae.cfg.transcode:
-                sae.remove_gradient_parallel_to_decoder_directions()
-            optimizer.step()
-            since += 1
-            since[out.latent_indices.flatten()] = 0
-            losses.append(loss.item())
-        strides = {name: tensor.stride() for name, tensor in sae.state_dict().items()}
-        return losses, sae.state_dict(), since, strides
+        found = trained(kind, dtype, steps)
+        return found, {name: tensor.stride() for name, tensor in found["sae"].items()}
 
     without, ours = with_and_without(run)
-    double = dtype == torch.float64
     assert_alike(ours, without, 1e-7 if double else 1e-3)
-    assert len(set(without[0])) == 20
+    assert len(set(without[0]["losses"])) == len(steps)
     counts = adapter.status().served
-    assert counts["sparsify.sparse_coder.SparseCoder.encode"] >= 20
-    assert counts["sparsify.sparse_coder.SparseCoder.decode"] >= 20
+    assert counts["sparsify.sparse_coder.SparseCoder.encode"] >= len(steps)
+    assert counts["sparsify.sparse_coder.SparseCoder.decode"] >= len(steps)
+
+
+@every_coder
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_a_run_that_changes_sides(kind, ours_first):
+    sides = [lambda: adapter.apply(least_work=0, on_refuse="raise"), nullcontext]
+    first, last = sides if ours_first else reversed(sides)
+    with first():
+        half = trained(kind, torch.float64, range(STEPS // 2))
+    with last():
+        found = trained(kind, torch.float64, range(STEPS // 2, STEPS), half)
+    found["losses"] = half["losses"] + found["losses"]
+    assert_alike(found, trained(kind, torch.float64, range(STEPS)), 1e-7)
 
 
 def test_pre_activations_are_not_made():
@@ -401,18 +419,12 @@ def test_another_library_of_this_name(monkeypatch):
 
 
 def test_undo_leaves_nothing():
-    before = attributes("sparsify")
-    with adapter.apply():
-        patched = attributes("sparsify")
-        changed = {name for name in before if patched[name] is not before[name]}
-        # Also what it imports by name.
-        for name in ("fused_encoder.fused_encoder", "sparse_coder.fused_encoder"):
-            assert f"sparsify.{name}" in changed
-        for name in ("utils.decoder_impl", "sparse_coder.decoder_impl"):
-            assert f"sparsify.{name}" in changed
-    after = attributes("sparsify")
-    assert before.keys() == after.keys()
-    assert all(before[name] is after[name] for name in before)
+    changed = changed_by("sparsify", adapter.apply)
+    # Also what it imports by name.
+    for name in ("fused_encoder.fused_encoder", "sparse_coder.fused_encoder"):
+        assert f"sparsify.{name}" in changed
+    for name in ("utils.decoder_impl", "sparse_coder.decoder_impl"):
+        assert f"sparsify.{name}" in changed
 
 
 @every_coder
