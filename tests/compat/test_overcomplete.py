@@ -4,10 +4,12 @@ import copy
 import importlib.util
 import pickle
 import sys
+from collections import defaultdict
 from contextlib import nullcontext
 
 import pytest
 import torch
+from alike import STEPS
 from torch import Tensor, nn
 
 import fastsparse.compat
@@ -174,25 +176,39 @@ def test_dictionaries_of_every_normalisation(normalization):
     assert served(DECODE) == 4
 
 
-@every_kind
-def test_training_by_its_trainer_is_the_same(kind):
-    runs = []
-    for patched in (False, True):
+def trained(kind: str, *sides: bool) -> tuple[dict, dict]:
+    """The logs and the state of 200 steps of its trainer, shared among sides: with our ops or without."""
+    logs, state = defaultdict(list), None
+    for patched in sides:
+        sae = seeded(kind, dtype=torch.float64)
+        optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+        if state is not None:
+            sae.load_state_dict(state["sae"])
+            optimizer.load_state_dict(state["optimizer"])
+        data = torch.utils.data.DataLoader(tokens(10 * N, D, seed=3, dtype=torch.float64), batch_size=N)
+        epochs = STEPS // len(data) // len(sides)
         with ours(patched):
-            sae = seeded(kind)
-            optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
-            data = torch.utils.data.DataLoader(tokens(10 * N, D, seed=3), batch_size=N)
-            logs = train.train_sae(sae, data, losses.mse_l1, optimizer, nb_epochs=2, monitoring=2)
-            runs.append((logs, sae.state_dict()))
-    (right, right_state), (found, state) = runs
-    assert served(KINDS[kind][0]) == served(DECODE) == served("DeadCodeTracker.update") == 20
+            told = train.train_sae(sae, data, losses.mse_l1, optimizer, nb_epochs=epochs, monitoring=2)
+        for name, values in told.items():
+            logs[name] += values
+        state = {"sae": sae.state_dict(), "optimizer": optimizer.state_dict()}
+    return logs, state["sae"]
+
+
+@every_kind
+@pytest.mark.parametrize("sides", [(True,), (True, False), (False, True)], ids=["ours", "from", "to"])
+def test_training_by_its_trainer_is_the_same(kind, sides):
+    right, right_state = trained(kind, False)
+    found, state = trained(kind, *sides)
+    steps = STEPS // len(sides)
+    assert served(KINDS[kind][0]) == served(DECODE) == served("DeadCodeTracker.update") == steps
     assert found.keys() == right.keys()
     for name in right.keys() - {"time_epoch"}:
-        assert found[name] == pytest.approx(right[name], rel=2e-5, abs=1e-7), name
+        assert found[name] == pytest.approx(right[name], rel=1e-7, abs=1e-9), name
     assert list(state) == list(right_state)
     for name, tensor in right_state.items():
         assert (state[name].shape, state[name].stride()) == (tensor.shape, tensor.stride())
-        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state[name], tensor, rtol=1e-7, atol=1e-9)
 
 
 def test_leading_dimensions():
