@@ -1,5 +1,6 @@
 """Peak memory of encoding, of rows and of a batch, of training steps, and of matching pursuit with its
-gradients, beyond their inputs: each contender alone in a fresh process, by the kernel's own account.
+gradients, beyond their inputs; among peers, of the libraries' own training steps, with our ops under them and
+without: each contender alone in a fresh process, by the kernel's own account.
 
 ``python -m benchmarks.bench_memory WORK CONTENDER N D M k threads`` is that process: it prints the growth in
 bytes.
@@ -22,6 +23,7 @@ import fastsparse
 from benchmarks import bench_encoder_steps, bench_matching_pursuit, data, pursuits, shapes, steps
 from benchmarks.bars import Bar, missing
 from benchmarks.baselines import torch_batch_encode, torch_encode
+from benchmarks.bench_drop_in import MAY, RELAID, THEIRS, TRAINED, Training
 from benchmarks.cases import OURS, matrix_bytes, median, short_of_memory
 from benchmarks.checks import BatchTopKOracle, PursuitOracle, TopKOracle, close_all
 from benchmarks.harness import WrongAnswer
@@ -30,8 +32,16 @@ from benchmarks.shapes import Given, Shape
 from fastsparse import reference
 
 ALLOWED = 5.0  # percent of the N x M matrix in fp32
+ALLOWED_UNDER = 35.0  # percent of what the library's own step takes
 MORE_STEPS = 4  # times k, at which matching pursuit may take no more than at k
 STEPS = "BatchTopK step", "Matryoshka step", "JumpReLU step"  # their gradients included
+LIBRARIES = {  # steps as their trainers take them
+    "SAELens TopK step": TRAINED["SAELens TopK"],
+    "SAELens BatchTopK step": TRAINED["SAELens BatchTopK"],
+    "dictionary_learning TopK step": TRAINED["dictionary_learning TopK"]._replace(
+        step="DictionaryLearningTrainerStep"
+    ),
+}
 CHECKED = {"encode": 256, "matching_pursuit": 64}  # rows of an answer
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600
@@ -39,7 +49,10 @@ PAGE = resource.getpagesize()  # what a growth is known to
 
 
 def jobs(lab: Lab) -> Iterator[Job]:
-    if lab.gpu or lab.peers:
+    if lab.gpu:
+        return
+    if lab.peers:
+        yield from steps_of_libraries(lab)
         return
     encoded, pursued, trained = lab.shapes([shapes.MEMORY, shapes.PURSUIT_STEP, shapes.STEP[0]])
     full = matrix_bytes((encoded.N, encoded.M))
@@ -55,6 +68,22 @@ def jobs(lab: Lab) -> Iterator[Job]:
 def _share_of_all(work: str, shape: Shape, case: dict[str, Any]) -> list[Bar]:
     name = f"memory, {work} ({shape}): peak growth over N x M in fp32"
     return [_bar(name, case, lambda: median(case, OURS) / matrix_bytes((shape.N, shape.M)))]
+
+
+def steps_of_libraries(lab: Lab) -> Iterator[Job]:
+    """As they are, and with one line before them, Adam included."""
+    (shape,) = lab.shapes([shapes.WIDE_STEP])
+    need = 12 * matrix_bytes((shape.N, shape.M)) + 12 * matrix_bytes((shape.M, shape.D))
+    needs = {OURS: need, RELAID: need, THEIRS: need}
+    for work in LIBRARIES:
+        yield _job(work, shape, partial(case, work, shape, needs), partial(_share_of_theirs, work, shape))
+
+
+def _share_of_theirs(work: str, shape: Shape, case: dict[str, Any]) -> list[Bar]:
+    note = missing(case, OURS, THEIRS)
+    share = None if note else 100 * median(case, OURS) / median(case, THEIRS)
+    name = f"memory, {work} ({shape}): peak growth over that without our ops"
+    return [Bar(name, "<", ALLOWED_UNDER, share, unit="%", note=note)]
 
 
 def pursuits_at_more_steps(shape: Shape) -> Iterator[Job]:
@@ -97,7 +126,12 @@ def _bar(name: str, case: dict[str, Any], share: Callable[[], float]) -> Bar:
 def case(work: str, shape: Shape, need: dict[str, float]) -> dict[str, Any]:
     contenders = {who: _measure(work, who, shape, need[who]) for who in need}
     used = {who: record["median"] for who, record in contenders.items() if "median" in record}
-    ratios = {OURS: {"torch": {"of_medians": used["torch"] / used[OURS]}}} if len(used) == 2 else {}
+    others = [who for who in used if not who.startswith(OURS)]
+    ratios = {
+        who: {other: {"of_medians": used[other] / used[who]} for other in others}
+        for who in used
+        if who not in others
+    }
     return {"contenders": contenders, "ratios": ratios}
 
 
@@ -169,6 +203,22 @@ def _step(name: str, who: str, shape: Shape) -> Probe:
     return partial(small.run, x[:64]), partial(step.run, x), check
 
 
+def _step_of_library(name: str, who: str, shape: Shape) -> Probe:
+    """After a step of a few tokens: the optimiser has its state, as it has in all steps but the first."""
+    parameters, x = steps.problem(shape)
+
+    def begun(who: str) -> Training:
+        training = Training(LIBRARIES[name], parameters, shape.k, who != THEIRS, who == RELAID)
+        training.run(x[:64]).forget()
+        return training
+
+    def check(answer: steps.Step) -> str:
+        return steps.check(begun(THEIRS).run(x).found(), MAY, answer)
+
+    training = begun(who)
+    return training.step.forget, partial(training.run, x), check
+
+
 def _matching_pursuit(who: str, shape: Shape) -> Probe:
     x, dictionary = data.tokens(shape, "gaussian"), data.dictionary(shape, "gaussian")
     encode = pursuits.encode if who == OURS else pursuits.torch_loop
@@ -200,6 +250,7 @@ WORKS: dict[str, Callable[[str, Shape], Probe]] = {
     "batch_topk_encode": _batch_encode,
     "matching_pursuit": _matching_pursuit,
     **{name: partial(_step, name) for name in STEPS},
+    **{name: partial(_step_of_library, name) for name in LIBRARIES},
 }
 
 

@@ -153,6 +153,9 @@ STEP = (
     Shape("small SAE step", 1024, 384, 6144, 16, headline=True),
 )
 
+# A batch of SAELens by default, half of one of dictionary_learning; tokens of the width of pythia-70m.
+WIDE_STEP = Shape("wide step", 4096, 512, 65536, 32, headline=True)
+
 MEMORY = Shape("encode", 8192, 256, 131072, 32, headline=True)
 
 PURSUIT = Shape("small", 512, 384, 6144, 16, headline=True, correlated=True)

@@ -1,11 +1,12 @@
 """dictionary_learning: ``AutoEncoderTopK.forward``, the model that its ``TopKTrainer`` trains; and the losses
-of its ``BatchTopKTrainer`` and ``JumpReluTrainer``.
+of that, of its ``BatchTopKTrainer`` and ``JumpReluTrainer``.
 
 Its decoder is an ``nn.Linear`` with weight (D, M). The package imports nnsight for its activation buffers;
 that drags in torchvision and another torch, and patches einops, math and parts of torch for the whole
 process, so an empty stand-in is put in its place. The SAE doesn't use it.
 """
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -35,16 +36,19 @@ class DictionaryLearningStep(PeerStep):
         return F.mse_loss(self.module(x), x)
 
 
-class DictionaryLearningBatchTopKStep(PeerStep):
+class DictionaryLearningTrainerStep(PeerStep):
+    """With the loss as its TopKTrainer takes it: activations, pre-activations, what fired."""
+
     transposed = "W_dec"
+    kind = "top_k", "TopKTrainer"
 
     def __init__(self, parameters: Parameters, k: int) -> None:
         _stand_in_for_nnsight()
-        from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
-
+        place, name = self.kind
+        made = getattr(importlib.import_module(f"dictionary_learning.trainers.{place}"), name)
         M, D = parameters["W_enc"].shape
         self.scale = float(D)  # it sums over D
-        self.trainer = BatchTopKTrainer(1, D, M, k, layer=0, lm_name="none", device="cpu", warmup_steps=0)
+        self.trainer = made(1, D, M, k, layer=0, lm_name="none", device="cpu", warmup_steps=0)
         sae = self.trainer.ae
         leaves = {
             "W_enc": sae.encoder.weight, "b_enc": sae.encoder.bias,
@@ -54,6 +58,10 @@ class DictionaryLearningBatchTopKStep(PeerStep):
 
     def loss(self, x: Tensor) -> Tensor:
         return self.trainer.loss(x, step=1001)  # it follows the threshold from then on
+
+
+class DictionaryLearningBatchTopKStep(DictionaryLearningTrainerStep):
+    kind = "batch_top_k", "BatchTopKTrainer"
 
 
 class DictionaryLearningJumpReLUStep(PeerStep):

@@ -200,6 +200,23 @@ def test_what_more_steps_take_is_held_against_what_they_give(monkeypatch, extra,
     assert (died.measured, died.note) == (None, "fastsparse: died")
 
 
+@pytest.mark.parametrize(("ours", "passed"), [(3.4e9, True), (3.6e9, False)])
+def test_a_librarys_step_is_held_against_itself(monkeypatch, ours, passed):
+    peaks = {"fastsparse": ours, "fastsparse, relayout_": 1e9, "as it is": 1e10}
+    monkeypatch.setattr(
+        bench_memory, "_measure", lambda work, who, *_: {"median": peaks[who], "unit": "bytes"}
+    )
+    trial = replace(TRIAL, peers=True)
+    jobs = jobs_of(trial, ["memory"])
+    assert len(jobs) == 3
+    for job in jobs:
+        case = job.case(trial)
+        assert [bar.passed for bar in job.bars(case)] == [passed]
+        assert case["ratios"]["fastsparse"] == {"as it is": {"of_medians": 1e10 / ours}}
+        del case["contenders"]["as it is"]
+        assert [bar.note for bar in job.bars(case)] == ["as it is: not run"]
+
+
 def sae_step():
     """Everyone's step, parameters, tokens, and the right answers."""
     parameters, x = steps.problem(replace(SMALL, N=32))
