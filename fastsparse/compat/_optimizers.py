@@ -18,15 +18,20 @@ def fuse_(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def _fused(optimizer: torch.optim.Adam, *_) -> None:
-    for group in optimizer.param_groups:
-        if group["fused"] is None and not group["foreach"] and all(map(_is_dense, group["params"])):
-            group["fused"] = True
-            for parameter in group["params"]:
-                _align(parameter, optimizer.state.get(parameter, {}))
+    _as_it_was(optimizer)  # where a step has raised
+    optimizer._made_fused = [
+        group
+        for group in optimizer.param_groups
+        if group["fused"] is None and not group["foreach"] and all(map(_is_dense, group["params"]))
+    ]
+    for group in optimizer._made_fused:
+        group["fused"] = True
+        for parameter in group["params"]:
+            _align(parameter, optimizer.state.get(parameter, {}))
 
 
 def _as_it_was(optimizer: torch.optim.Adam, *_) -> None:
-    for group in optimizer.param_groups:
+    for group in vars(optimizer).pop("_made_fused", ()):
         group["fused"] = None
 
 

@@ -11,6 +11,7 @@ import torch
 
 from fastsparse import compat
 from fastsparse.compat._library import Library, RefusedError, Site, digest_of
+from fastsparse.compat._optimizers import fuse_
 
 SOURCE = """
 class Coder:
@@ -391,3 +392,14 @@ def test_little_work_where_only_gpus_could_do_it():
     lib.refuse_unless_worth(torch.ones(2, 64), 4096, gpu_only=True)
     with pytest.raises(RefusedError, match="k > M / 4"):
         lib.refuse_unless_worth(torch.ones(2, 64), 4096, k=1025, gpu_only=True)
+
+
+def test_what_somebody_chose_of_an_adam_stays():
+    free, chosen = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = torch.optim.Adam([{"params": [free]}, {"params": [chosen], "fused": False}], lr=0.5)
+    fuse_(optimizer)
+    for _ in range(2):
+        free.grad, chosen.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+        assert [group["fused"] for group in optimizer.param_groups] == [None, False]
+    torch.testing.assert_close(free, chosen)
