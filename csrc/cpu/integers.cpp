@@ -115,8 +115,6 @@ void round_panel(const Rows& rows, int64_t first, int64_t there, int64_t height,
 
 // ---- their product ----
 
-constexpr int64_t kBlockBytes = int64_t{128} << 10;  // of tokens: they and some latents share the second cache
-
 typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
 constexpr int kVectors = 2, kWidth = kVectors * kLanes<float>;  // latents of a tile
 static_assert(kLatentPanel % kWidth == 0);
@@ -203,22 +201,19 @@ void integers_round(const Rows& rows, int64_t count, int64_t height, const Round
 
 void integers_product(const IntegerProduct& args, int64_t panel_begin, int64_t panel_end) {
   const int64_t pairs = (args.D + 1) / 2, token_integers = panel_integers(args.D, kTokenPanel),
-                latent_integers = panel_integers(args.D, kLatentPanel);
-  const int64_t token_panels = panels(args.N, kTokenPanel),
-                block = std::max<int64_t>(1, kBlockBytes / (token_integers * int64_t(sizeof(int16_t))));
-  for (int64_t first = 0; first < token_panels; first += block)
-    for (int64_t p = panel_begin; p < panel_end; ++p)
-      for (int64_t column = 0; column < kLatentPanel; column += kWidth) {
-        auto* latents = static_cast<const int16_t*>(args.latents.rows) + p * latent_integers + 2 * column;
-        for (int64_t t = first; t < std::min(first + block, token_panels); ++t) {
-          auto* tokens = static_cast<const int16_t*>(args.tokens.rows) + t * token_integers;
-          Tile sums = {};
-          for (int64_t done = 0; done < pairs; done += kPart / 2)
-            add_products(tokens + done * 2 * kTokenPanel, latents + done * 2 * kLatentPanel,
-                         std::min(kPart / 2, pairs - done), sums);
-          put(args, t * kTokenPanel, p * kLatentPanel + column, sums);
-        }
+                latent_integers = panel_integers(args.D, kLatentPanel), token_panels = panels(args.N, kTokenPanel);
+  for (int64_t p = panel_begin; p < panel_end; ++p)
+    for (int64_t column = 0; column < kLatentPanel; column += kWidth) {  // which stays in the first cache
+      auto* latents = static_cast<const int16_t*>(args.latents.rows) + p * latent_integers + 2 * column;
+      for (int64_t t = 0; t < token_panels; ++t) {
+        auto* tokens = static_cast<const int16_t*>(args.tokens.rows) + t * token_integers;
+        Tile sums = {};
+        for (int64_t done = 0; done < pairs; done += kPart / 2)
+          add_products(tokens + done * 2 * kTokenPanel, latents + done * 2 * kLatentPanel,
+                       std::min(kPart / 2, pairs - done), sums);
+        put(args, t * kTokenPanel, p * kLatentPanel + column, sums);
       }
+    }
 }
 
 }  // namespace fastsparse::FASTSPARSE_ISA

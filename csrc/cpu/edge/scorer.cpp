@@ -240,7 +240,7 @@ Tensor Scorer::screened_scores(Stripe& stripe, const Tensor& out) {
   latents.rows = static_cast<int16_t*>(latents.rows) + begin / kLatentPanel * panel_integers(D_, kLatentPanel);
   latents.scale += begin;
   IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, static_cast<bf16*>(out.mutable_data_ptr())};
-  parallel(panels(stripe.count, kLatentPanel), 4, FASTSPARSE_KERNEL(integers_product), args);
+  parallel(panels(stripe.count, kLatentPanel), 1, FASTSPARSE_KERNEL(integers_product), args);
   return out;
 }
 
