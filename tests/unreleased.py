@@ -11,8 +11,8 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
@@ -24,11 +24,13 @@ class Unreleased(NamedTuple):
     """A library twice, each by the names of its modules.
 
     Attributes:
+        adapter: ours.
         dense: what stands in for it, never patched where there is a checkout.
         tested: the checkout, or the same.
         is_checkout: whether it is one.
     """
 
+    adapter: ModuleType
     dense: SimpleNamespace
     tested: SimpleNamespace
     is_checkout: bool
@@ -40,14 +42,25 @@ class Unreleased(NamedTuple):
             sys.modules.update(self.tested.all)
             yield
 
+    def applied(self, **options) -> AbstractContextManager:
+        """Of a checkout its functions must be the ones that were tested; what stands in for it is forced."""
+        return self.adapter.apply(**{"least_work": 0, "force": not self.is_checkout} | options)
+
+    def with_and_without(self, run: Callable[[SimpleNamespace], object], on_refuse: str = "raise") -> tuple:
+        """What a run gives by dense maths, and by the library with our ops under it."""
+        without = run(self.dense)
+        with self.applied(on_refuse=on_refuse):
+            return without, run(self.tested)
+
 
 def unreleased(library: str, package: str, modules: tuple[str, ...]) -> Unreleased:
     """Import both; neither is left where others by that name are looked for."""
+    adapter = importlib.import_module(f"fastsparse.compat.{library}")
     dense = _load(STANDINS / library, package, modules)
     checkouts = os.environ.get("FASTSPARSE_CHECKOUTS")
     if not checkouts:
-        return Unreleased(dense, dense, False)
-    return Unreleased(dense, _load(Path(checkouts) / library, package, modules), True)
+        return Unreleased(adapter, dense, dense, False)
+    return Unreleased(adapter, dense, _load(Path(checkouts) / library, package, modules), True)
 
 
 def _load(folder: Path, package: str, modules: tuple[str, ...]) -> SimpleNamespace:

@@ -55,7 +55,7 @@ def codes_to_dense(
     """
     M, code = check_count("codes_to_dense", "num_latents", num_latents, 0), _plain("codes_to_dense", code)
     values = code.values
-    # In place on new zeros: the memory of most pages is never written.
+    # In place on new zeros: no second tensor of this size.
     if isinstance(code, TopK):
         dense = values.new_zeros(*values.shape[:-1], M).scatter_add_(-1, code.indices, values)
     else:

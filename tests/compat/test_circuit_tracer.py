@@ -3,8 +3,10 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 
+import alike
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from fastsparse.codes import code_of
 from fastsparse.compat import circuit_tracer as adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+with_and_without, refusals = partial(alike.with_and_without, adapter), partial(alike.refusals, adapter)
 N, D, M, L, K = 24, 16, 96, 3, 4
 CPU = torch.device("cpu")
 ENCODE, DECODE = "SingleLayerTranscoder.encode", "SingleLayerTranscoder.decode"
@@ -98,19 +101,8 @@ def _as_it_was(monkeypatch):
     adapter.LIBRARY._refused.clear()
 
 
-def refusals() -> set[str]:
-    return {why for _, why in adapter.status().refused}
-
-
 def served(name: str) -> int:
     return sum(count for site, count in adapter.status().served.items() if site.endswith(f".{name}"))
-
-
-def with_and_without(run: Callable, on_refuse: str = "raise") -> tuple:
-    """What a run gives by the library's own code, and by ours."""
-    without = run()
-    with adapter.apply(least_work=0, on_refuse=on_refuse):
-        return without, run()
 
 
 # Transcoders of one layer.

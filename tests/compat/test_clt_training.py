@@ -21,6 +21,7 @@ from fastsparse.compat import sparsify as other_adapter
 from fastsparse.compat._library import digest_of
 
 LIBRARY = unreleased("clt_training", "sparsify", ("fused_encoder", "kernels", "sparse_coder", "utils"))
+applied, with_and_without = LIBRARY.applied, LIBRARY.with_and_without
 # The checkout's own, of the compiler and of devices that aren't there.
 pytestmark = pytest.mark.filterwarnings("ignore") if LIBRARY.is_checkout else []
 
@@ -48,18 +49,6 @@ def unpatched(monkeypatch):
     with LIBRARY.imported():
         yield
         adapter.undo()
-
-
-def applied(**options):
-    """Of a checkout its functions must be the ones that were tested; what stands in for it is forced."""
-    return adapter.apply(**{"least_work": 0, "force": not LIBRARY.is_checkout} | options)
-
-
-def with_and_without(run: Callable[[SimpleNamespace], object], on_refuse: str = "raise") -> tuple:
-    """What a run gives by dense maths, and by the library with our ops under it."""
-    without = run(LIBRARY.dense)
-    with applied(on_refuse=on_refuse):
-        return without, run(LIBRARY.tested)
 
 
 def tokens(*leading: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

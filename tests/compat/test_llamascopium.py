@@ -6,7 +6,9 @@ import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
+import alike
 import pytest
 import torch
 from alike import EXACT, SINGLE, assert_alike, attributes, gradients
@@ -25,6 +27,7 @@ with warnings.catch_warnings(action="ignore"):  # of its autocast for CUDA, wher
 from fastsparse.codes import code_of
 from fastsparse.compat import llamascopium as adapter
 
+with_and_without, refusals = partial(alike.with_and_without, adapter), partial(alike.refusals, adapter)
 N, D, M, K = 24, 16, 96, 4
 KINDS = ("relu", "jumprelu", "topk", "batchtopk")
 ENCODE, DECODE, COO = (f"SparseAutoEncoder.{name}" for name in ("encode", "decode", "decode_coo"))
@@ -69,19 +72,8 @@ def _as_it_was(monkeypatch):
     adapter.LIBRARY._refused.clear()
 
 
-def refusals() -> set[str]:
-    return {why for _, why in adapter.status().refused}
-
-
 def served(name: str) -> int:
     return sum(count for site, count in adapter.status().served.items() if site.endswith(f".{name}"))
-
-
-def with_and_without(run: Callable, on_refuse: str = "raise") -> tuple:
-    """What a run gives by the library's own code, and by ours."""
-    without = run()
-    with adapter.apply(least_work=0, on_refuse=on_refuse):
-        return without, run()
 
 
 @every_kind

@@ -26,6 +26,7 @@ from fastsparse.compat._library import digest_of
 if importlib.util.find_spec("wandb") is None and "FASTSPARSE_CHECKOUTS" in os.environ:
     sys.modules["wandb"] = types.ModuleType("wandb")  # train imports it, to log
 LIBRARY = unreleased("sparse_autoencoder", "sparse_autoencoder", ("kernels", "model", "train"))
+applied, with_and_without = LIBRARY.applied, LIBRARY.with_and_without
 
 N, D, M, K = 24, 16, 96, 4
 PRODUCTS = (
@@ -42,18 +43,6 @@ def unpatched(monkeypatch):
     with LIBRARY.imported():
         yield
         adapter.undo()
-
-
-def applied(**options):
-    """Of a checkout its functions must be the ones that were tested; what stands in for it is forced."""
-    return adapter.apply(**{"least_work": 0, "force": not LIBRARY.is_checkout} | options)
-
-
-def with_and_without(run: Callable[[SimpleNamespace], object], on_refuse: str = "raise") -> tuple:
-    """What a run gives by dense maths, and by the library with our ops under it."""
-    without = run(LIBRARY.dense)
-    with applied(on_refuse=on_refuse):
-        return without, run(LIBRARY.tested)
 
 
 def tokens(*leading: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
