@@ -13,9 +13,9 @@ namespace {
 
 // ---- rows to integers ----
 
-constexpr int64_t kChunk = 64;          // columns at a time: what a panel has of them stays in the first cache
+constexpr int64_t kChunk = 64;           // columns at a time: what a panel has of them stays in the first cache
 constexpr float kToInteger = 0x1.8p23f;  // a number's nearest integer is in the last bits of their sum
-constexpr float kLeast = 0x1p-100f;     // rows of none but smaller numbers are taken for zeros
+constexpr float kLeast = 0x1p-100f;      // rows of none but smaller numbers are taken for zeros
 
 // The largest magnitude; NaN where a number isn't finite.
 template <typename T> float most_of(const T* row, int64_t D) {
