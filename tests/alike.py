@@ -20,13 +20,15 @@ def tokens(*leading: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
 
 
 def unpatched(adapter: ModuleType) -> Callable:
-    """A fixture: no test leaves an adapter applied, or one module's work too little."""
+    """A fixture: no test leaves an adapter applied, with another bound on work, or what it has counted."""
 
     @pytest.fixture(autouse=True)
     def undone(monkeypatch) -> Iterator[None]:
         monkeypatch.setattr(adapter.LIBRARY, "least_work", adapter.LIBRARY.least_work)
         yield
         adapter.undo()
+        adapter.LIBRARY._served.clear()
+        adapter.LIBRARY._refused.clear()
 
     return undone
 
@@ -40,6 +42,23 @@ def with_and_without(adapter: ModuleType, run: Callable, on_refuse: str = "raise
 
 def refusals(adapter: ModuleType) -> set[str]:
     return {why for _, why in adapter.status().refused}
+
+
+def served(adapter: ModuleType, name: str) -> int:
+    """How many calls of a function, or of methods by this name."""
+    return sum(count for site, count in adapter.status().served.items() if site.endswith(f".{name}"))
+
+
+def assert_refused(adapter: ModuleType, why: str, outcome: Callable[[], object]) -> None:
+    """The library's own code serves, and says why: what comes out is its own, or an error if asked for."""
+    right = outcome()
+    with adapter.apply(least_work=0):
+        assert_alike(outcome(), right)
+        assert why in refusals(adapter)
+    with adapter.apply(least_work=0, on_refuse="raise"):
+        kind, message = outcome()
+        assert kind == "RuntimeError"
+        assert f"served by the library's own code: {why}" in message
 
 
 def assert_alike(ours, theirs, within: float = EXACT) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
+import pytest
+
 STANDINS = Path(__file__).parent / "compat" / "standins"
 
 
@@ -51,6 +53,17 @@ class Unreleased(NamedTuple):
         without = run(self.dense)
         with self.applied(on_refuse=on_refuse):
             return without, run(self.tested)
+
+    def assert_told_by_its_functions(self) -> None:
+        """A checkout is served unforced; what only stands in for one, of other source, is not."""
+        if self.is_checkout:
+            with self.adapter.apply():
+                assert self.adapter.status().applied
+            return
+        told = r"isn't what was tested: .* changed in what is imported: force"
+        with pytest.raises(RuntimeError, match=told):
+            self.adapter.apply()
+        assert not self.adapter.status().applied
 
 
 def unreleased(library: str, package: str, modules: tuple[str, ...]) -> Unreleased:

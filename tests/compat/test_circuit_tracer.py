@@ -27,7 +27,9 @@ from fastsparse.codes import code_of
 from fastsparse.compat import circuit_tracer as adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+unpatched = alike.unpatched(adapter)
 with_and_without, refusals = partial(alike.with_and_without, adapter), partial(alike.refusals, adapter)
+served, assert_refused = partial(alike.served, adapter), partial(alike.assert_refused, adapter)
 N, D, M, L, K = 24, 16, 96, 3, 4
 CPU = torch.device("cpu")
 ENCODE, DECODE = "SingleLayerTranscoder.encode", "SingleLayerTranscoder.decode"
@@ -90,19 +92,6 @@ def parts(sparse: Tensor) -> dict:
         "shape": tuple(sparse.shape), "dtype": str(sparse.dtype), "dims": sparse.sparse_dim(),
         "requires_grad": sparse.requires_grad, "ids": str(sparse.indices().dtype),
     }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch):
-    monkeypatch.setattr(adapter.LIBRARY, "least_work", adapter.LIBRARY.least_work)
-    yield
-    adapter.undo()
-    adapter.LIBRARY._served.clear()
-    adapter.LIBRARY._refused.clear()
-
-
-def served(name: str) -> int:
-    return sum(count for site, count in adapter.status().served.items() if site.endswith(f".{name}"))
 
 
 # Transcoders of one layer.
@@ -558,14 +547,7 @@ def test_refused(why):
             return first["shape"], first["indices"], rest
         return first, rest
 
-    right = outcome()
-    with adapter.apply(least_work=0):
-        assert_alike(outcome(), right)
-        assert why in refusals()
-    with adapter.apply(least_work=0, on_refuse="raise"):
-        kind, message = outcome()
-        assert kind == "RuntimeError"
-        assert f"served by the library's own code: {why}" in message
+    assert_refused(why, outcome)
 
 
 CROSS_REFUSED = {
@@ -595,14 +577,7 @@ def test_cross_layer_refused(why):
             return type(error).__name__, str(error)
         return (parts(found[0]), found[1]) if isinstance(found, tuple) else (found, None)
 
-    right = outcome()
-    with adapter.apply(least_work=0):
-        assert_alike(outcome(), right)
-        assert why in refusals()
-    with adapter.apply(least_work=0, on_refuse="raise"):
-        kind, message = outcome()
-        assert kind == "RuntimeError"
-        assert f"served by the library's own code: {why}" in message
+    assert_refused(why, outcome)
 
 
 def test_little_work_is_the_librarys_own():

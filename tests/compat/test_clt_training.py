@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from alike import EXACT, SINGLE, assert_alike, attributes, gradients, in_order
+from alike import EXACT, SINGLE, assert_alike, changed_by, gradients, in_order
 from torch import Tensor, nn
 from unreleased import unreleased
 
@@ -375,28 +375,16 @@ def test_not_to_be_imported():
 
 
 def test_undo_leaves_nothing():
-    before = attributes("sparsify")
-    with applied():
-        patched = attributes("sparsify")
-        changed = {name for name in before if patched[name] is not before[name]}
-        # Also where they are imported by name.
-        for name in ("fused_encoder.fused_encoder", "sparse_coder.fused_encoder"):
-            assert f"sparsify.{name}" in changed
-        for name in ("utils.decoder_impl", "sparse_coder.decoder_impl"):
-            assert f"sparsify.{name}" in changed
-    after = attributes("sparsify")
-    assert before.keys() == after.keys()
-    assert all(before[name] is after[name] for name in before)
+    changed = changed_by("sparsify", applied)
+    # Also where they are imported by name.
+    for name in ("fused_encoder.fused_encoder", "sparse_coder.fused_encoder"):
+        assert f"sparsify.{name}" in changed
+    for name in ("utils.decoder_impl", "sparse_coder.decoder_impl"):
+        assert f"sparsify.{name}" in changed
 
 
 def test_what_isnt_the_commit_that_was_tested():
-    if LIBRARY.is_checkout:
-        with adapter.apply():
-            assert adapter.status().applied
-        return
-    with pytest.raises(RuntimeError, match=r"isn't what was tested: .* changed in what is imported: force"):
-        adapter.apply()
-    assert not adapter.status().applied
+    LIBRARY.assert_told_by_its_functions()
 
 
 @every_coder

@@ -27,7 +27,9 @@ with warnings.catch_warnings(action="ignore"):  # of its autocast for CUDA, wher
 from fastsparse.codes import code_of
 from fastsparse.compat import llamascopium as adapter
 
+unpatched = alike.unpatched(adapter)
 with_and_without, refusals = partial(alike.with_and_without, adapter), partial(alike.refusals, adapter)
+served, assert_refused = partial(alike.served, adapter), partial(alike.assert_refused, adapter)
 N, D, M, K = 24, 16, 96, 4
 KINDS = ("relu", "jumprelu", "topk", "batchtopk")
 ENCODE, DECODE, COO = (f"SparseAutoEncoder.{name}" for name in ("encode", "decode", "decode_coo"))
@@ -61,19 +63,6 @@ def sae(kind: str = "topk", norms: bool = True, dtype: torch.dtype = torch.float
 
 def within(dtype: torch.dtype) -> float:
     return EXACT if dtype == torch.float64 else SINGLE
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch):
-    monkeypatch.setattr(adapter.LIBRARY, "least_work", adapter.LIBRARY.least_work)
-    yield
-    adapter.undo()
-    adapter.LIBRARY._served.clear()
-    adapter.LIBRARY._refused.clear()
-
-
-def served(name: str) -> int:
-    return sum(count for site, count in adapter.status().served.items() if site.endswith(f".{name}"))
 
 
 @every_kind
@@ -379,14 +368,7 @@ def outcome(kind, options, change, call):
 
 @pytest.mark.parametrize("why", REFUSED)
 def test_refused(why):
-    right = outcome(*REFUSED[why])
-    with adapter.apply(least_work=0):
-        assert_alike(outcome(*REFUSED[why]), right)
-        assert why in refusals()
-    with adapter.apply(least_work=0, on_refuse="raise"):
-        kind, message = outcome(*REFUSED[why])
-        assert kind == "RuntimeError"
-        assert f"served by the library's own code: {why}" in message
+    assert_refused(why, lambda: outcome(*REFUSED[why]))
 
 
 def test_dtensors_are_refused():

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton_interpreter
-from alike import EXACT, SINGLE, assert_alike, attributes, gradients, in_order
+from alike import EXACT, SINGLE, assert_alike, changed_by, gradients, in_order
 from torch import Tensor, nn
 from unreleased import unreleased
 
@@ -560,26 +560,14 @@ def test_compiled_it_is_the_librarys_own():
 
 
 def test_undo_leaves_nothing():
-    before = attributes("sparse_autoencoder")
-    with applied():
-        patched = attributes("sparse_autoencoder")
-        changed = {name for name in before if patched[name] is not before[name]}
-        for name in PRODUCTS:  # also where train has imported them
-            assert {f"sparse_autoencoder.{place}.{name}" for place in ("kernels", "train")} <= changed
-        assert "sparse_autoencoder.train.FastAutoencoder.forward" in changed
-    after = attributes("sparse_autoencoder")
-    assert before.keys() == after.keys()
-    assert all(before[name] is after[name] for name in before)
+    changed = changed_by("sparse_autoencoder", applied)
+    for name in PRODUCTS:  # also where train has imported them
+        assert {f"sparse_autoencoder.{place}.{name}" for place in ("kernels", "train")} <= changed
+    assert "sparse_autoencoder.train.FastAutoencoder.forward" in changed
 
 
 def test_what_isnt_the_commit_that_was_tested():
-    if LIBRARY.is_checkout:
-        with adapter.apply():
-            assert adapter.status().applied
-        return
-    with pytest.raises(RuntimeError, match=r"isn't what was tested: .* changed in what is imported: force"):
-        adapter.apply()
-    assert not adapter.status().applied
+    LIBRARY.assert_told_by_its_functions()
 
 
 def test_status_has_no_version():
