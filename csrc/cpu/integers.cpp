@@ -1,7 +1,6 @@
 #include "cpu/integers.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <limits>
 

@@ -149,19 +149,24 @@ class SparseAutoencoder(nn.Module, ABC):
         self.register_buffer("tokens_since_fired", counts)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> "SparseAutoencoder":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        k: int | None = None,
+        normalized: bool = False,
+    ) -> "SparseAutoencoder":
         """Load an autoencoder from disk: :func:`fastsparse.formats.load`, which explains the arguments.
-
-        Args:
-            path: a file, or the folder that holds it.
-            options: format, dtype, device, k and normalized of that function.
 
         Raises:
             ValueError: it is one of another class; or as that says.
         """
         from fastsparse.formats import load  # which stands above
 
-        found = load(path, **options)
+        found = load(path, format=format, dtype=dtype, device=device, k=k, normalized=normalized)
         if not isinstance(found, cls):
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: {path} must hold a {cls.__name__}, it holds a "
