@@ -5,11 +5,13 @@ import torch
 from backends import backend_names, running
 from hypothesis import given
 from hypothesis import strategies as st
+from knobs import turned
 from oracle import DTYPES, LAYOUTS, assert_topk, integers, laid_out, random, shapes
 from strategies import tensors
 
 import fastsparse
 from fastsparse import reference
+from fastsparse.backend import _cpu
 
 # (N, D, M, k), around the edges of vectors, row blocks (16, 32, 2048, 4096) and of stripes (512 to 2048).
 SHAPES = [
@@ -249,6 +251,15 @@ def test_widths_around_the_parts_of_a_sum(backend, D):
     x, weight, bias = random(20, D, seed=1), random(300, D, seed=2), random(300, seed=3)
     encode(x.sign(), weight.sign(), None, k=5)
     encode(x * outliers(1e6, D // 2, D), weight, bias, k=5)
+
+
+@pytest.mark.parametrize("name", [name for name in backend_names(screened=True) if "integers" in name])
+def test_integers_without_the_processors_multiply_add(name):
+    with running(name), turned(_cpu.library, fused=0):
+        for D in (3, 64, 513, 1025):
+            x, weight, bias = random(40, D, seed=1), random(300, D, seed=2), random(300, seed=3)
+            encode(x, weight, bias, k=5)
+            encode(x.sign(), weight.sign(), None, k=5)
 
 
 def overflowing_when_rounded(how: str, N: int, D: int, M: int) -> tuple[dict, list[int]]:

@@ -143,22 +143,39 @@ inline Integers products(Integers a, Integers b) {
 #endif
 }
 
+// sum + products(a, b). By the assembler: a level's compiler knows nothing of what only some of its processors have.
+template <bool Fused> inline Integers with_products(Integers sum, Integers a, Integers b) {
+  if constexpr (!Fused) return sum + products(a, b);
+#if defined(__AVX512BW__)
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#elif defined(__AVX2__)
+  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#endif
+  return sum;
+}
+
 typedef Vector<float> Tile[kTokenPanel][kVectors];
 
 // sums += what a panel of tokens and kWidth latents of a panel give in `pairs` pairs of columns.
-inline void add_products(const int16_t* tokens, const int16_t* latents, int64_t pairs, Tile& sums) {
+template <bool Fused> inline void add_products(const int16_t* tokens, const int16_t* latents, int64_t pairs, Tile& sums) {
   Integers part[kTokenPanel][kVectors] = {};
-#pragma GCC unroll 4
-  for (int64_t p = 0; p < pairs; ++p, tokens += 2 * kTokenPanel, latents += 2 * kLatentPanel) {
+  auto add_pair = [&](int64_t p) __attribute__((always_inline)) {
     Integers latent[kVectors];
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) latent[j] = load_integers(latents + 2 * kLanes<float> * j);
+    for (int j = 0; j < kVectors; ++j) latent[j] = load_integers(latents + 2 * (p * kLatentPanel + kLanes<float> * j));
 #pragma GCC unroll 6
     for (int i = 0; i < kTokenPanel; ++i) {
-      Integers token = broadcast_pair(tokens + 2 * i);
+      Integers token = broadcast_pair(tokens + 2 * (p * kTokenPanel + i));
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) part[i][j] += products(token, latent[j]);
+      for (int j = 0; j < kVectors; ++j) part[i][j] = with_products<Fused>(part[i][j], token, latent[j]);
     }
+  };
+  if constexpr (Fused) {  // several pairs at once would cost copies of registers: GCC can't see into the assembler
+#pragma GCC unroll 1
+    for (int64_t p = 0; p < pairs; ++p) add_pair(p);
+  } else {
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < pairs; ++p) add_pair(p);
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kTokenPanel; ++i)
@@ -185,6 +202,23 @@ void put(const IntegerProduct& args, int64_t n, int64_t m, const Tile& sums) {
     }
 }
 
+template <bool Fused> void multiply(const IntegerProduct& args, int64_t panel_begin, int64_t panel_end) {
+  const int64_t pairs = (args.D + 1) / 2, token_integers = panel_integers(args.D, kTokenPanel),
+                latent_integers = panel_integers(args.D, kLatentPanel), token_panels = panels(args.N, kTokenPanel);
+  for (int64_t p = panel_begin; p < panel_end; ++p)
+    for (int64_t column = 0; column < kLatentPanel; column += kWidth) {  // which stays in the first cache
+      auto* latents = static_cast<const int16_t*>(args.latents.rows) + p * latent_integers + 2 * column;
+      for (int64_t t = 0; t < token_panels; ++t) {
+        auto* tokens = static_cast<const int16_t*>(args.tokens.rows) + t * token_integers;
+        Tile sums = {};
+        for (int64_t done = 0; done < pairs; done += kPart / 2)
+          add_products<Fused>(tokens + done * 2 * kTokenPanel, latents + done * 2 * kLatentPanel,
+                              std::min(kPart / 2, pairs - done), sums);
+        put(args, t * kTokenPanel, p * kLatentPanel + column, sums);
+      }
+    }
+}
+
 }  // namespace
 
 void integers_round(const Rows& rows, int64_t count, int64_t height, const Rounded& to, int64_t panel_begin,
@@ -199,20 +233,10 @@ void integers_round(const Rows& rows, int64_t count, int64_t height, const Round
 }
 
 void integers_product(const IntegerProduct& args, int64_t panel_begin, int64_t panel_end) {
-  const int64_t pairs = (args.D + 1) / 2, token_integers = panel_integers(args.D, kTokenPanel),
-                latent_integers = panel_integers(args.D, kLatentPanel), token_panels = panels(args.N, kTokenPanel);
-  for (int64_t p = panel_begin; p < panel_end; ++p)
-    for (int64_t column = 0; column < kLatentPanel; column += kWidth) {  // which stays in the first cache
-      auto* latents = static_cast<const int16_t*>(args.latents.rows) + p * latent_integers + 2 * column;
-      for (int64_t t = 0; t < token_panels; ++t) {
-        auto* tokens = static_cast<const int16_t*>(args.tokens.rows) + t * token_integers;
-        Tile sums = {};
-        for (int64_t done = 0; done < pairs; done += kPart / 2)
-          add_products(tokens + done * 2 * kTokenPanel, latents + done * 2 * kLatentPanel,
-                       std::min(kPart / 2, pairs - done), sums);
-        put(args, t * kTokenPanel, p * kLatentPanel + column, sums);
-      }
-    }
+#if defined(__AVX2__)
+  if (args.fused) return multiply<true>(args, panel_begin, panel_end);
+#endif
+  multiply<false>(args, panel_begin, panel_end);
 }
 
 }  // namespace fastsparse::FASTSPARSE_ISA

@@ -25,6 +25,7 @@ struct IntegerProduct {
   Rounded tokens, latents;
   int64_t N, count, D;  // of tokens and of latents
   bf16* scores;         // (N, count)
+  bool fused;           // by the processor's multiply-add of integers: VPDPWSSD
 };
 
 // Panels of `height` rows, of `count` rows in all.

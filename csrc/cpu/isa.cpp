@@ -22,8 +22,11 @@ CpuFeatures detect() {
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   unsigned a = 0, b = 0, c = 0, d = 0;
-  bool avx512_bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  bool more = __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  bool avx512_bf16 = more && (a >> 5 & 1);
+  features.avx_vnni = features.avx2 && more && (a >> 4 & 1);
   bool amx_bf16 = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+  features.vnni = features.avx512 && (c >> 11 & 1);
   features.fast_bf16 = features.avx512 && (avx512_bf16 || amx_bf16);
 #endif
   return features;

@@ -24,6 +24,10 @@ bool by_integers() {
   return knobs.screening < 1 ? !cpu_features().fast_bf16 || current_isa() != Isa::avx512 : knobs.screening == 2;
 }
 
+bool fused_integers() {
+  return knobs.fused && (current_isa() == Isa::avx512 ? cpu_features().vnni : current_isa() == Isa::avx2 && cpu_features().avx_vnni);
+}
+
 }  // namespace
 
 // Enough tokens must share the rounding of the weight; a large k leaves little to drop.
@@ -239,7 +243,8 @@ Tensor Scorer::screened_scores(Stripe& stripe, const Tensor& out) {
   Rounded latents = latents_rounded_;
   latents.rows = static_cast<int16_t*>(latents.rows) + begin / kLatentPanel * panel_integers(D_, kLatentPanel);
   latents.scale += begin;
-  IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, static_cast<bf16*>(out.mutable_data_ptr())};
+  IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, static_cast<bf16*>(out.mutable_data_ptr()),
+                      fused_integers()};
   parallel(panels(stripe.count, kLatentPanel), 1, FASTSPARSE_KERNEL(integers_product), args);
   return out;
 }
