@@ -92,6 +92,14 @@ class _CpuLibrary:
     def best_level(self) -> str:
         return CPU_LEVELS[self.library.fastsparse_cpu_best_level()]
 
+    @cached_property
+    def prefers_onednn(self) -> bool:
+        """Whether fp32 products are faster by oneDNN than where PyTorch takes them, on this processor."""
+        if self.library is None:
+            return False
+        self.library.fastsparse_cpu_prefers_onednn.restype = ctypes.c_bool
+        return self.library.fastsparse_cpu_prefers_onednn()
+
     def check_level(self, level: str) -> None:
         if level not in CPU_LEVELS:
             raise ValueError(f"FASTSPARSE_CPU_LEVEL: must be one of {', '.join(CPU_LEVELS)}, got {level!r}")

@@ -13,7 +13,6 @@ from math import inf
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -21,6 +20,7 @@ from fastsparse import ops, reference
 from fastsparse._options import SOLVERS
 from fastsparse.compat._library import Library, RefusedError, Site
 from fastsparse.compat._refusals import refuse_hooks
+from fastsparse.functional._linear import linear, outer
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STEP = 1 << 22  # multiplications that take as long as the dozen calls of a step in the library's loop
@@ -82,7 +82,7 @@ def _sequential_apply(original, cell, x, h0=None, *, step=None, cu_seqlens=None)
         product = torch.get_autocast_dtype("cpu")
         if torch.promote_types(product, x.dtype) != x.dtype:
             raise RefusedError("autocast to another half precision")
-    u = _gates(kind, cell, x, F.linear)
+    u = _gates(kind, cell, x, linear)
     states = _states(kind, cell, u, h0)
     # What backward needs is kept: the caller may write to what it gets.
     return states.clone() if kind is GRU and states.requires_grad else states
@@ -112,7 +112,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, d_u):
@@ -120,8 +120,8 @@ class _Product(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = d_u.flatten(0, 1)
         with torch.autocast("cpu", enabled=False):
-            d_x = (rows @ weight).view(x.shape) if needs_x else None
-            d_weight = rows.T @ x.flatten(0, 1) if needs_weight else None
+            d_x = linear(d_u, weight.T) if needs_x else None
+            d_weight = outer(rows, x.flatten(0, 1)) if needs_weight else None
         return d_x, d_weight, rows.sum(0) if needs_bias else None
 
 

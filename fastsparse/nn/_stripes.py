@@ -8,10 +8,10 @@ from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fastsparse.functional._linear import linear
 from fastsparse.functional._tensors import autocast
 
 _WIDTH = 1024  # latents a stripe: enough for products to run at full speed
@@ -67,13 +67,13 @@ def in_stripes(
 
     def stripe(x: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, bounds: Tensor, *terms: Tensor):
         with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(x.to(wide), encoder.to(wide), bias.to(wide))
+            scores = linear(x.to(wide), encoder.to(wide), bias.to(wide))
             values, costs, gates = activate(scores, *terms)
             values, decoder = values.to(x.dtype).to(wide), decoder.to(wide)
-            gated = None if gates is None else gates.to(x.dtype).to(wide) @ decoder.detach()
+            gated = None if gates is None else linear(gates.to(x.dtype).to(wide), decoder.detach().T)
             entries = (~(scores.detach() <= bounds)).sum()
             fired = (values.detach().abs() > 0).sum(dim=0)  # not NaN
-            return fired, (values @ decoder, gated, entries, *(cost.sum(dim=1) for cost in costs))
+            return fired, (linear(values, decoder.T), gated, entries, *(cost.sum(dim=1) for cost in costs))
 
     sizes = [size for below, to in pairwise((0, *prefixes)) for size in _sizes(to - below)]
     # split, whose gradient is put together once: that of each slice would be as large as the matrix

@@ -18,6 +18,7 @@ from fastsparse._validation import (
     check_shape,
     check_tolerance,
 )
+from fastsparse.functional._linear import linear
 from fastsparse.functional._tensors import autocast
 
 
@@ -170,7 +171,7 @@ class ParaRNN(nn.Module, ABC):
         bias = getattr(self, f"bias_l{layer}") if self.bias else None
         if self.num_heads == 1:
             flat = None if bias is None else bias.flatten()
-            return F.linear(x, weight.flatten(0, 1), flat).unflatten(-1, (3, self.hidden_size))
+            return linear(x, weight.flatten(0, 1), flat).unflatten(-1, (3, self.hidden_size))
         heads = x.unflatten(-1, (self.num_heads, -1))
         blocks = weight.unflatten(1, (self.num_heads, -1))  # (3, heads, H / heads, D / heads)
         u = torch.einsum("btnd,gnhd->btgnh", heads, blocks).flatten(-2)

@@ -27,8 +27,8 @@ Tensor apart(const Tensor& rows) {
   return rows.size(0) > 1 && rows.stride(0) < rows.size(1) ? torch::stable::contiguous(rows) : rows;
 }
 
-// oneDNN's fp32 linear. On AMD processors aten::mm goes to MKL, which reaches two thirds of oneDNN's rate there. It is
-// called by the shim that PyTorch's own compiler uses, where a build has it: the dispatcher would lose the memory of the
+// oneDNN's fp32 linear. aten::mm goes to MKL, which on AMD processors with AVX-512 reaches half of oneDNN's rate (Zen 5; two
+// thirds on Zen 4); on those with AVX2 alone it is MKL that is ahead, by a fifth (Zen 3). oneDNN's is called by the shim that PyTorch's own compiler uses, where a build has it: the dispatcher would lose the memory of the
 // strings that this op takes (see fastsparse/_options.py).
 using Linear = AOTITorchError (*)(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
                                   const char* after, const double** scalars, int64_t scalar_count,
@@ -47,11 +47,13 @@ Tensor onednn_linear(const Tensor& a, const Tensor& b) {
   return Tensor(out);
 }
 
-// Whether oneDNN's linear is in this build of PyTorch and better than what aten::mm would call. Decided by the
-// processor, not by a stopwatch: the two round differently, and a result must not depend on how busy the machine was.
+}  // namespace
+
+// Decided by the processor, and by what this build of PyTorch has, not by a stopwatch: the two libraries round differently,
+// and a result must not depend on how busy the machine was.
 bool prefers_onednn() {
   static const bool answer = [] {
-    if (!cpu_features().amd || !found_linear()) return false;
+    if (!cpu_features().amd || !cpu_features().avx512 || !found_linear()) return false;
     try {
       Tensor probe = allocate({16, 16}, ScalarType::Float);
       torch::stable::zero_(probe);
@@ -63,8 +65,6 @@ bool prefers_onednn() {
   }();
   return answer;
 }
-
-}  // namespace
 
 Tensor product(const Tensor& a, const Tensor& b, const Tensor& out) {
   constexpr int64_t tiny = int64_t{1} << 18;  // multiplications that take less time than finding oneDNN's kernel
