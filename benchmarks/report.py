@@ -1,9 +1,10 @@
-"""``python -m benchmarks.report``: the tables of docs/benchmarks.md, from the committed results.
+"""``python -m benchmarks.report``: the tables of docs/benchmarks.md and README.md, from committed results.
 
 ``--check`` writes nothing and fails if the tables are not what the results say.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,21 @@ NOTES = {  # by what a table holds
     MODEL: f"{MODEL} Another model, of as many inputs and channels, which its recurrence mixes.",
     f"| {COPY} |": f"{COPY} is a copy through memory of as many bytes as the op reads and writes.",
 }
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+# What the README shows of every kind of machine: a file of results, a case in it, and the other contender.
+HEADLINES = {
+    "`topk_encode` against PyTorch": ("topk_encode-peers", "wide, gaussian", "torch"),
+    "`topk_encode` against FAISS": ("topk_encode-peers", "wide, gaussian", "faiss"),
+    **{
+        f"a training step against {peer}": ("sae_step-peers", "SAE step", peer)
+        for peer in ("SAELens", "dictionary_learning", "sparsify")
+    },
+    **{
+        f"{case} with the line against without": ("drop_in-peers", case, "as it is")
+        for case in ("SAELens TopK", "dictionary_learning TopK", "sparsify")
+    },
+}
 NO_GPU = (
     "**No GPU has been measured yet.** The kernels for GPUs have run in an emulator and an interpreter, "
     "never on a GPU: no figure is claimed for them. `make gpu-bench` measures."
@@ -32,7 +47,7 @@ def render(results: Path) -> str:
     Raises:
         ValueError: there are no results, or a file is not a result or is a quick trial's.
     """
-    folders = [folder for folder in sorted(results.glob("?pu-*")) if any(folder.glob("*.json"))]
+    folders = _machines(results)
     sections = [machine(folder) for folder in folders]
     if not any(folder.name.startswith("gpu-") for folder in folders):
         sections.append(NO_GPU)
@@ -43,6 +58,45 @@ def render(results: Path) -> str:
     return "\n\n".join(sections)
 
 
+def _machines(results: Path) -> list[Path]:
+    return [folder for folder in sorted(results.glob("?pu-*")) if any(folder.glob("*.json"))]
+
+
+def kinds(results: Path) -> str:
+    """The Markdown of a few figures side by side: how many times as fast we are, on each kind of machine."""
+    folders = [folder for folder in _machines(results) if any(folder.glob("*-peers.json"))]
+    lines = [["how many times as fast", *map(kind, folders)], ["---"] + ["---:"] * len(folders)]
+    for what, (stem, name, other) in HEADLINES.items():
+        lines.append([what, *(_ratio(folder / f"{stem}.json", name, other) for folder in folders)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratio(path: Path, name: str, other: str) -> str:
+    """Of a case; empty where it wasn't measured."""
+    if not path.exists():
+        return ""
+    for case in read(path)["cases"]:
+        if case["name"] == name and other in case["ratios"].get(OURS, {}):
+            return f"{case['ratios'][OURS][other]['of_medians']:.1f}x"
+    return ""
+
+
+def kind(folder: Path) -> str:
+    """A folder's name for people.
+
+    Example:
+        >>> kind(Path("cpu-amd-zen5-avx512-2core"))
+        'AMD Zen 5, AVX-512, 2 cores'
+    """
+    device, *parts = folder.name.split("-")
+    if device != "cpu":
+        return " ".join(parts)
+    words = " ".join(parts).replace("amd", "AMD").replace("intel", "Intel").replace("avx512", ", AVX-512,")
+    words = re.sub(r"\bavx2\b", ", AVX2,", words)
+    words = re.sub(r"\bzen(\d)", r"Zen \1", words)
+    return re.sub(r"(\d+)core", r"\1 cores", words).replace(" ,", ",")
+
+
 def machine(folder: Path) -> str:
     """A machine's heading, tables, runs and bars."""
     files = {path: read(path) for path in sorted(folder.glob("*.json"))}
@@ -51,6 +105,7 @@ def machine(folder: Path) -> str:
             raise ValueError(f"report: {path.name} is a quick trial: its figures mean nothing")
     origin = max((result["provenance"] for result in files.values()), key=lambda origin: origin["date"])
     heading = (
+        f"### {kind(folder)}\n\n"
         f"Measured on {_device(origin)}, torch {origin['torch']}. "
         f"Medians; columns say how many times as fast as that library we are (memory: how many times less)."
     )
@@ -138,25 +193,28 @@ def fill(text: str, block: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = "Fill docs/benchmarks.md from the results."
+    description = "Fill docs/benchmarks.md and README.md from the results."
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=description)
     parser.add_argument("--check", action="store_true", help="fail if they are stale; write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--page", type=Path, default=PAGE, help="file to fill")
+    parser.add_argument("--page", type=Path, default=PAGE, help="file to fill with all tables")
+    parser.add_argument("--readme", type=Path, default=README, help="file to fill with the headlines")
     chosen = parser.parse_args(arguments)
     try:
-        before = chosen.page.read_text()
-        after = fill(before, render(chosen.results))
+        before = {page: page.read_text() for page in (chosen.page, chosen.readme)}
+        blocks = {chosen.page: render(chosen.results), chosen.readme: kinds(chosen.results)}
+        stale = {
+            page: filled for page, text in before.items() if (filled := fill(text, blocks[page])) != text
+        }
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if after == before:
-        return 0
-    if chosen.check:
-        print(f"{chosen.page.name} is stale: run `python -m benchmarks.report`", file=sys.stderr)
-        return 1
-    replace(chosen.page, after.encode())
-    return 0
+    for page, filled in stale.items():
+        if chosen.check:
+            print(f"{page.name} is stale: run `python -m benchmarks.report`", file=sys.stderr)
+        else:
+            replace(page, filled.encode())
+    return int(chosen.check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -70,9 +70,10 @@ def test_make_commands_exist():
     assert "\nmake test " in PAGES["README.md"]
 
 
-def test_the_results_have_one_place():
+def test_results_are_filled_in_where_they_have_a_place():
     for page, text in PAGES.items():
-        assert [text.count(marker) for marker in MARKERS] == [page == "docs/benchmarks.md"] * 2, page
+        filled = page in ("docs/benchmarks.md", "README.md")
+        assert [text.count(marker) for marker in MARKERS] == [filled] * 2, page
 
 
 def test_the_chart_is_of_the_results():

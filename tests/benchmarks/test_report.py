@@ -39,12 +39,14 @@ def place(tmp_path):
     results.write(
         folder / "topk_encode-peers.json", result([case("wide", 0.11, {"faiss": 0.22})], peers=True)
     )
+    page.with_name("README.md").write_text(page.read_text())
     return page, tmp_path / "results"
 
 
 def run(place, *extra: str) -> int:
     page, folder = place
-    return report.main(["--page", str(page), "--results", str(folder), *extra])
+    readme = page.with_name("README.md")
+    return report.main(["--page", str(page), "--readme", str(readme), "--results", str(folder), *extra])
 
 
 def filled(place, **files: dict) -> str:
@@ -65,6 +67,21 @@ def test_the_block_is_filled_and_the_rest_kept(place):
     # A row for the case, its time from our own run, a column from each run.
     assert "| wide | N=4 D=8 M=16 k=2 | 100 ms | 2.50x | 2.00x |" in text
     assert "| topk_encode | shape | fastsparse | torch | faiss |" in text
+
+
+def test_the_readme_shows_the_kinds_side_by_side(place):
+    page, folder = place
+    found = result([case("wide, gaussian", 0.1, {"torch": 0.31, "faiss": 0.2})], peers=True)
+    results.write(folder / "cpu-amd-zen3-avx2-2core" / "topk_encode-peers.json", found)
+    assert run(place) == 0
+    text = page.with_name("README.md").read_text()
+    assert "| how many times as fast | AMD Zen 3, AVX2, 2 cores | kind 2 cores |" in text
+    assert "| `topk_encode` against PyTorch | 3.1x |  |" in text
+    assert "| `topk_encode` against FAISS | 2.0x |  |" in text
+    assert text.startswith("# title\n")
+    newer = result([case("wide, gaussian", 0.1, {"torch": 0.5})], peers=True)
+    results.write(folder / "cpu-amd-zen3-avx2-2core" / "topk_encode-peers.json", newer)
+    assert run(place, "--check") == 1
 
 
 def test_every_bench_has_a_table_with_its_own_columns(place):
