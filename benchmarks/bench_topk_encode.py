@@ -3,6 +3,7 @@
 On a GPU also against flashinfer's selection and the bare matrix product; and the memory that it takes.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -20,9 +21,10 @@ from benchmarks.checks import TopKOracle
 from benchmarks.harness import Contender
 from benchmarks.lab import DTYPES, Job, Lab, compiled, on_backend
 from benchmarks.shapes import Given, Shape, each, grid
-from fastsparse.backend import use_cpu_level
+from fastsparse.backend import _cpu, use_cpu_level
 
 AVX2 = f"{OURS}, AVX2 forced"
+INTEGERS = f"{OURS}, without bf16"  # as a processor does that has AVX-512 and no product of bf16
 ROUNDING = {"fp32": 0.0, "bf16": 2.0**-8}
 # Promised on a GPU.
 OVER_PRODUCT = {"Llama-3-8B": 1.15, "GPT-2": 1.3}  # at most so many times the bare product, in bf16
@@ -87,6 +89,8 @@ def case(lab: Lab, given: Given) -> dict[str, Any]:
     if lab.torchs:
         if not lab.gpu and dtype == "fp32":
             contenders.append(contender(AVX2, _forced, "avx2", encode))
+            if _cpu.best_level == "avx512" and shape.N >= 64:  # from where on it would
+                contenders.append(contender(INTEGERS, _by_integers, encode))
         if lab.compiles and shape.headline and dtype == ("bf16" if lab.gpu else "fp32"):
             contenders.append(contender("torch.compile", compiled(baselines.torch_encode)))
         contenders += products(x, weight)
@@ -130,6 +134,16 @@ def _forced(level: str, encode: Callable[[], Any]) -> Any:
         return encode()
 
 
+def _by_integers(encode: Callable[[], Any]) -> Any:
+    _cpu.library.fastsparse_cpu_knobs.restype = ctypes.POINTER(ctypes.c_int64)
+    screening = _cpu.library.fastsparse_cpu_knobs()  # the first of them: see csrc/cpu/edge/knobs.h
+    try:
+        screening[0] = 2
+        return encode()
+    finally:
+        screening[0] = -1
+
+
 def _peak(run: Callable[[], Any]) -> int:
     """The most bytes of a GPU that a call holds at once beyond its inputs, outputs included."""
     torch.cuda.synchronize()
@@ -151,6 +165,12 @@ def promised(lab: Lab, given: Given, case: dict[str, Any]) -> list[Bar]:
     if lab.peers:
         return speed_bars(at, {"faiss": shape.faiss}, case)
     forced = speed_bars(f"{at}, AVX2 forced", {"torch": 1.0}, case, ours=AVX2)
+    if INTEGERS in case["contenders"]:
+        avx2, integers = (median(case, who) for who in (AVX2, INTEGERS))
+        ratio = avx2 / integers if avx2 and integers else None
+        forced.append(
+            Bar(f"{at}, without bf16: against AVX2", ">=", 1.0, ratio, note=missing(case, INTEGERS))
+        )
     return speed_bars(at, {"torch": shape.speedup}, case) + forced
 
 
