@@ -38,9 +38,9 @@ std::optional<Tensor> part_of(const std::optional<Tensor>& tensor, int64_t begin
 void check_indices(const char* op, const Tensor& indices, int64_t M) {
   const int64_t* index = indices.const_data_ptr<int64_t>();
   int64_t count = indices.numel();
-  uint64_t outside = 0;
-  for (int64_t i = 0; i < count; ++i) outside |= uint64_t(uint64_t(index[i]) >= uint64_t(M));
-  if (!outside) return;
+  uint64_t signs = 0;  // of an index, or of what is left of M: sums and their bits, which every vector unit has
+  for (int64_t i = 0; i < count; ++i) signs |= uint64_t(index[i]) | (uint64_t(M - 1) - uint64_t(index[i]));
+  if (!(signs >> 63)) return;
   int64_t i = 0;
   while (uint64_t(index[i]) < uint64_t(M)) ++i;
   std::string place = std::to_string(i);

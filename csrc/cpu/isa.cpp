@@ -26,6 +26,7 @@ CpuFeatures detect() {
   bool avx512_bf16 = more && (a >> 5 & 1);
   features.avx_vnni = features.avx2 && more && (a >> 4 & 1);
   bool amx_bf16 = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+  features.zen5 = features.amd && features.avx_vnni;  // which no earlier one has
   features.vnni = features.avx512 && (c >> 11 & 1);
   features.fast_bf16 = features.avx512 && (avx512_bf16 || amx_bf16);
 #endif

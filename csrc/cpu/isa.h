@@ -12,6 +12,7 @@ struct CpuFeatures {
   bool fast_bf16 = false;  // AVX512-BF16 or AMX-BF16: bf16 matrix products outrun fp32 ones
   bool vnni = false;       // AVX512-VNNI: products of integers are added up where they are made, in 512 bits
   bool avx_vnni = false;   // the same in 256 bits
+  bool zen5 = false;       // AMD's Zen 5 or later
   bool amd = false;
 };
 

@@ -11,7 +11,7 @@ namespace {
 template <typename T> Gather<T> gather(const ListsArgs& args, Range columns, Range entries, int64_t last) {
   return {static_cast<const Accumulator<T>*>(args.coefficients) + entries.begin, args.rows + entries.begin,
           entries.end - entries.begin, last - entries.end, static_cast<const T*>(args.matrix) + columns.begin,
-          args.row_stride, args.cached};
+          args.row_stride, args.fetch};
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "cpu/fetch.h"
 #include "cpu/isa.h"
 
 namespace fastsparse {
@@ -24,7 +25,7 @@ struct ListsArgs {
   void* out;                 // (count, D)
   int64_t count, D, row_stride;
   DType dtype;               // of matrix and out
-  bool cached;               // whether the rows that are used fit into the cache together
+  Fetch fetch;               // by whether the rows that are used fit into the cache together
 };
 
 struct Hot {

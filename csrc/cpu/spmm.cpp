@@ -12,7 +12,7 @@ void spmm(const SpmmArgs& args, Range columns, int64_t row_begin, int64_t row_en
     auto* out = static_cast<T*>(args.out);
     for (int64_t n = row_begin; n < row_end; ++n) {
       Gather<T> sum{values + n * args.k, args.indices + n * args.k, args.k, (row_end - n - 1) * args.k,
-                    weight + columns.begin, args.weight_stride, args.cached};
+                    weight + columns.begin, args.weight_stride, args.fetch};
       gather_sum(sum, columns.end - columns.begin, out + n * args.D + columns.begin);
     }
   });

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "cpu/fetch.h"
 #include "cpu/isa.h"
 
 namespace fastsparse {
@@ -15,7 +16,7 @@ struct SpmmArgs {
   void* out;               // (N, D)
   int64_t k, D, weight_stride;
   DType dtype;             // of weight and out
-  bool cached;             // whether the rows that are used fit into the cache together
+  Fetch fetch;             // by whether the rows that are used fit into the cache together
 };
 
 FASTSPARSE_DECLARE_KERNEL(void spmm(const SpmmArgs& args, Range columns, int64_t row_begin, int64_t row_end))

@@ -14,7 +14,7 @@ Tensor sum_lists(const Tensor& coefficients, const Tensor& rows, const int64_t* 
   prefer_huge_pages(out.mutable_data_ptr(), size_t(out.numel() * size));
   ListsArgs args{coefficients.const_data_ptr(), rows.const_data_ptr<int64_t>(), offsets, matrix.const_data_ptr(),
                  out.mutable_data_ptr(), count, D, matrix.stride(0), dtype_of(matrix),
-                 std::min(entries, matrix.size(0)) * D * size <= kCache};
+                 fetch_of(std::min(entries, matrix.size(0)) * D * size <= kCache, D * size)};
 
   std::vector<Range> segments;
   std::vector<Hot> hot;

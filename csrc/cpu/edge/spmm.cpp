@@ -48,11 +48,11 @@ Tensor spmm(const Tensor& values, const Tensor& indices, const Tensor& weight, c
     check_offsets("spmm", bounds, codes);
     return sum_lists(coefficients, codes, bounds.const_data_ptr<int64_t>(), bounds.numel() - 1, atoms, columns);
   }
-  int64_t N = indices.size(0), k = indices.size(1);
+  int64_t N = indices.size(0), k = indices.size(1), row_bytes = D * int64_t(weight.element_size());
   Tensor out = allocate({N, D}, weight.scalar_type());
   SpmmArgs args{coefficients.const_data_ptr(), codes.const_data_ptr<int64_t>(), atoms.const_data_ptr(),
                 out.mutable_data_ptr(), k, D, atoms.stride(0), dtype_of(weight),
-                std::min(codes.numel(), M) * D * int64_t(weight.element_size()) <= kCache};
+                fetch_of(std::min(codes.numel(), M) * row_bytes <= kCache, row_bytes)};
   int64_t grain = rows_a_task(k * columns * int64_t(weight.element_size()));
   for (int64_t d = 0; d < D; d += columns)
     parallel(N, grain, FASTSPARSE_KERNEL(spmm), args, Range{d, std::min(d + columns, D)});
