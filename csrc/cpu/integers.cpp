@@ -130,6 +130,18 @@ inline Integers broadcast_pair(const int16_t* from) {
   return pair - Integers{};
 }
 
+#if defined(__aarch64__)
+// SMLAL multiplies single integers: the two columns of pairs are added up apart, and to one another in the end.
+struct Part { int32x4_t low, high; };
+template <bool> inline Part with_products(Part sum, Integers a, Integers b) {
+  return {vmlal_s16(sum.low, vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b)),
+          vmlal_high_s16(sum.high, (int16x8_t)a, (int16x8_t)b)};
+}
+inline Integers whole(Part sum) { return (Integers)vpaddq_s32(sum.low, sum.high); }
+#else
+typedef Integers Part;
+inline Integers whole(Part sum) { return sum; }
+
 // Of the two integers in each lane: the sum of their products with the other's.
 inline Integers products(Integers a, Integers b) {
 #if defined(__AVX512BW__)
@@ -144,7 +156,7 @@ inline Integers products(Integers a, Integers b) {
 }
 
 // sum + products(a, b). By the assembler: a level's compiler knows nothing of what only some of its processors have.
-template <bool Fused> inline Integers with_products(Integers sum, Integers a, Integers b) {
+template <bool Fused> inline Part with_products(Part sum, Integers a, Integers b) {
   if constexpr (!Fused) return sum + products(a, b);
 #if defined(__AVX512BW__)
   asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -153,12 +165,13 @@ template <bool Fused> inline Integers with_products(Integers sum, Integers a, In
 #endif
   return sum;
 }
+#endif
 
 typedef Vector<float> Tile[kTokenPanel][kVectors];
 
 // sums += what a panel of tokens and kWidth latents of a panel give in `pairs` pairs of columns.
 template <bool Fused> inline void add_products(const int16_t* tokens, const int16_t* latents, int64_t pairs, Tile& sums) {
-  Integers part[kTokenPanel][kVectors] = {};
+  Part part[kTokenPanel][kVectors] = {};
   auto add_pair = [&](int64_t p) __attribute__((always_inline)) {
     Integers latent[kVectors];
 #pragma GCC unroll 2
@@ -170,7 +183,8 @@ template <bool Fused> inline void add_products(const int16_t* tokens, const int1
       for (int j = 0; j < kVectors; ++j) part[i][j] = with_products<Fused>(part[i][j], token, latent[j]);
     }
   };
-  if constexpr (Fused) {  // several pairs at once would cost copies of registers: GCC can't see into the assembler
+  // Several pairs at once would cost copies of registers: GCC can't see into the assembler, and NEON's are all in use.
+  if constexpr (Fused || sizeof(Part) > sizeof(Integers)) {
 #pragma GCC unroll 1
     for (int64_t p = 0; p < pairs; ++p) add_pair(p);
   } else {
@@ -180,7 +194,7 @@ template <bool Fused> inline void add_products(const int16_t* tokens, const int1
 #pragma GCC unroll 6
   for (int i = 0; i < kTokenPanel; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) sums[i][j] += __builtin_convertvector(part[i][j], Vector<float>);
+    for (int j = 0; j < kVectors; ++j) sums[i][j] += __builtin_convertvector(whole(part[i][j]), Vector<float>);
 }
 
 // The scores of tokens from `n` on and latents from `m` on.

@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace fastsparse {
@@ -29,6 +31,9 @@ CpuFeatures detect() {
   features.zen5 = features.amd && features.avx_vnni;  // which no earlier one has
   features.vnni = features.avx512 && (c >> 11 & 1);
   features.fast_bf16 = features.avx512 && (avx512_bf16 || amx_bf16);
+#elif defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  features.fast_bf16 = getauxval(AT_HWCAP2) & bf16;
 #endif
   return features;
 }
