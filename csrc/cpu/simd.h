@@ -130,6 +130,10 @@ inline Vector<float> load(const f16* from) {
   return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__AVX2__)
   return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__aarch64__)
+  float16x4_t halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (Vector<float>)vcvt_f32_f16(halves);
 #else
   Vector<float> result;
   for (int i = 0; i < kLanes<float>; ++i) result[i] = to_float(from[i]);
@@ -160,6 +164,9 @@ inline void store(Vector<float> value, f16* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  float16x4_t halves = vcvt_f16_f32((float32x4_t)value);  // to nearest: edge/float_mode.h sees to that
+  std::memcpy(to, &halves, sizeof halves);
 #else
   for (int i = 0; i < kLanes<float>; ++i) from_float(value[i], to[i]);
 #endif
@@ -187,6 +194,12 @@ template <typename V> inline V at_least(V value, V floor) { return value > floor
 #elif defined(__AVX2__)
 #define FASTSPARSE_MASK(C, letter, relation, code) \
   return uint32_t(_mm256_movemask_p##letter(_mm256_cmp_p##letter((__m256##C)a, (__m256##C)b, code)));
+#elif defined(__aarch64__)
+template <typename Lanes> inline uint32_t mask_of(Lanes lanes) {  // of lanes that are 0 or -1
+  if constexpr (sizeof lanes[0] == 4) return vaddvq_u32((uint32x4_t)lanes & uint32x4_t{1, 2, 4, 8});
+  else return uint32_t(vaddvq_u64((uint64x2_t)lanes & uint64x2_t{1, 2}));
+}
+#define FASTSPARSE_MASK(C, letter, relation, code) return mask_of(~(a relation b));
 #else
 #define FASTSPARSE_MASK(C, letter, relation, code)                                               \
   uint32_t mask = 0;                                                                             \
