@@ -13,9 +13,12 @@ namespace fastsparse::FASTSPARSE_ISA {
 //   the product's accumulation  <= 2 g X W, whichever way the library's threads round
 //   the exact score's own       <= g (X + |dx|) (W + |dw|)
 //   the product's bf16 result   <= 2^-8 |s~|
-// (of integers: exact up to kPart products, then at most D / kPart + 1 roundings, which is less)
+// (of integers: exact up to kPart products, then at most D / kPart + 1 roundings, which is less; BFMMLA adds products
+// in twos and those sums one after another, each time off by at most 2^-23, for it rounds to odd: D / 2 + 1 times, that
+// is (D + 2) 2^-24 X W, which is not more, and nothing for D = 1)
 // which sums to A W + B |dw| + 2^-8 |s~| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). A processor that
-// flushes subnormals adds at most 2^-126 a term; the bias's rounding is relative to it. Both go into `rest` and
+// flushes subnormals adds at most 2^-126 a term, on top of operands that it takes for zeros, and BFMMLA, which always
+// does, twice that, for it flushes products and both sums; the bias's rounding is relative to it. They go into `rest` and
 // `residual` (edge/scorer.cpp). Inf and NaN in any of these widen the bracket to everything.
 
 inline constexpr float kSafety = 1.001f;              // for the rounding of the bracket itself

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/bf16_panels.h"
 #include "cpu/edge/knobs.h"
 #include "cpu/edge/product.h"
 #include "cpu/integers.h"
@@ -19,23 +20,26 @@ constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to 
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
 
-// Of which numbers a screen's product is.
-bool by_integers() {
-  return knobs.screening < 1 ? !cpu_features().fast_bf16 || current_isa() != Isa::avx512 : knobs.screening == 2;
-}
-
 bool fused_integers() {
   return knobs.fused && (current_isa() == Isa::avx512 ? cpu_features().vnni : current_isa() == Isa::avx2 && cpu_features().avx_vnni);
 }
 
 }  // namespace
 
+Screen screen_here() {
+  bool fast = cpu_features().fast_bf16 && (kBf16Panels || current_isa() == Isa::avx512);
+  if (knobs.screening < 1 ? !fast : knobs.screening == 2) return Screen::integers;
+  return fast && kBf16Panels ? Screen::bf16_panels : Screen::bf16;
+}
+
 // Enough tokens must share the rounding of the weight; a large k leaves little to drop.
 bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
   bool possible = dtype != DType::f64 && D > 0 && N > 0;
   if (knobs.screening >= 0 || !possible) return possible && knobs.screening > 0;
-  if (current_isa() == Isa::baseline) return false;
-  bool worth = by_integers() ? N >= 64 && D >= 128 : N >= 16 && D >= 64;
+  bool integers = screen_here() == Screen::integers;
+  // The library's fp32 products are of no level, and an Arm processor's integers no faster than its fp32.
+  if (integers && current_isa() == Isa::baseline) return false;
+  bool worth = integers ? N >= 64 && D >= 128 : N >= 16 && D >= 64;
   return worth && latents >= 1024 && k <= latents / 16;
 }
 
@@ -48,7 +52,7 @@ Scorer::Workspace& Scorer::Workspace::of_this_thread() {
 
 Scorer::Scorer(const Tensor& weight, const std::optional<Tensor>& mask, int64_t kept_bytes)
     : weight_(with_unit_stride(weight)), D_(weight.size(1)), latents_(weight.size(0)), kept_bytes_(kept_bytes),
-      dtype_(dtype_of(weight)), accumulator_(accumulator_of(weight.scalar_type())), integers_(by_integers()) {
+      dtype_(dtype_of(weight)), accumulator_(accumulator_of(weight.scalar_type())), screen_(screen_here()) {
   if (!mask) return;
   Tensor flags = torch::stable::contiguous(*mask);
   auto* flag = static_cast<const bool*>(flags.const_data_ptr());
@@ -137,7 +141,7 @@ void Scorer::plain(const Rows& x, int64_t count, const Tensor* whole, int64_t fr
 void Scorer::screen(const Rows& x, int64_t count) {
   begin(x, count, true, true);
   rounded_ = round(x, count, kTokenPanel, scratch_.tokens, scratch_.token_norms);
-  if (!integers_) tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
+  if (screen_ == Screen::bf16) tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
 }
 
 bool Scorer::next(Stripe& stripe, int64_t most) {
@@ -189,18 +193,19 @@ Tensor Scorer::wide_latents(int64_t begin, int64_t count) {
               accumulator_);
 }
 
-// To bf16, or to integers in panels of so many rows; with room for one more number a row beside its norms and scale.
+// To bf16, or in panels of so many rows; with room for one more number a row beside its norms and scale.
 Rounded Scorer::round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const {
   int64_t apart = count + kPad;
   float* norm = norms.get<float>(4 * apart);
   Rounded to{nullptr, norm, norm + apart, norm + 2 * apart};
-  if (integers_) {
-    int64_t all = panels(count, height);
+  int64_t all = panels(count, height);
+  if (screen_ == Screen::integers) {
     to.rows = copies.get<int16_t>(all * panel_integers(D_, height));
     parallel(all, 1, FASTSPARSE_KERNEL(integers_round), rows, count, height, to);
   } else {
-    to.rows = copies.get<bf16>(count * D_);
-    parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, to);
+    bool in_panels = screen_ == Screen::bf16_panels;
+    to.rows = copies.get<bf16>(in_panels ? all * panel_bf16s(D_, height) : count * D_);
+    parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, in_panels ? height : 1, to);
   }
   return to;
 }
@@ -217,7 +222,7 @@ Brackets Scorer::brackets(int64_t begin, int64_t count) {
   };
   for (int64_t m = 0; m < count; ++m) {
     float factor = scale ? std::fabs(scale[m]) : 1.0f;
-    rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * norm[m] + float(D_) * 0x1p-125f) * factor;
+    rest[m] = (0x1p-20f * std::fabs(bias[m]) + flushed * norm[m] + float(D_) * 0x1p-124f) * factor;
     residual[m] = (residual[m] + flushed) * factor;
     norm[m] *= factor;
     raise(brackets.most_norm, norm[m]);
@@ -236,16 +241,23 @@ Tensor Scorer::screened_scores(Stripe& stripe, const Tensor& out) {
   for (const float** terms : {&stripe.brackets.norm, &stripe.brackets.residual, &stripe.brackets.rest}) *terms += begin;
   stripe.x_norm = rounded_.norm;
   stripe.x_residual = rounded_.residual;
-  if (!integers_) {
+  if (screen_ == Screen::bf16) {
     auto* rows = static_cast<const bf16*>(latents_rounded_.rows) + begin * D_;
     return product(*tokens_, over(rows, stripe.count, D_, D_, ScalarType::BFloat16), out);
   }
-  Rounded latents = latents_rounded_;
-  latents.rows = static_cast<int16_t*>(latents.rows) + begin / kLatentPanel * panel_integers(D_, kLatentPanel);
-  latents.scale += begin;
-  IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, static_cast<bf16*>(out.mutable_data_ptr()),
-                      fused_integers()};
-  parallel(panels(stripe.count, kLatentPanel), 1, FASTSPARSE_KERNEL(integers_product), args);
+  int64_t before = begin / kLatentPanel, all = panels(stripe.count, kLatentPanel);
+  auto* scores = static_cast<bf16*>(out.mutable_data_ptr());
+  if (screen_ == Screen::integers) {
+    Rounded latents = latents_rounded_;
+    latents.rows = static_cast<int16_t*>(latents.rows) + before * panel_integers(D_, kLatentPanel);
+    latents.scale += begin;
+    IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, scores, fused_integers()};
+    parallel(all, 1, FASTSPARSE_KERNEL(integers_product), args);
+  } else if constexpr (kBf16Panels) {
+    auto* latents = static_cast<const bf16*>(latents_rounded_.rows) + before * panel_bf16s(D_, kLatentPanel);
+    Bf16Product args{static_cast<const bf16*>(rounded_.rows), latents, rows_, stripe.count, D_, scores};
+    parallel(all, 1, FASTSPARSE_KERNEL(bf16_panels_product), args);
+  }
   return out;
 }
 

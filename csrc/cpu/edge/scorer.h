@@ -13,8 +13,12 @@ namespace fastsparse::edge {
 
 inline constexpr int64_t kMaxRows = 2048;  // at a time: scratch stays O(kMaxRows)
 
+// What a screen's product is of: of bf16 where the processor multiplies that faster than fp32, by the library or, on Arm,
+// by our own; else of integers, by our own.
+enum class Screen { bf16, bf16_panels, integers };
+Screen screen_here();
 // Whether products in fewer bits decide first which latents are scored exactly: where that pays, or as tests will have
-// it. Of bf16 by the library where the processor multiplies that faster than fp32, else of integers by our own.
+// it.
 bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k);
 
 // What becomes of a stripe is up to a filter, which keeps candidates and is called for each:
@@ -75,7 +79,7 @@ class Scorer {
   int64_t D_, latents_, kept_bytes_;
   DType dtype_;
   ScalarType accumulator_;
-  bool integers_;  // of which a screen's product is
+  Screen screen_;
   std::vector<int64_t> eligible_;  // empty: all are
   void *bias_ = nullptr, *scale_ = nullptr;
   // Of the rows at hand:
