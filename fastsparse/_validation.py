@@ -202,11 +202,13 @@ def whole_number(op: str, name: str, number: int) -> int:
     """
     if type(number) is int or isinstance(number, torch.SymInt):
         return number
+    # Before its index is asked for: that of NumPy's True is 1, up to NumPy 2.2.
+    boolean = isinstance(number, bool) or str(getattr(number, "dtype", None)) in ("bool", "torch.bool")
     try:
-        whole = operator.index(number)
+        whole = None if boolean else operator.index(number)
     except (TypeError, ValueError, RuntimeError):  # of tensors, by their dtype or their size
         whole = None
-    if whole is None or isinstance(number, bool) or getattr(number, "dtype", None) == torch.bool:
+    if whole is None:
         raise TypeError(f"{op}: {name} must be an int, got {number!r} of type {type(number).__name__}")
     return whole
 

@@ -34,7 +34,7 @@ class Sizes(NamedTuple):
 
     @property
     def E(self) -> int:
-        """Entries of a ragged code."""
+        """Entries of a ragged code; a property, which PyTorch 2.10 can't compile."""
         return self.N * self.k
 
 
@@ -61,8 +61,8 @@ def _bounds(sizes: Sizes, seed: int) -> Tensor:
 def _offsets(sizes: Sizes, seed: int) -> Tensor:
     """Rows of very different length, some of them empty, which take up all entries."""
     weights = ((torch.arange(sizes.N) * 7 + seed) % 5) ** 3
-    bounds = F.pad(weights.cumsum(0), (1, 0)) * sizes.E // weights.sum().clamp(min=1)
-    bounds[sizes.N :] = sizes.E
+    bounds = F.pad(weights.cumsum(0), (1, 0)) * (sizes.N * sizes.k) // weights.sum().clamp(min=1)
+    bounds[sizes.N :] = sizes.N * sizes.k
     return bounds
 
 
@@ -79,7 +79,7 @@ CONSTANTS: dict[str, Callable[[Sizes, int], Tensor]] = {
     "scale": lambda s, seed: torch.linspace(-1 - seed, 2, s.M),
     "bounds": _bounds,
     "thresholds": lambda s, seed: torch.linspace(-0.5, 3 + seed, s.M),
-    "latents": lambda s, seed: (torch.arange(s.E) * (5 + seed)) % s.M,
+    "latents": lambda s, seed: (torch.arange(s.N * s.k) * (5 + seed)) % s.M,
     "offsets": lambda s, seed: _offsets(s, seed),
 }
 
@@ -209,15 +209,20 @@ SAMPLES = {
         ("values", "indices", "x"),
         core=True,
     ),
-    "batch_topk_encode": Sample(  # without the threshold, which has no gradient
-        lambda s, x, weight, bias: fastsparse.batch_topk_encode(x, weight, bias, total=s.E).code,
+    "batch_topk_encode": Sample(  # .code, which PyTorch 2.10 can't compile: the threshold has no gradient
+        lambda s, x, weight, bias: fastsparse.batch_topk_encode(x, weight, bias, total=s.N * s.k)[:3],
         ("x", "weight", "bias"),
         core=True,
         ragged=True,
     ),
     "batch_topk_encode, abs, scaled, masked": Sample(
         lambda s, x, weight, scale, mask: fastsparse.batch_topk_encode(
-            x, weight, total=max(1, s.E * 2 // 3), activation="abs", latent_scale=scale, latent_mask=mask
+            x,
+            weight,
+            total=max(1, s.N * s.k * 2 // 3),
+            activation="abs",
+            latent_scale=scale,
+            latent_mask=mask,
         ),
         ("x", "weight", "scale", "mask"),
         ragged=True,

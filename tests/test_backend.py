@@ -412,8 +412,9 @@ def test_a_gpu_backend_is_chosen_outside_of_compiled_code(name):
         with fastsparse.use_backend(name):
             return x + 1
 
+    said = f"use_backend: enter '{name}' outside of what torch.compile compiles"
     with pytest.raises(
-        Exception, match=f"use_backend: enter '{name}' outside of what torch.compile compiles"
-    ):
+        Exception, match=f"{said}|raised exception ExceptionVariable"
+    ):  # up to 2.10 without words
         inside(torch.ones(2))
     torch.compiler.reset()
