@@ -226,8 +226,7 @@ def torch_libraries() -> list[str]:
 def host_flags() -> list[str]:
     import pybind11
 
-    cuda = [f'-DFASTSPARSE_CUDA="{cuda_toolkit()} {cuda_contents()}"'] if cuda_wanted() else []
-    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", *cuda]
+    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
 
 
 # ---- what the libraries are made of: what to compile, as (source, object, command), and how to link it ----
@@ -244,6 +243,15 @@ def shared(objects: Path) -> list[Job]:
     return [cpp(source, objects / f"{source.stem}.o", torch_flags()) for source in sorted(CSRC.glob("*.cpp"))]
 
 
+def facts(objects: Path) -> list[Job]:
+    """What tells of the build and of the processor."""
+    cuda = [f'-DFASTSPARSE_CUDA="{cuda_toolkit()} {cuda_contents()}"'] if cuda_wanted() else []
+    return [
+        cpp(CSRC / "host" / "facts.cpp", objects / "facts.o", cuda),
+        cpp(CSRC / "cpu" / "isa.cpp", objects / "isa.o", []),
+    ]
+
+
 def ops_cpu(objects: Path) -> tuple[list[Job], list[str], list[str]]:
     jobs = [
         cpp(
@@ -258,8 +266,7 @@ def ops_cpu(objects: Path) -> tuple[list[Job], list[str], list[str]]:
         cpp(source, objects / f"edge_{source.stem}.o", torch_flags())
         for source in sorted((CSRC / "cpu" / "edge").glob("*.cpp"))
     ]
-    jobs += shared(objects)
-    jobs += [cpp(CSRC / "cpu" / "isa.cpp", objects / "isa.o", [])]
+    jobs += [*shared(objects), *facts(objects)]
     return jobs, [compiler(), "-shared", *flags()], torch_libraries()
 
 
@@ -274,8 +281,7 @@ def ops_cuda(objects: Path) -> tuple[list[Job], list[str], list[str]]:
 
 
 def host(objects: Path) -> tuple[list[Job], list[str], list[str]]:
-    jobs = [cpp(CSRC / "host" / "host.cpp", objects / "host.o", host_flags())]
-    jobs += [cpp(CSRC / "cpu" / "isa.cpp", objects / "isa.o", [])]
+    jobs = [cpp(CSRC / "host" / "host.cpp", objects / "host.o", host_flags()), *facts(objects)]
     return jobs, [compiler(), "-shared", *flags()], []
 
 

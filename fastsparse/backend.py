@@ -6,6 +6,7 @@ named is used, or an error says why it can't be: there is no silent fallback.
 """
 
 import ctypes
+import json
 import os
 import re
 import sys
@@ -99,6 +100,12 @@ class _CpuLibrary:
             return False
         self.library.fastsparse_cpu_prefers_onednn.restype = ctypes.c_bool
         return self.library.fastsparse_cpu_prefers_onednn()
+
+    def facts(self, about: str) -> dict:
+        """What the library says of its ``build`` or of this ``cpu``."""
+        say = self.library[f"fastsparse_{about}_facts"]
+        say.restype = ctypes.c_char_p
+        return json.loads(say())
 
     def check_level(self, level: str) -> None:
         if level not in CPU_LEVELS:
@@ -228,6 +235,13 @@ def device_failure(name: str, index: int) -> str | None:
     if _cuda.failure is None and not _cuda.serves(device.major, device.minor):
         return f"{gpu}: the library holds {_cuda.contents}"
     return _cuda.failure
+
+
+def compiled() -> dict:
+    """What the CPU library says of its build and of this CPU, or why there is none."""
+    if _cpu.failure is not None:
+        return {"available": False, "detail": _cpu.failure}
+    return {"build": _cpu.facts("build"), "cpu_features": _cpu.facts("cpu")}
 
 
 def import_triton():

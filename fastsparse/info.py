@@ -2,7 +2,6 @@
 
 import os
 import platform
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 import fastsparse
-from fastsparse.backend import backends
+from fastsparse.backend import backends, compiled
 
 
 def environment() -> dict[str, Any]:
@@ -32,7 +31,7 @@ def environment() -> dict[str, Any]:
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "cores": _cores(), "torch_threads": torch.get_num_threads()},
-        "compiled": _compiled(),
+        "compiled": compiled(),
         "cuda": _cuda(),
         "backends": {
             name: {"available": backend.available, "detail": backend.detail}
@@ -82,15 +81,6 @@ def _cpu_model() -> str:
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _compiled() -> dict[str, Any]:
-    """What the compiled host module says of its build and of this CPU."""
-    try:
-        host = import_module("fastsparse._host")
-    except ImportError as error:
-        return {"available": False, "detail": f"fastsparse._host can't be imported: {error}"}
-    return {"build": host.build_info(), "cpu_features": host.cpu_features()}
 
 
 def _cuda() -> dict[str, Any]:
