@@ -22,7 +22,7 @@ SHARED := --numprocesses auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 TORCH_STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
-.PHONY: help demo docs test test-all fuzz lint bench bench-peers peers-test gpu-first gpu-test gpu-bench wheel wheel-test sanitize abi clean
+.PHONY: help demo docs test test-all fuzz lint bench bench-peers peers-test gpu-first gpu-test gpu-bench wheel wheel-test hub sanitize abi clean
 .DELETE_ON_ERROR:
 
 help:  ## list these verbs
@@ -78,14 +78,16 @@ gpu-test: gpu-kernels  ## run all tests on this machine's GPU, and compute-sanit
 gpu-bench: gpu-kernels  ## measure on this machine's GPU, within BUDGET
 	$(GPU) -m benchmarks --device cuda --package build/gpu --output $(GPU_OUT) --until $(UNTIL) $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
+# One for every Python and PyTorch. CXX=aarch64-linux-gnu-g++ FASTSPARSE_CUDA=0 makes one for another machine, untested.
+# auditwheel says which is the oldest system by the symbols that the libraries use: manylinux_2_28 or before.
+MACHINE = $(firstword $(subst -, ,$(shell $(CXX) -dumpmachine)))
 wheel: $(VENV)/.extra-wheel  ## build a wheel into dist/, audit it, and test it in a fresh environment
-	rm -rf dist build/lib.* build/bdist.* build/wheel
-	$(PY) -m pip wheel --quiet --no-input --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(PY) -m wheel unpack --dest build/wheel build/wheel/*.whl
+	rm -rf dist build/wheel
+	FASTSPARSE_WHEEL=1 $(PY) -m pip wheel --quiet --no-input --no-deps --no-build-isolation --wheel-dir dist .
+	$(PY) -m wheel unpack --dest build/wheel dist/*.whl
 	for library in build/wheel/*/fastsparse/_ops_*.so; do $(AUDIT) $$library || exit 1; done
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --plat auto --wheel-dir dist \
-	  $(foreach library,torch c10 cuda cublas gomp,--exclude 'lib$(library)*') build/wheel/*.whl
-	$(MAKE) wheel-test
+	$(VENV)/bin/auditwheel show dist/*.whl | tr '\n' ' ' | grep -oE 'constrains the platform tag to "manylinux_2_(1.|2[0-8])_.*'
+	$(if $(filter $(MACHINE),$(shell uname -m)),$(MAKE) wheel-test)
 
 # With TORCH=... under another PyTorch: what is in dist/ must serve every one from 2.10 on. That the CUDA sources compile
 # against others, for which those are large downloads, is tried only where docs/headers.json is behind the sources.
@@ -100,6 +102,17 @@ wheel-test:  ## test dist/'s wheel on CPU tensors, outside this folder's sources
 	cd $(WHEEL_TEST) && env/bin/python -m fastsparse info && env/bin/python -m pytest --config-file ../../pyproject.toml \
 	  --rootdir . -k 'not emulated and not interpreted' $(patsubst %,tests/test_%.py,$(WHEEL_TESTS)) tests/nn
 	$(WHEEL_TEST)/env/bin/python -m tests.compilation --headers
+
+# What needs no compiler: kernel-builder copies torch-ext/fastsparse for each backend, and says what it is.
+HUB := build/hub
+hub:  ## lay out in build/hub what Hugging Face's kernel-builder builds from
+	rm -rf $(HUB)
+	mkdir -p $(HUB)/torch-ext/fastsparse
+	cp hub/build.toml hub/flake.nix $(HUB)
+	cp hub/__init__.py $(HUB)/torch-ext/fastsparse
+	cp -r fastsparse kernels $(HUB)/torch-ext/fastsparse
+	mv $(HUB)/torch-ext/fastsparse/kernels $(HUB)/torch-ext/fastsparse/fastsparse
+	find $(HUB) -name __pycache__ -prune -exec rm -r {} + -o -name '*.so' -exec rm {} +
 
 # A whole second package in build/sanitize. The interpreter isn't instrumented, so the runtime is preloaded, and
 # libstdc++ with it, which must be there when the sanitizer looks for what it has to intercept.

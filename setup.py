@@ -11,14 +11,19 @@ Environment:
     FASTSPARSE_CUDA_ARCHS   which GPUs to build for, such as "80,90" (default: what nvcc knows of CUDA_ARCHS);
                             the newest also as PTX, which the driver compiles for GPUs that are newer still
     FASTSPARSE_SANITIZE=1   build with AddressSanitizer and UndefinedBehaviorSanitizer
-    CXX                     the compiler
+    FASTSPARSE_WHEEL=1      make a wheel for every Python and every Linux from RHEL 8 on: without ``_host``,
+                            linked by ziglang (default: a wheel for this Python and this system)
+    CXX                     the compiler; with FASTSPARSE_WHEEL=1 it may be one for other machines
     CUDA_HOME               where CUDA is (default: where nvcc is on PATH, then /usr/local/cuda)
     MAX_JOBS                how many files are compiled at once (default: the number of CPUs)
 
 Neither PyTorch's CUDA nor a GPU is needed to build for CUDA, and neither is looked at.
 """
 
+import hashlib
 import importlib
+import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -41,6 +46,7 @@ from setuptools.build_meta import (  # noqa: F401 (the backend's other hooks)
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -56,19 +62,29 @@ X86_LEVELS = {
 OTHER_LEVELS = {"baseline": []}
 KERNELS = [source for source in sorted((CSRC / "cpu").glob("*.cpp")) if source.stem != "isa"]
 
+GLIBC = "2.28"  # RHEL 8's, the oldest that wheels run on, as PyTorch's own do
+
 CUDA_ARCHS = (80, 90, 100, 120)  # machine code serves its own major version from its minor version on
 
 
 # ---- what there is to build with ----
 
 
-def levels() -> dict[str, list[str]]:
-    return X86_LEVELS if platform.machine() in ("x86_64", "AMD64") else OTHER_LEVELS
-
-
 @cache
 def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or sysconfig.get_config_var("CXX").split()[0] or "c++")
+
+
+@cache
+def machine() -> str:
+    """What the compiler compiles for, such as x86_64 or aarch64."""
+    asked = [compiler(), "-dumpmachine"]
+    said = subprocess.run(asked, check=False, capture_output=True, text=True).stdout if compiler() else ""
+    return said.split("-")[0] or platform.machine()
+
+
+def levels() -> dict[str, list[str]]:
+    return X86_LEVELS if machine() == "x86_64" else OTHER_LEVELS
 
 
 @cache
@@ -88,6 +104,11 @@ def choice(variable: str) -> str:
     if value not in ("auto", "0", "1"):
         raise SystemExit(f"{variable}: must be 0 or 1, got {value!r}")
     return value
+
+
+def for_all() -> bool:
+    """Whether to make a wheel for every Python and old systems, by FASTSPARSE_WHEEL."""
+    return choice("FASTSPARSE_WHEEL") == "1"
 
 
 @cache
@@ -161,8 +182,9 @@ def portable() -> list[int]:
 
 
 def requirements(parts: Iterable[str]) -> list[str]:
-    """The packages that parts are compiled with."""
-    return sorted({"pybind11>=2.13" if part == "_host" else "torch>=2.10" for part in parts})
+    """The packages that parts are compiled and linked with."""
+    needed = {"pybind11>=2.13" if part == "_host" else "torch>=2.10" for part in parts}
+    return sorted(needed | ({"ziglang>=0.14"} if for_all() and needed else set()))
 
 
 def release(version: str) -> list[int]:
@@ -176,7 +198,8 @@ def check(parts: Iterable[str]) -> None:
         name, least = requirement.split(">=")
         advice = f"pip install '{requirement}', or set FASTSPARSE_CPU=0 to go without compiled kernels"
         try:
-            found = importlib.import_module(name).__version__
+            module = importlib.import_module(name)
+            found = getattr(module, "__version__", None) or importlib.metadata.version(name)
         except ImportError as error:
             raise SystemExit(f"fastsparse: compiling needs {requirement} ({error}): {advice}") from error
         if release(found) < release(least):
@@ -198,13 +221,23 @@ def flags() -> list[str]:
     ]  # false alarms inside GCC's own AVX-512 header
     if os.environ.get("FASTSPARSE_SANITIZE") == "1":
         common += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O1"]
-    return common
+    return [*common, *nameless()]
+
+
+def nameless() -> list[str]:
+    """What keeps the names of folders out of wheels, whose bytes depend on sources and tools alone."""
+    if not for_all():
+        return []
+    import torch
+
+    return [f"-ffile-prefix-map={folder}/=" for folder in (ROOT.resolve(), Path(torch.__file__).parents[1])]
 
 
 def nvcc_flags() -> list[str]:
     """Flags of every CUDA file. -lineinfo tells profilers and sanitizers the source lines, for free."""
     common = ["-std=c++20", "-O3", "-lineinfo", "-ccbin", compiler(), "-Xptxas", "--warn-on-spills"]
-    common += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wno-psabi,-Wno-unused-parameter"]
+    host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unused-parameter", *nameless()]
+    common += ["-Xcompiler", ",".join(host)]
     common += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_archs()]
     return [*common, *(f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in portable())]
 
@@ -229,6 +262,67 @@ def host_flags() -> list[str]:
     return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
 
 
+# ---- how a wheel for all is linked ----
+
+ZIG = [sys.executable, "-m", "ziglang", "cc"]
+EXPORTS = "{ global: fastsparse_*; local: *; };"
+
+
+def beside_compiler(library: str) -> str:
+    """Where the compiler keeps a library of its own."""
+    asked = [compiler(), f"-print-file-name={library}"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def torch_stub(folder: Path, objects: list[Path], target: str) -> str:
+    """A libtorch_cpu.so with the names alone that are used: the real one here may be for other machines."""
+    used = subprocess.run(
+        ["nm", "--undefined-only", *objects], check=True, capture_output=True, text=True
+    ).stdout
+    names = sorted(set(re.findall(r"\bU ((?:aoti_)?torch_\w+)", used)))
+    source, library = folder / "torch_stub.c", folder / "libtorch_cpu.so"
+    source.write_text("".join(f"void {name}(void) {{}}\n" for name in names))
+    command = [
+        *ZIG,
+        "-target",
+        target,
+        "-shared",
+        f"-Wl,-soname,{library.name}",
+        str(source),
+        "-o",
+        str(library),
+    ]
+    subprocess.run(command, check=True)
+    return str(library)
+
+
+def cuda_runtime() -> list[str]:
+    """CUDA's runtime, to go inside, from where nvcc would take it."""
+    asked = [nvcc(), "--dryrun", "-shared", "-cudart", "static", "none.o", "-o", "none"]
+    said = subprocess.run(asked, check=True, capture_output=True, text=True).stderr
+    places = [Path(folder) / "libcudart_static.a" for folder in re.findall(r'"-L([^"]+)"', said)]
+    return [str(next(place for place in places if place.exists()))]
+
+
+def link_for_all(folder: Path, objects: list[Path], target: Path, more: list[str]) -> list[str]:
+    """How zig, which knows the symbols of every glibc, links what our compiler has compiled.
+
+    The C++ library is the system's, as with PyTorch's own wheels: exceptions pass from one to the other.
+    libgcc comes before zig's like of it, whose description of the processor nobody fills in.
+    """
+    os.environ.setdefault("ZIG_GLOBAL_CACHE_DIR", str(ROOT / "build" / "zig"))
+    system = f"{machine()}-linux-gnu.{GLIBC}"
+    exports = folder / "exports"
+    exports.write_text(EXPORTS)
+    libraries = map(beside_compiler, ("libgcc.a", "libstdc++.so.6", "libgcc_s.so.1"))
+    linked = [*map(str, objects), *more, *libraries, torch_stub(folder, objects, system)]
+    system_libraries = ["-lm", "-ldl", "-lpthread", "-lrt"]
+    return [
+        *[*ZIG, "-target", system, "-shared", "-s", f"-Wl,--version-script={exports}"],
+        *[*linked, *system_libraries, "-o", str(target)],
+    ]
+
+
 # ---- what the libraries are made of: what to compile, as (source, object, command), and how to link it ----
 
 Job = tuple[Path, Path, list[str]]
@@ -239,8 +333,10 @@ def cpp(source: Path, target: Path, extra: list[str]) -> Job:
 
 
 def shared(objects: Path) -> list[Job]:
-    """What both op libraries have of PyTorch's."""
-    return [cpp(source, objects / f"{source.stem}.o", torch_flags()) for source in sorted(CSRC.glob("*.cpp"))]
+    """What both op libraries have of PyTorch's and, in wheels for all, of newer systems than the oldest."""
+    jobs = [cpp(source, objects / f"{source.stem}.o", torch_flags()) for source in sorted(CSRC.glob("*.cpp"))]
+    added = sorted((CSRC / "wheel").glob("*.cpp")) if for_all() else []
+    return [*jobs, *(cpp(source, objects / f"{source.stem}.o", []) for source in added)]
 
 
 def facts(objects: Path) -> list[Job]:
@@ -331,14 +427,19 @@ class BuildKernels(build_ext):
             count = sum(pool.map(lambda job: compiled(*job), jobs))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.spawn([*link, *(str(object_file) for _, object_file, _ in jobs), "-o", str(target), *libraries])
+        files = [object_file for _, object_file, _ in jobs]
+        if for_all():
+            self.spawn(link_for_all(objects, files, target, cuda_runtime() if part == "_ops_cuda" else []))
+        else:
+            self.spawn([*link, *map(str, files), "-o", str(target), *libraries])
         serves = f" for {cuda_contents()}" if part == "_ops_cuda" else ""
         say(f"{part}{serves}: compiled {count} of {len(jobs)} files, {time.monotonic() - start:.0f} s")
 
 
 def wanted() -> list[str]:
     """The parts to build."""
-    return [*(["_ops_cpu", "_host"] if cpu_wanted() else []), *(["_ops_cuda"] if cuda_wanted() else [])]
+    cpu = ["_ops_cpu"] if for_all() else ["_ops_cpu", "_host"]
+    return [*(cpu if cpu_wanted() else []), *(["_ops_cuda"] if cuda_wanted() else [])]
 
 
 # ---- as a build backend: https://peps.python.org/pep-0517/ ----
@@ -352,6 +453,87 @@ def get_requires_for_build_editable(config_settings: dict | None = None) -> list
     return [*build_meta.get_requires_for_build_editable(config_settings), *requirements(wanted())]
 
 
+# ---- wheels for all ----
+
+
+def source_digest() -> str:
+    """One hash of all that is compiled, installed, or says how."""
+    folders = [path for name in ("csrc", "kernels", "fastsparse") for path in (ROOT / name).rglob("*")]
+    sources = [path for path in folders if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh")]
+    digest = hashlib.sha256()
+    for path in sorted([*sources, ROOT / "setup.py", ROOT / "pyproject.toml"]):
+        digest.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def bill_of_materials(name: str, version: str) -> dict:
+    """What a wheel is made of and with, in CycloneDX 1.6; when is left out: equal inputs make equal bytes."""
+    from_pypi = {
+        package: importlib.metadata.version(package) for package in ("setuptools", "torch", "ziglang")
+    }
+    said = subprocess.run([compiler(), "--version"], check=True, capture_output=True, text=True).stdout
+    facts = {"machine": machine(), "glibc": GLIBC, "parts": " ".join(wanted()), "levels": " ".join(levels())}
+    tools = [
+        {"type": "application", "name": package, "version": found, "purl": f"pkg:pypi/{package}@{found}"}
+        for package, found in from_pypi.items()
+    ]
+    tools.append({"type": "application", "name": Path(compiler()).name, "version": said.splitlines()[0]})
+    if cuda_wanted():
+        tools.append({"type": "application", "name": "cuda", "version": cuda_toolkit()})
+        facts["gpu-code"] = cuda_contents()
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "library",
+                "name": name,
+                "version": version,
+                "purl": f"pkg:pypi/{name}@{version}",
+                "licenses": [{"license": {"id": "Apache-2.0"}}],
+                "properties": [
+                    {"name": f"fastsparse:{fact}", "value": value}
+                    for fact, value in [*facts.items(), ("source-sha256", source_digest())]
+                ],
+            },
+        },
+        "components": [{**tool, "scope": "excluded"} for tool in tools],  # none of them is needed to run it
+    }
+
+
+class WheelForAll(bdist_wheel):
+    """Says what the wheel runs on and what it is made of; equal inputs make equal bytes."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", f"manylinux_{GLIBC.replace('.', '_')}_{machine()}"
+
+    def run(self) -> None:
+        os.environ.setdefault("SOURCE_DATE_EPOCH", "315532800")  # 1980, where the zip format's time begins
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)  # what others left
+        super().run()
+
+    def write_wheelfile(self, folder: str, *arguments: str) -> None:
+        super().write_wheelfile(folder, *arguments)
+        metadata = self.distribution.metadata
+        made_of = bill_of_materials(metadata.get_name(), metadata.get_version())
+        sboms = Path(folder) / "sboms"  # https://peps.python.org/pep-0770/
+        sboms.mkdir()
+        (sboms / "fastsparse.cdx.json").write_text(json.dumps(made_of, indent=2) + "\n")
+        for path in Path(self.bdist_dir).rglob("*"):  # whatever umask the sources came by
+            path.chmod(0o755 if path.is_dir() or path.suffix == ".so" else 0o644)
+
+
+def commands() -> dict:
+    """What setuptools is told of how to build."""
+    if not (for_all() and wanted()):
+        return {"cmdclass": {"build_ext": BuildKernels}}
+    return {
+        "cmdclass": {"build_ext": BuildKernels, "bdist_wheel": WheelForAll},
+        "options": {"build": {"build_base": f"build/wheel-{machine()}"}},  # its own, as its flags are
+    }
+
+
 if __name__ == "__main__":
     setup(
         packages=[
@@ -361,5 +543,5 @@ if __name__ == "__main__":
         ],
         package_dir={"fastsparse": "fastsparse", "fastsparse.kernels": "kernels"},
         ext_modules=[Extension(f"fastsparse.{part}", []) for part in wanted()],
-        cmdclass={"build_ext": BuildKernels},
+        **commands(),
     )

@@ -121,6 +121,7 @@ def test_archs_are_those_that_nvcc_knows(toolkit):
         ({}, "['_ops_cpu', '_host', '_ops_cuda']"),
         ({"FASTSPARSE_CUDA": "1"}, "['_ops_cpu', '_host', '_ops_cuda']"),
         ({"FASTSPARSE_CUDA": "0"}, "['_ops_cpu', '_host']"),
+        ({"FASTSPARSE_WHEEL": "1"}, "['_ops_cpu', '_ops_cuda']"),
         ({"FASTSPARSE_CPU": "0"}, "[]"),
         ({"FASTSPARSE_CPU": "0", "FASTSPARSE_CUDA": "1"}, "['_ops_cuda']"),
     ],
@@ -129,6 +130,23 @@ def test_archs_are_those_that_nvcc_knows(toolkit):
 def test_what_is_built(toolkit, environment, wanted):
     done = setup("wanted()", CUDA_HOME=toolkit, CXX="g++", **environment)
     assert done.stdout.splitlines()[-1] == wanted
+
+
+@checkout
+@pytest.mark.parametrize(
+    ("said", "levels"),
+    [
+        ("x86_64-linux-gnu", "['baseline', 'avx2', 'avx512']"),
+        ("x86_64-redhat-linux", "['baseline', 'avx2', 'avx512']"),
+        ("aarch64-linux-gnu", "['baseline']"),
+    ],
+)
+def test_levels_are_those_of_the_machine_that_is_compiled_for(tmp_path, said, levels):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nif [ "$1" = -dumpmachine ]; then echo {said}; fi\n')
+    compiler.chmod(0o755)
+    done = setup("machine(), [*setup.levels()]", CXX=str(compiler))
+    assert done.stdout.splitlines()[-1] == f"{said.split('-')[0]} {levels}", done.stderr
 
 
 ARCHS = "FASTSPARSE_CUDA_ARCHS: must be a list of what nvcc 12.6 can compile for (75, 80, 86, 90, 121), got"
@@ -148,6 +166,7 @@ NO_NVCC, NO_COMPILER = "no nvcc was found (set CUDA_HOME)", "no C++ compiler was
         ("wanted()", {"FASTSPARSE_CPU": "1", "CXX": "none"}, f"FASTSPARSE_CPU=1: {NO_COMPILER}"),
         ("wanted()", {"FASTSPARSE_CUDA": "yes"}, "FASTSPARSE_CUDA: must be 0 or 1, got 'yes'"),
         ("wanted()", {"FASTSPARSE_CPU": "2"}, "FASTSPARSE_CPU: must be 0 or 1, got '2'"),
+        ("wanted()", {"FASTSPARSE_WHEEL": "all"}, "FASTSPARSE_WHEEL: must be 0 or 1, got 'all'"),
     ],
 )
 def test_what_can_not_be_built_is_an_error(toolkit, call, environment, message):
@@ -177,6 +196,8 @@ def sources(tmp_path) -> Path:
         ({"CXX": "none"}, []),
         ({"CXX": "true"}, ["pybind11>=2.13", "torch>=2.10"]),
         ({"CXX": "true", "FASTSPARSE_CPU": "0", "FASTSPARSE_CUDA": "1"}, ["torch>=2.10"]),
+        ({"CXX": "true", "FASTSPARSE_WHEEL": "1"}, ["torch>=2.10", "ziglang>=0.14"]),
+        ({"CXX": "none", "FASTSPARSE_WHEEL": "1"}, []),
     ],
 )
 def test_a_build_asks_for_what_it_compiles_with(toolkit, sources, environment, asked):
@@ -217,7 +238,7 @@ def test_the_source_distribution_holds_what_its_tests_need(tmp_path):
     assert done.returncode == 0, done.stderr
     shipped = set((tmp_path / "fastsparse_torch.egg-info" / "SOURCES.txt").read_text().splitlines())
     assert "setup.py" in shipped
-    for folder in ("benchmarks", "csrc", "docs", "fastsparse", "kernels", "tests"):
+    for folder in ("benchmarks", "csrc", "docs", "fastsparse", "hub", "kernels", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix not in (".so", ".pyc"):
                 assert str(path.relative_to(ROOT)) in shipped
