@@ -26,9 +26,10 @@ ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradie
 SCORES = "threshold_encode"  # comes out as it was compared, in fp32
 twice = pytest.mark.parametrize("name", [name for name in CORE if not name.startswith(ONCE)])
 
-# PyTorch's compiler, forward mode, linearization and vmap warn of what they do themselves.
+# PyTorch's compiler, forward mode, linearization, vmap and opcheck warn of what they do themselves.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit:DeprecationWarning",
+    "ignore:`torch.jit",
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:Attempted to insert a get_attr Node:UserWarning",
     "ignore:torch.searchsorted:UserWarning",
 )
