@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: the tables of docs/benchmarks.md and README.md, from committed results.
+"""``python -m benchmarks.report``: the tables of README.md and of docs, from the committed results.
 
 ``--check`` writes nothing and fails if the tables are not what the results say.
 """
@@ -21,7 +21,6 @@ NOTES = {  # by what a table holds
     f"| {COPY} |": f"{COPY} is a copy through memory of as many bytes as the op reads and writes.",
 }
 ROOT = Path(__file__).parents[1]
-PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 # What the README shows of every kind of machine: a file of results, a case in it, and the other contender.
 HEADLINES = {
     "`topk_encode` against PyTorch": ("topk_encode-peers", "wide, gaussian", "torch"),
@@ -68,17 +67,46 @@ def kinds(results: Path) -> str:
     lines = [["how many times as fast", *map(kind, folders)], ["---"] + ["---:"] * len(folders)]
     for what, (stem, name, other) in HEADLINES.items():
         lines.append([what, *(_ratio(folder / f"{stem}.json", name, other) for folder in folders)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(lines)
+
+
+def drop_in(results: Path) -> str:
+    """The Markdown of steps under other libraries, with our ops and without, on each kind of machine."""
+    files = {folder: folder / "drop_in-peers.json" for folder in _machines(results)}
+    cases = {
+        folder: {case["name"]: case for case in read(path)["cases"]}
+        for folder, path in files.items()
+        if path.exists()
+    }
+    lines = [["step"], ["---"]]
+    for folder in cases:
+        lines[0] += [f"{kind(folder)}: as it is", "with the line", "with `relayout=True`, too"]
+        lines[1] += ["---:"] * 3
+    for name in next(iter(cases.values()), {}):
+        found = [_step(of_folder.get(name)) for of_folder in cases.values()]
+        lines.append([name, *(cell for cells in found for cell in cells)])
+    return _table(lines)
+
+
+def _step(case: dict[str, Any] | None) -> list[str]:
+    """As it is, with our ops, and with weights laid out anew: seconds, and how many times as fast."""
+    medians = {} if case is None else {who: it.get("median") for who, it in case["contenders"].items()}
+    slow, *fast = (medians.get(who) for who in ("as it is", OURS, f"{OURS}, relayout_"))
+    if slow is None:
+        return [""] * 3
+    shown = [f"{quantity(median, 's')}, {slow / median:.1f}x" if median else "" for median in fast]
+    return [quantity(slow, "s"), *shown]
 
 
 def _ratio(path: Path, name: str, other: str) -> str:
     """Of a case; empty where it wasn't measured."""
-    if not path.exists():
-        return ""
-    for case in read(path)["cases"]:
-        if case["name"] == name and other in case["ratios"].get(OURS, {}):
-            return f"{case['ratios'][OURS][other]['of_medians']:.1f}x"
-    return ""
+    cases = read(path)["cases"] if path.exists() else []
+    ratios = next((case["ratios"].get(OURS, {}) for case in cases if case["name"] == name), {})
+    return f"{ratios[other]['of_medians']:.1f}x" if other in ratios else ""
+
+
+def _table(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def kind(folder: Path) -> str:
@@ -158,7 +186,7 @@ def table(bench: str, files: list[dict[str, Any]]) -> str | None:
         shape = " ".join(f"{key}={value}" for key, value in row["case"]["shape"].items())
         cells = [row["ratios"].get(other, "") for other in columns]
         lines.append([name, shape, quantity(row["ours"]["median"], row["ours"]["unit"]), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _table(lines)
 
 
 def verdict(files: list[dict[str, Any]]) -> str:
@@ -192,28 +220,28 @@ def fill(text: str, block: str) -> str:
     return f"{text[: text.index(BEGIN)]}{BEGIN}\n{block}\n{text[text.index(END) :]}"
 
 
+FILLED = {"docs/benchmarks.md": render, "README.md": kinds, "docs/drop-in.md": drop_in}
+
+
 def main(arguments: list[str] | None = None) -> int:
-    description = "Fill docs/benchmarks.md and README.md from the results."
+    description = f"Fill {', '.join(FILLED)} from the results."
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=description)
     parser.add_argument("--check", action="store_true", help="fail if they are stale; write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--page", type=Path, default=PAGE, help="file to fill with all tables")
-    parser.add_argument("--readme", type=Path, default=README, help="file to fill with the headlines")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the files to fill")
     chosen = parser.parse_args(arguments)
     try:
-        before = {page: page.read_text() for page in (chosen.page, chosen.readme)}
-        blocks = {chosen.page: render(chosen.results), chosen.readme: kinds(chosen.results)}
-        stale = {
-            page: filled for page, text in before.items() if (filled := fill(text, blocks[page])) != text
-        }
+        before = {page: (chosen.root / page).read_text() for page in FILLED}
+        after = {page: fill(text, FILLED[page](chosen.results)) for page, text in before.items()}
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    for page, filled in stale.items():
+    stale = [page for page in FILLED if after[page] != before[page]]
+    for page in stale:
         if chosen.check:
-            print(f"{page.name} is stale: run `python -m benchmarks.report`", file=sys.stderr)
+            print(f"{page} is stale: run `python -m benchmarks.report`", file=sys.stderr)
         else:
-            replace(page, filled.encode())
+            replace(chosen.root / page, after[page].encode())
     return int(chosen.check and bool(stale))
 
 

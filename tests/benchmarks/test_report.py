@@ -24,8 +24,9 @@ def result(cases: list[dict], bars: tuple[Bar, ...] = (), **changes) -> dict:
 @pytest.fixture
 def place(tmp_path):
     """A page and results with one machine: a run of our own and a peers' run."""
-    page = tmp_path / "benchmarks.md"
-    page.write_text(f"# title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
+    for name in report.FILLED:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
     folder = tmp_path / "results" / "cpu-kind-2core"
     bars = (
         Bar("fast enough", ">=", 2.0, 2.5),
@@ -39,14 +40,12 @@ def place(tmp_path):
     results.write(
         folder / "topk_encode-peers.json", result([case("wide", 0.11, {"faiss": 0.22})], peers=True)
     )
-    page.with_name("README.md").write_text(page.read_text())
-    return page, tmp_path / "results"
+    return tmp_path / "docs" / "benchmarks.md", tmp_path / "results"
 
 
 def run(place, *extra: str) -> int:
     page, folder = place
-    readme = page.with_name("README.md")
-    return report.main(["--page", str(page), "--readme", str(readme), "--results", str(folder), *extra])
+    return report.main(["--root", str(page.parents[1]), "--results", str(folder), *extra])
 
 
 def filled(place, **files: dict) -> str:
@@ -74,7 +73,7 @@ def test_the_readme_shows_the_kinds_side_by_side(place):
     found = result([case("wide, gaussian", 0.1, {"torch": 0.31, "faiss": 0.2})], peers=True)
     results.write(folder / "cpu-amd-zen3-avx2-2core" / "topk_encode-peers.json", found)
     assert run(place) == 0
-    text = page.with_name("README.md").read_text()
+    text = (page.parents[1] / "README.md").read_text()
     assert "| how many times as fast | AMD Zen 3, AVX2, 2 cores | kind 2 cores |" in text
     assert "| `topk_encode` against PyTorch | 3.1x |  |" in text
     assert "| `topk_encode` against FAISS | 2.0x |  |" in text
@@ -82,6 +81,19 @@ def test_the_readme_shows_the_kinds_side_by_side(place):
     newer = result([case("wide, gaussian", 0.1, {"torch": 0.5})], peers=True)
     results.write(folder / "cpu-amd-zen3-avx2-2core" / "topk_encode-peers.json", newer)
     assert run(place, "--check") == 1
+
+
+def test_steps_under_other_libraries_are_shown_by_kind(place):
+    page, folder = place
+    faster = case("SAELens TopK", 0.25, {"as it is": 2.0})
+    faster["contenders"] |= {"as it is": {"median": 2.0}, "fastsparse, relayout_": {"median": 0.2}}
+    for name in ("cpu-amd-zen3-avx2-2core", "cpu-amd-zen5-avx512-2core"):
+        cases = [faster] if "zen3" in name else [faster | {"name": "another"}]
+        results.write(folder / name / "drop_in-peers.json", result(cases, bench="drop_in", peers=True))
+    assert run(place) == 0
+    text = (page.parent / "drop-in.md").read_text()
+    assert "| step | AMD Zen 3, AVX2, 2 cores: as it is | with the line |" in text
+    assert "| SAELens TopK | 2 s | 250 ms, 8.0x | 200 ms, 10.0x |  |  |  |" in text
 
 
 def test_every_bench_has_a_table_with_its_own_columns(place):
@@ -139,7 +151,7 @@ def test_markers_must_be_there_once(place, capsys, text):
 
 
 def test_no_results_and_quick_results_are_refused(place, capsys, tmp_path):
-    assert report.main(["--page", str(place[0]), "--results", str(tmp_path / "none")]) == 2
+    assert report.main(["--root", str(tmp_path), "--results", str(tmp_path / "none")]) == 2
     assert "found none" in capsys.readouterr().err
     results.write(place[1] / "cpu-kind-2core" / "sae_step.json", result([], quick=True))
     assert run(place) == 2

@@ -49,7 +49,7 @@ def test_a_trial_of_a_gpu(tmp_path, capsys):
     out = capsys.readouterr().out.strip()
     assert out.startswith("a trial: these figures mean nothing")
     assert out in (tmp_path / "table.txt").read_text()
-    assert report.main(["--results", str(tmp_path), "--page", str(tmp_path / "none.md")]) == 2
+    assert report.main(["--results", str(tmp_path), "--root", str(tmp_path / "none")]) == 2
 
 
 def test_a_fault_of_one_case_is_left_out_and_the_rest_is_run(tmp_path, monkeypatch):
