@@ -51,6 +51,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+# Hugging Face's `kernels` plugs into setuptools, where a folder of ours must not be taken for it.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT.resolve()]
 TORCH_TARGET = "0x020a000000000000"  # the oldest torch that the binary serves: 2.10
 
 # Every kernel file is compiled once for each level; csrc/cpu/isa.cpp chooses among them at run time.
