@@ -44,7 +44,11 @@ def sources(folder: Path) -> Path:
 
 
 def built(folder: Path, compiler: str, umask: int) -> Path:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTSPARSE_")}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FASTSPARSE_") and name != "PYTHONPATH"  # another copy of all this
+    }
     environment = {"FASTSPARSE_WHEEL": "1", "FASTSPARSE_CUDA": "0", "FASTSPARSE_CPU": "1", "CXX": compiler}
     environment["ZIG_GLOBAL_CACHE_DIR"] = str(ROOT / "build" / "zig")  # what it makes of glibc takes a while
     done = subprocess.run(
