@@ -195,6 +195,32 @@ def test_relu_keeps_fewer_than_k_positive_scores(backend):
     assert indices.tolist() == [[1, 2, 3]]
 
 
+# Few tokens, whose scores are made in tiles: 4 or 6 tokens by 3, 4 or 6 latents, 8 to 32 columns at a time.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 23])
+def test_few_tokens(backend, dtype, N):
+    for D, M in ((1, 4), (7, 5), (33, 6), (40, 7), (63, 11), (97, 13), (200, 100)):
+        x, weight, bias = (random(*size, seed=1, dtype=dtype) for size in ((N, D), (M, D), (M,)))
+        encode(x, weight, bias, k=3, activation="none")
+        mask = torch.arange(M) % 4 != 1
+        encode(x, weight, bias, k=3, activation="abs", latent_mask=mask)
+
+
+@pytest.mark.parametrize("N", [1, 7, 8, 9, 16, 17, 48, 49])
+@pytest.mark.parametrize("of", ["tokens", "latents"])
+def test_bf16_subnormals_are_no_zeros(backend, N, of):
+    """Processors' products of bf16 take them for such. The sums of these are exact in fp32."""
+    x, weight = integers(N, 64, seed=1), integers(1200, 64, seed=2)
+    scale_x, scale_weight = (2.0**-130, 2.0**60) if of == "tokens" else (2.0**60, 2.0**-130)
+    x, weight = (x * scale_x).bfloat16(), (weight * scale_weight).bfloat16()
+    values, indices = fastsparse.topk_encode(x, weight, k=5, activation="none")
+    right = reference.topk_encode(x.double(), weight.double(), None, 5, "none", None, None)
+    assert torch.equal(indices, right[1])
+    assert torch.equal(values, right[0].bfloat16())
+
+
 # Data that a low-precision screen gets wrong unless its bound holds.
 
 

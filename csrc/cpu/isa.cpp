@@ -31,6 +31,7 @@ CpuFeatures detect() {
   features.zen5 = features.amd && features.avx_vnni;  // which no earlier one has
   features.vnni = features.avx512 && (c >> 11 & 1);
   features.fast_bf16 = features.avx512 && (avx512_bf16 || amx_bf16);
+  features.bf16_dots = features.avx512 && avx512_bf16;
 #elif defined(__aarch64__) && defined(__linux__)
   constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
   features.fast_bf16 = getauxval(AT_HWCAP2) & bf16;

@@ -10,6 +10,7 @@ struct CpuFeatures {
   bool avx2 = false;       // x86-64-v3: with FMA, BMI2, F16C
   bool avx512 = false;     // x86-64-v4: F, BW, CD, DQ, VL
   bool fast_bf16 = false;  // AVX512-BF16, AMX-BF16 or Arm's FEAT_BF16: bf16 matrix products outrun fp32 ones
+  bool bf16_dots = false;  // AVX512-BF16
   bool vnni = false;       // AVX512-VNNI: products of integers are added up where they are made, in 512 bits
   bool avx_vnni = false;   // the same in 256 bits
   bool zen5 = false;       // AMD's Zen 5 or later

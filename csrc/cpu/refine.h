@@ -44,17 +44,26 @@ void refine_each(const RefineArgs& args, int64_t latent_begin, int64_t latent_en
 
   with_type(args.x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if constexpr (sizeof(T) < 8)
-      for (int64_t m = 0; m < latents; ++m) {
+    if constexpr (sizeof(T) < 8) {
+      auto wanted_after = [&](int64_t m) {
+        do ++m;
+        while (m < latents && offsets[m].value == offsets[m + 1].value);
+        return m;
+      };
+      for (int64_t m = wanted_after(-1), next; m < latents; m = next) {
+        next = wanted_after(m);
+        if (next < latents) {  // which no processor guesses
+          const T* row = row_of<T>(args.weight, latent_begin + next);
+          for (int64_t d = 0; d < args.weight.D; d += 64 / int64_t(sizeof(T))) prefetch(row + d);
+        }
         int64_t position = latent_begin + m, end = offsets[m + 1].value, i = offsets[m].value;
-        if (i == end) continue;
-        int64_t latent = args.weight.order ? args.weight.order[position] : position;
-        const T* atom = static_cast<const T*>(args.weight.data) + latent * args.weight.stride;
+        const T* atom = row_of<T>(args.weight, position);
         float bias = args.bias[position];
         for (; i + together <= end; i += together)
           score_survivors<together>(args.x, atom, &survivors[i], bias, put);
         for (; i < end; ++i) score_survivors<1>(args.x, atom, &survivors[i], bias, put);
       }
+    }
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -172,13 +173,20 @@ inline void store(Vector<float> value, f16* to) {
 #endif
 }
 
-template <typename C> inline C sum(Vector<C> value) {
-  C lanes[kLanes<C>];
-  std::memcpy(lanes, &value, sizeof lanes);
-  for (int half = kLanes<C> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+// Halves are added up as vectors: from an array of lanes compilers read and write memory in every step.
+template <typename V> inline auto sum_of_lanes(V value) {
+  using C = std::remove_cvref_t<decltype(value[0])>;
+  constexpr int lanes = sizeof value / sizeof(C);
+  if constexpr (lanes == 2) {
+    return C(value[0] + value[1]);
+  } else {
+    typedef C Half __attribute__((vector_size(sizeof value / 2)));
+    Half halves[2];
+    std::memcpy(halves, &value, sizeof value);
+    return sum_of_lanes<Half>(halves[0] + halves[1]);
+  }
 }
+template <typename C> inline C sum(Vector<C> value) { return sum_of_lanes<Vector<C>>(value); }
 
 inline Vector<float> absolute(Vector<float> value) { return (Vector<float>)((Words)value & 0x7fffffff); }
 inline Vector<double> absolute(Vector<double> value) {

@@ -17,7 +17,10 @@ namespace {
 constexpr int64_t kStripeBytes = int64_t{8} << 20;  // of scores, and of copied latents: both stay in the shared cache
 constexpr int64_t kListBytes = int64_t{64} << 20;   // of candidates
 constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to call
-constexpr int64_t kFewRows = 8;
+// Up to so many rows our own products, of fp32 and of narrower types, are faster than the library's, which take a copy of the
+// weight; and wherever there is little to multiply.
+constexpr int64_t kFewRows = 8, kFewNarrowRows = 48, kTinyProduct = int64_t{1} << 18;
+constexpr int64_t kTaskProducts = int64_t{1} << 17;  // multiplications that are worth handing to a thread
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
 
 bool fused_integers() {
@@ -32,14 +35,17 @@ Screen screen_here() {
   return fast && kBf16Panels ? Screen::bf16_panels : Screen::bf16;
 }
 
-// Enough tokens must share the rounding of the weight; a large k leaves little to drop.
+// Enough tokens must share the rounding of the weight, which bf16 needs none of where the library multiplies; a large k
+// leaves little to drop.
 bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
   bool possible = dtype != DType::f64 && D > 0 && N > 0;
   if (knobs.screening >= 0 || !possible) return possible && knobs.screening > 0;
-  bool integers = screen_here() == Screen::integers;
+  Screen screen = screen_here();
+  bool integers = screen == Screen::integers;
   // The library's fp32 products are of no level, and an Arm processor's integers no faster than its fp32.
   if (integers && current_isa() == Isa::baseline) return false;
-  bool worth = integers ? N >= 64 && D >= 128 : N >= 16 && D >= 64;
+  int64_t least = screen == Screen::bf16 && dtype == DType::bf16 ? kFewRows : 16;
+  bool worth = integers ? N >= 64 && D >= 128 : N >= least && D >= 64;
   return worth && latents >= 1024 && k <= latents / 16;
 }
 
@@ -132,16 +138,19 @@ void Scorer::begin(const Rows& x, int64_t count, bool screened, bool copied) {
 }
 
 void Scorer::plain(const Rows& x, int64_t count, const Tensor* whole, int64_t from) {
-  begin(x, count, false, eligible() || weight_.scalar_type() != accumulator_);
+  bool there = weight_.scalar_type() == accumulator_;
+  direct_ = count <= (there ? kFewRows : kFewNarrowRows) || count * D_ * latents_ <= kTinyProduct;
+  begin(x, count, false, !direct_ && (eligible() || !there));
   next_ = from;
-  if (whole && whole->scalar_type() == accumulator_) tokens_ = *whole;
-  else if (!direct()) tokens_ = wide(x, count, scratch_.tokens);
+  if (direct_) x_ = wide(x, count, scratch_.tokens);
+  else tokens_ = whole && whole->scalar_type() == accumulator_ ? *whole : matrix(wide(x, count, scratch_.tokens), count);
 }
 
 void Scorer::screen(const Rows& x, int64_t count) {
-  begin(x, count, true, true);
+  narrow_ = screen_ == Screen::bf16 && dtype_ == DType::bf16 && count <= kFewNarrowRows && latents_ * D_ * 2 > kept_bytes_;
+  begin(x, count, true, !narrow_);
   rounded_ = round(x, count, kTokenPanel, scratch_.tokens, scratch_.token_norms);
-  if (screen_ == Screen::bf16) tokens_ = over(rounded_.rows, count, D_, D_, ScalarType::BFloat16);
+  if (screen_ == Screen::bf16) tokens_ = over(rounded_.rows, count, D_, rounded_.stride, ScalarType::BFloat16);
 }
 
 bool Scorer::next(Stripe& stripe, int64_t most) {
@@ -153,66 +162,87 @@ bool Scorer::next(Stripe& stripe, int64_t most) {
   stripe = {.begin = next_, .count = count, .doubled = (position & (position - 1)) == 0,
             .bias = static_cast<char*>(bias_) + offset, .D = D_};
   if (scale_) stripe.scale = static_cast<char*>(scale_) + offset;
-  ScalarType type = screened_ ? ScalarType::BFloat16 : accumulator_;
-  Tensor out = over(scratch_.scores.get<char>(rows_ * width_ * (screened_ ? 2 : number_bytes(false))), rows_, count,
-                    count, type);
-  scores_ = screened_ ? screened_scores(stripe, out) : exact_scores(stripe, out);
-  stripe.scores = scores_->const_data_ptr();
+  void* out = scratch_.scores.get<char>(rows_ * width_ * (screened_ ? 2 : number_bytes(false)));
+  if (screened_) stripe.scores = screened_scores(stripe, out);
+  else stripe.scores = direct_ ? direct_scores(stripe, out) : exact_scores(stripe, out);
   next_ += count;
   return true;
 }
 
-// For few rows widening the weight would cost more than the product.
-bool Scorer::direct() const {
-  return weight_.element_size() == 2 && rows_ <= kFewRows && !x_.order && x_.dtype == dtype_;
+// How many latents make a task of our own products, which take so many together.
+int64_t Scorer::grain(int64_t together) const {
+  return (1 + kTaskProducts / (rows_ * D_ * together + 1)) * together;
 }
 
-Tensor Scorer::exact_scores(const Stripe& stripe, const Tensor& out) {
-  if (D_ == 0) return torch::stable::zero_(const_cast<Tensor&>(out));
-  if (!direct()) return product(*tokens_, wide_latents(stripe.begin, stripe.count), out);
-  parallel(stripe.count, 64, FASTSPARSE_KERNEL(rows_score), x_, rows_, weight(stripe.begin), stripe.count,
-           static_cast<float*>(out.mutable_data_ptr()));
+const void* Scorer::direct_scores(const Stripe& stripe, void* out) const {
+  parallel(stripe.count, grain(kScoredTogether), FASTSPARSE_KERNEL(rows_score), x_, rows_, weight(stripe.begin), stripe.count, out);
   return out;
 }
 
+const void* Scorer::exact_scores(const Stripe& stripe, void* out) {
+  Tensor scores = over(out, rows_, stripe.count, stripe.count, accumulator_);
+  if (D_ == 0) torch::stable::zero_(scores);
+  else scores = product(*tokens_, wide_latents(stripe.begin, stripe.count), scores);
+  return (scores_ = scores)->const_data_ptr();
+}
+
 // Rows in the accumulation type: where they lie, if that serves.
-Tensor Scorer::wide(const Rows& rows, int64_t count, Scratch& scratch) const {
-  if (!rows.order && rows.dtype == (fp64() ? DType::f64 : DType::f32))
-    return over(rows.data, count, D_, rows.stride, accumulator_);
+Rows Scorer::wide(const Rows& rows, int64_t count, Scratch& scratch) const {
+  DType type = fp64() ? DType::f64 : DType::f32;
+  if (!rows.order && rows.dtype == type) return rows;
   void* copies = scratch.get<char>(count * D_ * number_bytes(false));
   parallel(count, 16, FASTSPARSE_KERNEL(rows_widen), rows, copies);
-  return over(copies, count, D_, D_, accumulator_);
+  return {copies, nullptr, D_, D_, type};
+}
+
+// As the product takes rows of the accumulation type.
+Tensor Scorer::matrix(const Rows& rows, int64_t count) const {
+  return over(rows.data, count, D_, rows.stride, accumulator_);
 }
 
 Tensor Scorer::wide_latents(int64_t begin, int64_t count) {
   bool there = !eligible() && weight_.scalar_type() == accumulator_;
   if (there && count == latents_) return weight_;
-  if (there || latents_ * D_ * number_bytes(false) > kept_bytes_) return wide(weight(begin), count, scratch_.wide);
+  if (there || latents_ * D_ * number_bytes(false) > kept_bytes_) return matrix(wide(weight(begin), count, scratch_.wide), count);
   if (!all_wide_) all_wide_ = wide(weight(), latents_, scratch_.wide);
-  return over(static_cast<const char*>(all_wide_->const_data_ptr()) + begin * D_ * number_bytes(false), count, D_, D_,
-              accumulator_);
+  return over(static_cast<const char*>(all_wide_->data) + begin * D_ * number_bytes(false), count, D_, D_, accumulator_);
 }
 
-// To bf16, or in panels of so many rows; with room for one more number a row beside its norms and scale.
-Rounded Scorer::round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const {
+Rounded Scorer::unrounded(int64_t count, Scratch& norms) const {
   int64_t apart = count + kPad;
   float* norm = norms.get<float>(4 * apart);
-  Rounded to{nullptr, norm, norm + apart, norm + 2 * apart};
+  return {nullptr, D_, norm, norm + apart, norm + 2 * apart};
+}
+
+// To bf16, which may be where they lie, or in panels of so many rows; with room for one more number a row beside its norms
+// and scale.
+Rounded Scorer::round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const {
+  Rounded to = unrounded(count, norms);
   int64_t all = panels(count, height);
   if (screen_ == Screen::integers) {
     to.rows = copies.get<int16_t>(all * panel_integers(D_, height));
     parallel(all, 1, FASTSPARSE_KERNEL(integers_round), rows, count, height, to);
-  } else {
-    bool in_panels = screen_ == Screen::bf16_panels;
-    to.rows = copies.get<bf16>(in_panels ? all * panel_bf16s(D_, height) : count * D_);
-    parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, in_panels ? height : 1, to);
+    return to;
   }
+  bool in_panels = screen_ == Screen::bf16_panels;
+  if (in_panels) {
+    to.rows = copies.get<bf16>(all * panel_bf16s(D_, height));
+  } else if (rows.dtype == DType::bf16 && !rows.order) {
+    to.rows = const_cast<void*>(rows.data);
+    to.stride = rows.stride;
+  } else {
+    to.rows = copies.get<bf16>(count * D_);
+  }
+  parallel(count, 16, FASTSPARSE_KERNEL(rows_round), rows, in_panels ? height : 1, to);
   return to;
 }
 
-// Rounds some latents; their terms of the error bracket (derived in cpu/bracket.h), scaled as the keys are.
-Brackets Scorer::brackets(int64_t begin, int64_t count) {
+void Scorer::round_latents(int64_t begin, int64_t count) {
   latents_rounded_ = round(weight(begin), count, kLatentPanel, scratch_.rounded, scratch_.norms);
+}
+
+// Rounded latents' terms of the error bracket (derived in cpu/bracket.h), scaled as the keys are.
+Brackets Scorer::brackets(int64_t begin, int64_t count) const {
   float *norm = latents_rounded_.norm, *residual = latents_rounded_.residual, *rest = latents_rounded_.scale + count + kPad;
   const float *bias = static_cast<float*>(bias_) + begin, *scale = scale_ ? static_cast<float*>(scale_) + begin : nullptr;
   Brackets brackets{norm, residual, rest};
@@ -233,20 +263,36 @@ Brackets Scorer::brackets(int64_t begin, int64_t count) {
 }
 
 // And sets what a stripe's brackets are made of.
-Tensor Scorer::screened_scores(Stripe& stripe, const Tensor& out) {
+const void* Scorer::screened_scores(Stripe& stripe, void* out) {
+  stripe.x_norm = rounded_.norm;
+  stripe.x_residual = rounded_.residual;
+  if (narrow_) {
+    latents_rounded_ = unrounded(stripe.count, scratch_.norms);
+    Rows tokens{rounded_.rows, nullptr, rounded_.stride, D_, DType::bf16};
+    parallel(stripe.count, grain(kNarrowTogether), FASTSPARSE_KERNEL(rows_score_bf16), tokens, rows_,
+             weight(stripe.begin), latents_rounded_, stripe.count, static_cast<bf16*>(out));
+    stripe.brackets = brackets(stripe.begin, stripe.count);
+    return out;
+  }
   bool kept = latents_ * D_ * 2 <= kept_bytes_;
-  if (kept && !all_brackets_) all_brackets_ = brackets(0, latents_);
+  if (kept && !all_brackets_) {
+    round_latents(0, latents_);
+    all_brackets_ = brackets(0, latents_);
+  } else if (!kept) {
+    round_latents(stripe.begin, stripe.count);
+  }
   stripe.brackets = kept ? *all_brackets_ : brackets(stripe.begin, stripe.count);
   int64_t begin = kept ? stripe.begin : 0;
   for (const float** terms : {&stripe.brackets.norm, &stripe.brackets.residual, &stripe.brackets.rest}) *terms += begin;
-  stripe.x_norm = rounded_.norm;
-  stripe.x_residual = rounded_.residual;
   if (screen_ == Screen::bf16) {
-    auto* rows = static_cast<const bf16*>(latents_rounded_.rows) + begin * D_;
-    return product(*tokens_, over(rows, stripe.count, D_, D_, ScalarType::BFloat16), out);
+    int64_t stride = latents_rounded_.stride;
+    auto* rows = static_cast<const bf16*>(latents_rounded_.rows) + begin * stride;
+    scores_ = product(*tokens_, over(rows, stripe.count, D_, stride, ScalarType::BFloat16),
+                      over(out, rows_, stripe.count, stripe.count, ScalarType::BFloat16));
+    return scores_->const_data_ptr();
   }
   int64_t before = begin / kLatentPanel, all = panels(stripe.count, kLatentPanel);
-  auto* scores = static_cast<bf16*>(out.mutable_data_ptr());
+  auto* scores = static_cast<bf16*>(out);
   if (screen_ == Screen::integers) {
     Rounded latents = latents_rounded_;
     latents.rows = static_cast<int16_t*>(latents.rows) + before * panel_integers(D_, kLatentPanel);

@@ -67,13 +67,17 @@ class Scorer {
   int64_t number_bytes(bool screened) const { return fp64() && !screened ? 8 : 4; }
   void* zeros(Scratch& scratch) const;
   void begin(const Rows& x, int64_t count, bool screened, bool copied);
-  Tensor wide(const Rows& rows, int64_t count, Scratch& scratch) const;
+  Rows wide(const Rows& rows, int64_t count, Scratch& scratch) const;
+  Tensor matrix(const Rows& rows, int64_t count) const;
   Tensor wide_latents(int64_t begin, int64_t count);
   Rounded round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const;
-  Tensor exact_scores(const Stripe& stripe, const Tensor& out);
-  bool direct() const;
-  Brackets brackets(int64_t begin, int64_t count);
-  Tensor screened_scores(Stripe& stripe, const Tensor& out);
+  int64_t grain(int64_t together) const;
+  const void* direct_scores(const Stripe& stripe, void* out) const;
+  const void* exact_scores(const Stripe& stripe, void* out);
+  Rounded unrounded(int64_t count, Scratch& norms) const;
+  void round_latents(int64_t begin, int64_t count);
+  Brackets brackets(int64_t begin, int64_t count) const;
+  const void* screened_scores(Stripe& stripe, void* out);
 
   Tensor weight_;
   int64_t D_, latents_, kept_bytes_;
@@ -86,10 +90,11 @@ class Scorer {
   Rows x_{};
   int64_t rows_ = 0, width_ = 1, next_ = 0;
   bool screened_ = false;
+  bool direct_ = false, narrow_ = false;  // by our own products, of rows of the weight as they are: exact ones, or of bf16
   Rounded rounded_, latents_rounded_;
   std::optional<Tensor> tokens_, scores_;  // as the product takes and gives them
   // Of all latents, where copies are kept:
-  std::optional<Tensor> all_wide_;
+  std::optional<Rows> all_wide_;
   std::optional<Brackets> all_brackets_;
   Workspace own_;  // of a scorer that keeps copies
   Workspace& scratch_ = kept_bytes_ ? own_ : Workspace::of_this_thread();

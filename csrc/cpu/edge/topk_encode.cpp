@@ -66,7 +66,8 @@ class Encoder {
       const int64_t* listed = order ? order + done : nullptr;
       Candidates found = scorer_.candidates(rows, k_, capacity, activation_ == Activation::abs, false);
       scorer_.plain(tokens(first, listed), rows, rows == N_ && !listed ? &x_ : nullptr);
-      for (Stripe stripe; scorer_.next(stripe);) parallel(rows, 8, FASTSPARSE_KERNEL(topk_encode_filter), found, stripe);
+      for (Stripe stripe; scorer_.next(stripe);)
+        parallel(rows, grain(stripe), FASTSPARSE_KERNEL(topk_encode_filter), found, stripe);
       select(found, first, rows, listed);
     }
   }
@@ -79,7 +80,7 @@ class Encoder {
       int64_t rows = std::min(most, end - first);
       Candidates found = scorer_.candidates(rows, k_, capacity, activation_ == Activation::abs, true);
       scorer_.screen(tokens(first, nullptr), rows);
-      for (Stripe stripe; scorer_.next(stripe);) parallel(rows, 8, FASTSPARSE_KERNEL(screen), found, stripe);
+      for (Stripe stripe; scorer_.next(stripe);) parallel(rows, grain(stripe), FASTSPARSE_KERNEL(screen), found, stripe);
       parallel(rows, 16, FASTSPARSE_KERNEL(screen_certify), found);
       refine(found, first, rows);
       select(found, first, rows, nullptr);
@@ -88,6 +89,9 @@ class Encoder {
     }
     return hopeless;
   }
+
+  // How many rows of scores make a task: few, lest few tokens keep one thread.
+  static int64_t grain(const Stripe& stripe) { return std::min<int64_t>(8, rows_a_task(4 * stripe.count)); }
 
   void refine(const Candidates& found, int64_t begin, int64_t rows) {
     RefineArgs args{rows, tokens(begin, nullptr), scorer_.weight(), static_cast<const float*>(scorer_.bias()),
