@@ -24,7 +24,15 @@ struct NoRoom : std::bad_alloc {
 
 Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   try {
-    return torch::stable::empty({sizes.begin(), sizes.size()}, dtype);
+    // torch::stable::empty would look the op up by its name and pack its arguments, which takes longer than allocating.
+    constexpr size_t most = 8;
+    int64_t strides[most], stride = 1;
+    for (size_t dim = sizes.size(); dim-- > 0; stride *= std::max<int64_t>(sizes.begin()[dim], 1)) strides[dim] = stride;
+    AtenTensorHandle tensor = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        int64_t(sizes.size()), sizes.begin(), strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+        aoti_torch_device_type_cpu(), 0, &tensor));
+    return Tensor(tensor);
   } catch (const std::runtime_error&) {
     double bytes = dtype == ScalarType::Double || dtype == ScalarType::Long ? 8 : dtype == ScalarType::Float ? 4 : 2;
     for (int64_t size : sizes) bytes *= double(size);
