@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
@@ -41,6 +42,16 @@ def is_batched(tensor: Tensor) -> bool:
             return True
         tensor = functorch.get_unwrapped(tensor)
     return False
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether a derivative of what is computed from tensors may be asked for: always while it is compiled."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )
 
 
 def is_traced() -> bool:

@@ -63,15 +63,17 @@ def check_float(op: str, name: str, tensor: Tensor) -> None:
 def check_matrix(op: str, name: str, tensor: Tensor) -> tuple[int, int]:
     """A floating (M, D) matrix; returns its sizes."""
     check_float(op, name, tensor)
-    if tensor.dim() != 2:
+    shape = tensor.shape
+    if len(shape) != 2:
         raise ValueError(f"{op}: {name} must have shape (M, D), got shape {_shape(tensor)}")
-    return tensor.shape
+    return shape
 
 
 def check_rows(op: str, name: str, tensor: Tensor, D: int) -> None:
     """Floating rows (..., D)."""
     check_float(op, name, tensor)
-    if tensor.dim() < 1 or tensor.shape[-1] != D:
+    shape = tensor.shape
+    if len(shape) < 1 or shape[-1] != D:
         raise ValueError(f"{op}: {name} must have shape (..., D) with D = {D}, got shape {_shape(tensor)}")
 
 
@@ -401,25 +403,34 @@ def check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Ten
 def check_alike(op: str, tensors: Sequence[tuple[str, Tensor | None]]) -> None:
     """All tensors share the first one's dtype and device; None is skipped."""
     first_name, first = tensors[0]
+    dtype, device = first.dtype, first.device
     for name, tensor in tensors[1:]:
         if tensor is None:
             continue
-        check_device(op, name, tensor, first_name, first)
-        if tensor.dtype != first.dtype:
+        if tensor.device != device:
+            check_device(op, name, tensor, first_name, first)
+        if tensor.dtype != dtype:
             raise ValueError(
-                f"{op}: {name} must have the dtype of {first_name} ({str(first.dtype)[6:]}), "
+                f"{op}: {name} must have the dtype of {first_name} ({str(dtype)[6:]}), "
                 f"got {str(tensor.dtype)[6:]}"
             )
+
+
+def _fits(got: torch.Size, shape: Sequence[int | None]) -> bool:
+    if got == shape:
+        return True
+    if len(got) != len(shape):
+        return False
+    for size, want in zip(got, shape, strict=True):  # noqa: SIM110 - all() would cost as much as the rest
+        if want is not None and size != want:
+            return False
+    return True
 
 
 def check_shape(op: str, name: str, tensor: Tensor, form: str, shape: Sequence[int | None]) -> None:
     """A floating tensor whose shape is written as ``form``; None for sizes that are free."""
     check_float(op, name, tensor)
-    right = tensor.dim() == len(shape)
-    if right:
-        for size, want in zip(tensor.shape, shape, strict=True):
-            right = right and (want is None or size == want)
-    if not right:
+    if not _fits(tensor.shape, shape):
         wanted = form if None in shape else f"{form} = {tuple(shape)}"
         raise ValueError(f"{op}: {name} must have shape {wanted}, got shape {_shape(tensor)}")
 

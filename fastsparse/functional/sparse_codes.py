@@ -223,7 +223,8 @@ def _bounds(threshold: Tensor | float, margin: float, x: Tensor, M: int) -> Tens
     if isinstance(threshold, Tensor):
         check_vector("threshold_encode", "threshold", threshold, "M", M)
         check_device("threshold_encode", "threshold", threshold, "x", x)
-        return threshold.detach().to(wide) - margin
+        bounds = threshold.detach().to(wide)
+        return bounds - margin if margin else bounds
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise TypeError(f"threshold_encode: threshold must be a tensor or a float, got {named(threshold)}")
     return torch.full((M,), threshold - margin, dtype=wide, device=x.device)

@@ -1,12 +1,13 @@
 """What ParaGRU and ParaLSTM share: layers of an input product and a recurrence that doesn't mix channels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fastsparse._options import SOLVERS, position_of
 from fastsparse._validation import (
@@ -119,7 +120,7 @@ class ParaRNN(nn.Module, ABC):
                 don't go from 0 to T.
         """
         name = type(self).__name__
-        if isinstance(x, nn.utils.rnn.PackedSequence):
+        if isinstance(x, PackedSequence):
             raise TypeError(f"{name}: x must be a torch.Tensor; sequences of many lengths go by cu_seqlens")
         check_float(name, "x", x)
         if x.dim() != 3 or x.shape[-1] != self.input_size:
@@ -131,18 +132,19 @@ class ParaRNN(nn.Module, ABC):
         if cu_seqlens is not None:
             check_cu_seqlens(name, cu_seqlens, "x" if self.batch_first else "x.transpose(0, 1)", h)
         S = h.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        starts = self._unpacked(state, S)
-        h, weight, *starts = autocast(h, self.weight_ih_l0[:0], *starts)
-        check_alike(name, (("weight_ih_l0", weight), ("x", h), *(("state", part) for part in starts)))
+        starts, weight = self._unpacked(state, S), self.weight_ih_l0
+        if torch._C._is_any_autocast_enabled():
+            h, weight, *starts = autocast(h, weight[:0], *starts)
+        check_alike(name, (("weight_ih_l0", weight), ("x", h), *[("state", part) for part in starts]))
         ends = []
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
                 h = F.dropout(h, self.dropout)
-            start = tuple(part[layer] for part in starts) or None
+            start = [part[layer] for part in starts] or None
             found = self._recur(self._gates(h, layer), layer, start, cu_seqlens)
-            ends.append([_last(part, i, start, S, cu_seqlens) for i, part in enumerate(found)])
+            ends.append(_last(found, start, S, cu_seqlens))
             h = found[0]
-        final = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+        final = tuple([torch.stack(parts) for parts in zip(*ends, strict=True)])
         return h if self.batch_first else h.transpose(0, 1), final if self.states > 1 else final[0]
 
     def step(self, x, state=None):
@@ -171,7 +173,7 @@ class ParaRNN(nn.Module, ABC):
         bias = getattr(self, f"bias_l{layer}") if self.bias else None
         if self.num_heads == 1:
             flat = None if bias is None else bias.flatten()
-            return linear(x, weight.flatten(0, 1), flat).unflatten(-1, (3, self.hidden_size))
+            return linear(x, weight.flatten(0, 1), flat).view(*x.shape[:2], 3, self.hidden_size)
         heads = x.unflatten(-1, (self.num_heads, -1))
         blocks = weight.unflatten(1, (self.num_heads, -1))  # (3, heads, H / heads, D / heads)
         u = torch.einsum("btnd,gnhd->btgnh", heads, blocks).flatten(-2)
@@ -181,7 +183,7 @@ class ParaRNN(nn.Module, ABC):
         return [getattr(self, f"{name}_l{layer}") for name in self.recurrent]
 
     @abstractmethod
-    def _recur(self, u: Tensor, layer: int, start: tuple[Tensor, ...] | None, cu_seqlens: Tensor | None):
+    def _recur(self, u: Tensor, layer: int, start: list[Tensor] | None, cu_seqlens: Tensor | None):
         """The states along time, h first, each (B, T, H)."""
 
     def _unpacked(self, state, S: int) -> tuple[Tensor, ...]:
@@ -331,13 +333,13 @@ class ParaRNN(nn.Module, ABC):
 
 
 def _last(
-    states: Tensor, i: int, start: tuple[Tensor, ...] | None, S: int, cu_seqlens: Tensor | None
-) -> Tensor:
-    """(S, H), the state after each sequence's last step; the one it started from if it has none."""
-    if cu_seqlens is None and states.shape[1]:
-        return states[:, -1]
-    before = states.new_zeros(S, states.shape[-1]) if start is None else start[i]
-    if states.shape[1] == 0:
+    states: Sequence[Tensor], start: list[Tensor] | None, S: int, cu_seqlens: Tensor | None
+) -> list[Tensor]:
+    """Parts (S, H) of the state after each sequence's last step; the one it started from if it has none."""
+    if cu_seqlens is None and states[0].shape[1]:
+        return [part[:, -1] for part in states]
+    before = start or [states[0].new_zeros(S, states[0].shape[-1])] * len(states)
+    if states[0].shape[1] == 0:
         return before
-    some = (cu_seqlens.diff() > 0).unsqueeze(-1)
-    return torch.where(some, states[0, (cu_seqlens[1:] - 1).clamp_min(0)], before)
+    some, last = (cu_seqlens.diff() > 0).unsqueeze(-1), (cu_seqlens[1:] - 1).clamp_min(0)
+    return [torch.where(some, part[0, last], first) for part, first in zip(states, before, strict=True)]

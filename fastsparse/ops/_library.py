@@ -172,9 +172,11 @@ def _differentiated(
     Own ones, because those of torch.library.register_autograd drop tangents, and refuse torch.func.
     """
 
+    call = op._op  # what the overload calls, whatever it is given
+
     def below(*arguments):
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*arguments)
+            return call(*arguments)
 
     def forward(ctx, *arguments):
         if torch._C._are_functorch_transforms_active():
