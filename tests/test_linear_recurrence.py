@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from backends import host_backend_names, running
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import DTYPES, assert_within, random
@@ -336,3 +337,21 @@ def test_bad_arguments():
     for error, arguments, options, message in cases:
         with pytest.raises(error, match=f"^linear_recurrence: {re.escape(message)}"):
             fastsparse.linear_recurrence(*arguments, **options)
+
+
+def test_every_float16_is_widened_and_narrowed_as_pytorch_does():
+    """On CPUs, where each level has its own way: NaN, infinities and subnormals, ties and overflow too."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    every, generator = bits.view(torch.float16), torch.Generator().manual_seed(0)
+    factor, start = (every[torch.randperm(2**16, generator=generator)] for _ in range(2))
+    # In fp32 their products are exact.
+    expected = torch.addcmul(every.float(), factor.float(), start.float()).half()
+    for name in host_backend_names():
+        if name != "reference":
+            with running(name):
+                kept = fastsparse.linear_recurrence(every[None, None], every[None, None])
+                found = fastsparse.linear_recurrence(factor[None, None], every[None, None], start[None])
+            for result, right in ((kept[0, 0], every), (found[0, 0], expected)):
+                same = result.view(torch.int16) == right.view(torch.int16)
+                same |= result.isnan() & right.isnan()
+                assert same.all(), f"{name}: {right[~same][:4]} came out as {result[~same][:4]}"

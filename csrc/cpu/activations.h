@@ -16,13 +16,26 @@ namespace fastsparse::FASTSPARSE_ISA {
 
 // K vectors that go one way: each waits for its own last step, and their waits overlap.
 template <typename C, int K> struct Pack {
+  static_assert(K == 1 || K == 2 || K == 4);
   Vector<C> v[K];
+
+  // Calls f(0), f(1), ... Not a loop: GCC unrolls loops late, and drags their arrays through most of its passes, which
+  // took twice as long.
+  template <typename F> static FASTSPARSE_INLINE void each(const F& f) {
+    f(0);
+    if constexpr (K > 1) f(1);
+    if constexpr (K > 2) f(2), f(3);
+  }
+  // The pack of f(0), f(1), ...
+  template <typename F> static FASTSPARSE_INLINE Pack of(const F& f) {
+    Pack result;
+    each([&](int k) __attribute__((always_inline)) { result.v[k] = f(k); });
+    return result;
+  }
 
 #define FASTSPARSE_OPERATOR(op)                                                          \
   friend FASTSPARSE_INLINE Pack operator op(const Pack& a, const Pack& b) {              \
-    Pack result;                                                                         \
-    _Pragma("GCC unroll 8") for (int k = 0; k < K; ++k) result.v[k] = a.v[k] op b.v[k];  \
-    return result;                                                                       \
+    return of([&](int k) __attribute__((always_inline)) { return a.v[k] op b.v[k]; });   \
   }                                                                                      \
   friend FASTSPARSE_INLINE Pack operator op(const Pack& a, C b) { return a op Pack(b); } \
   friend FASTSPARSE_INLINE Pack operator op(C a, const Pack& b) { return Pack(a) op b; }
@@ -31,18 +44,14 @@ template <typename C, int K> struct Pack {
   FASTSPARSE_OPERATOR(*)
 #undef FASTSPARSE_OPERATOR
   friend FASTSPARSE_INLINE Pack operator-(const Pack& a) {
-    Pack result;
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) result.v[k] = -a.v[k];
-    return result;
+    return of([&](int k) __attribute__((always_inline)) { return -a.v[k]; });
   }
   FASTSPARSE_INLINE Pack& operator+=(const Pack& other) { return *this = *this + other; }
   FASTSPARSE_INLINE Pack& operator*=(const Pack& other) { return *this = *this * other; }
 
   Pack() = default;
   FASTSPARSE_INLINE explicit Pack(C value) {
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) v[k] = broadcast(value);
+    each([&](int k) __attribute__((always_inline)) { v[k] = broadcast(value); });
   }
 };
 
@@ -76,30 +85,22 @@ template <typename C, int K> struct Activations {
   using V = Pack<C, K>;
 
   static FASTSPARSE_INLINE V sigmoid(V x) {
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) x.v[k] = at_most(x.v[k], broadcast(Constants::kMostSigmoid));
+    const Vector<C> most = broadcast(Constants::kMostSigmoid);
+    x = V::of([&](int k) __attribute__((always_inline)) { return at_most(x.v[k], most); });
     Power power = exponential(-x);
     V denominator = power.scale * power.rest + (power.scale + 1);
-    V result;
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k)
-      result.v[k] = x.v[k] < Constants::kLeastSigmoid ? Vector<C>{} : reciprocal(denominator.v[k]);
-    return result;
+    return V::of([&](int k) __attribute__((always_inline)) {
+      return x.v[k] < Constants::kLeastSigmoid ? Vector<C>{} : reciprocal(denominator.v[k]);
+    });
   }
 
   static FASTSPARSE_INLINE V tanh(V x) {
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) {
-      Vector<C> most = broadcast(Constants::kMostTanh);
-      x.v[k] = -at_most(-at_most(x.v[k], most), most);
-    }
+    const Vector<C> most = broadcast(Constants::kMostTanh);
+    x = V::of([&](int k) __attribute__((always_inline)) { return -at_most(-at_most(x.v[k], most), most); });
     Power power = exponential(x + x);
     V numerator = power.scale * power.rest + (power.scale - 1);
     V denominator = power.scale * power.rest + (power.scale + 1);
-    V result;
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) result.v[k] = quotient(numerator.v[k], denominator.v[k]);
-    return result;
+    return V::of([&](int k) __attribute__((always_inline)) { return quotient(numerator.v[k], denominator.v[k]); });
   }
 
  private:
@@ -115,9 +116,9 @@ template <typename C, int K> struct Activations {
     for (size_t i = 1; i < sizeof Constants::kSeries / sizeof(C); ++i) series = series * r + Constants::kSeries[i];
     Power power;
     power.rest = (r * r) * series + r;
-#pragma GCC unroll 8
-    for (int k = 0; k < K; ++k)
-      power.scale.v[k] = (Vector<C>)((typename VectorOf<C>::bits)landed.v[k] << Constants::kMantissa);
+    power.scale = V::of([&](int k) __attribute__((always_inline)) {
+      return (Vector<C>)((typename VectorOf<C>::bits)landed.v[k] << Constants::kMantissa);
+    });
     return power;
   }
 

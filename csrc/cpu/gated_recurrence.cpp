@@ -6,31 +6,29 @@ namespace fastsparse::FASTSPARSE_ISA {
 
 namespace {
 
-// Calls f.operator()<Cell, T>().
-template <typename F> void with_cell_and_type(const GatedRecurrenceArgs& args, const F& f) {
+// Calls f(solver), all in lanes of the type that is computed with.
+template <typename F>
+void in_time(const GatedRecurrenceArgs& args, int64_t sequence, Range channels, void* scratch, const F& f) {
   with_cell(args.cell, [&]<template <typename> typename Cell>() {
-    with_type(args.dtype, [&](auto tag) { f.template operator()<Cell, typename decltype(tag)::type>(); });
+    if (args.dtype == DType::f64) f(InTime<Cell, double>(args, sequence, channels, scratch));
+    else f(InTime<Cell, float>(args, sequence, channels, scratch));
   });
 }
 
 }  // namespace
 
 void gated_recurrence(const GatedRecurrenceArgs& args, Range sequences, Range channels) {
-  with_cell_and_type(args, [&]<template <typename> typename Cell, typename T>() {
-    sequential<Cell, T>(args, sequences, channels);
+  with_cell(args.cell, [&]<template <typename> typename Cell>() {
+    with_type(args.dtype, [&](auto tag) { sequential<Cell, typename decltype(tag)::type>(args, sequences, channels); });
   });
 }
 
 void gated_recurrence_by_shooting(const GatedRecurrenceArgs& args, int64_t sequence, Range channels, void* scratch) {
-  with_cell_and_type(args, [&]<template <typename> typename Cell, typename T>() {
-    InTime<Cell, T>(args, sequence, channels, scratch).shoot();
-  });
+  in_time(args, sequence, channels, scratch, [](auto solver) { solver.shoot(); });
 }
 
 void gated_recurrence_by_newton(const GatedRecurrenceArgs& args, int64_t sequence, Range channels, void* scratch) {
-  with_cell_and_type(args, [&]<template <typename> typename Cell, typename T>() {
-    InTime<Cell, T>(args, sequence, channels, scratch).newton();
-  });
+  in_time(args, sequence, channels, scratch, [](auto solver) { solver.newton(); });
 }
 
 }  // namespace fastsparse::FASTSPARSE_ISA

@@ -86,33 +86,32 @@ void run_steps(const GatedRecurrenceArgs& args, int64_t sequence, int64_t channe
   for (int i = 0; i < 3; ++i) u[i] = at<T>(args.u, steps.row, steps.begin, channel) + i * args.u.part;
   for (int i = 0; i < kStates; ++i) {
     out[i] = const_cast<T*>(at<T>(args.states[i], steps.row, steps.begin, channel));
-    for (int k = 0; k < K; ++k) {
-      state[i].v[k] = Vector<C>{};
-      if (args.start[i].data)
-        state[i].v[k] = lanes.load(at<T>(args.start[i], sequence, 0, channel) + k * apart(args.start[i].row));
-    }
+    state[i] = V(0);
+    if (args.start[i].data)
+      state[i] = V::of([&](int k) __attribute__((always_inline)) {
+        return lanes.load(at<T>(args.start[i], sequence, 0, channel) + k * apart(args.start[i].row));
+      });
   }
   for (int i = 0; i < Numbers::kWeights; ++i)
-    for (int k = 0; k < K; ++k)
-      cell.w[i].v[k] = lanes.load(static_cast<const C*>(args.weights) + i * args.H + channel + k * apart(0));
+    cell.w[i] = V::of([&](int k) __attribute__((always_inline)) {
+      return lanes.load(static_cast<const C*>(args.weights) + i * args.H + channel + k * apart(0));
+    });
   int64_t u_step = args.u.step, u_apart = apart(args.u.row), out_step = args.H, out_apart = apart(args.states[0].row);
   for (int64_t left = steps.end - steps.begin; left > 0; --left) {
     V now[3];
     int64_t ahead = left > kStepsAhead ? kStepsAhead * u_step : 0;
 #pragma GCC unroll 3
     for (int i = 0; i < 3; ++i) {
-#pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) {
+      now[i] = V::of([&](int k) __attribute__((always_inline)) {
         prefetch(u[i] + k * u_apart + ahead);
-        now[i].v[k] = lanes.load(u[i] + k * u_apart);
-      }
+        return lanes.load(u[i] + k * u_apart);
+      });
       u[i] += u_step;
     }
     cell.step(now, state);
 #pragma GCC unroll 2
     for (int i = 0; i < kStates; ++i) {
-#pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) lanes.store(state[i].v[k], out[i] + k * out_apart);
+      V::each([&](int k) __attribute__((always_inline)) { lanes.store(state[i].v[k], out[i] + k * out_apart); });
       out[i] += out_step;
     }
   }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/gated_recurrence.h"
 #include "solvers.h"
@@ -11,15 +12,11 @@
 namespace fastsparse::FASTSPARSE_ISA {
 
 template <typename C, int K> FASTSPARSE_INLINE Pack<C, K> load_pack(const C* row) {
-  Pack<C, K> result;
-#pragma GCC unroll 8
-  for (int k = 0; k < K; ++k) result.v[k] = load(row + k * kLanes<C>);
-  return result;
+  return Pack<C, K>::of([&](int k) __attribute__((always_inline)) { return load(row + k * kLanes<C>); });
 }
 
 template <typename C, int K> FASTSPARSE_INLINE void store_pack(const Pack<C, K>& value, C* row) {
-#pragma GCC unroll 8
-  for (int k = 0; k < K; ++k) store(value.v[k], row + k * kLanes<C>);
+  Pack<C, K>::each([&](int k) __attribute__((always_inline)) { store(value.v[k], row + k * kLanes<C>); });
 }
 
 // matrix * columns, in place of the columns: of order 1 or 2.
@@ -39,8 +36,7 @@ FASTSPARSE_INLINE void multiply(const V (&matrix)[kStates * kStates], V (&column
 
 // One sequence's channels [channels.begin, channels.end), no more than the plan's, cut in chunks. Lane j n + i of a row
 // is chunk j of the i-th of n channels; lanes behind the last chunk are idle, and so is the time behind the last step.
-template <template <typename> class Cell, typename T> class InTime {
-  using C = Accumulator<T>;
+template <template <typename> class Cell, typename C> class InTime {
   using Math = Activations<C, kTogether>;
   using V = typename Math::V;
   static constexpr int kStates = Cell<Math>::kStates, kWeights = Cell<Math>::kWeights, kSquare = kStates * kStates;
@@ -58,7 +54,8 @@ template <template <typename> class Cell, typename T> class InTime {
       int64_t h = channels.begin + i;
       passes_[i] = kUntried;
       for (int k = 0; k < kStates; ++k)
-        if (args.start[k].data) first_[k * kRow + i] = to_float(*at<T>(args.start[k], sequence, 0, h));
+        if (args.start[k].data)
+          with_storage([&]<typename T>() { first_[k * kRow + i] = to_float(*at<T>(args.start[k], sequence, 0, h)); });
       for (int64_t j = 0; j < plan_.chunks; ++j) {
         for (int k = 0; k < kWeights; ++k)
           weights_[k * kRow + j * n_ + i] = static_cast<const C*>(args.weights)[k * args.H + h];
@@ -82,7 +79,7 @@ template <template <typename> class Cell, typename T> class InTime {
         for (int64_t g = 0; g < kRow; g += kGroup)
           if (guessed) run_tile<false>(g, count, state, out);
           else run_tile<true>(g, count, state, out);
-        for (int k = 0; k < kStates; ++k) unpack(out + k * kTileSteps * kRow, k, t, count);
+        unpack(out, t, count);
       }
       for (int64_t i = 0; i < n_; ++i) {
         if (passes_[i] != kUntried) continue;
@@ -152,7 +149,7 @@ template <template <typename> class Cell, typename T> class InTime {
     give_up();
     for (int64_t t = 0; t < L; t += kTileSteps) {
       int64_t count = L - t < kTileSteps ? L - t : kTileSteps;
-      for (int k = 0; k < kStates; ++k) unpack(h + (t * kStates + k) * kRow, k, t, count, kStates);
+      unpack(h + t * kStates * kRow, t, count);
     }
   }
 
@@ -161,6 +158,14 @@ template <template <typename> class Cell, typename T> class InTime {
   // How large a channel's corrections are in Newton's method. From one pass to the next they are about squared, so that
   // small ones mostly come after near ones, which kNear says; only then are rounding errors worth following.
   static constexpr C kIsSmall = 0, kIsNear = 1, kIsFar = 2, kNear = sizeof(C) == 8 ? 0x1p27 : 0x1p12;
+
+  // Calls f.operator()<T>(): only what reads and writes tensors knows how numbers are stored.
+  template <typename F> void with_storage(const F& f) const {
+    with_type(args_.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      if constexpr (std::is_same_v<Accumulator<T>, C>) f.template operator()<T>();
+    });
+  }
 
   static C magnitude(C value) { return value < 0 ? -value : value; }
 
@@ -198,8 +203,12 @@ template <template <typename> class Cell, typename T> class InTime {
 
   // u at steps [t, t + count) of every chunk, as rows [step][gate]; 0 behind the last step. Returns how many there are.
   int64_t pack(int64_t t, int64_t count, C* to) const {
-    int64_t steps = steps_.end - steps_.begin;
     if (count > plan_.length - t) count = plan_.length - t;
+    with_storage([&]<typename T>() { pack_from<T>(t, count, to); });
+    return count;
+  }
+  template <typename T> void pack_from(int64_t t, int64_t count, C* to) const {
+    int64_t steps = steps_.end - steps_.begin;
     for (int64_t j = 0; j < plan_.chunks; ++j) {
       int64_t first = j * plan_.length + t, inside = steps - first < count ? steps - first : count;
       for (int64_t i = 0; i < n_; ++i) {
@@ -211,18 +220,22 @@ template <template <typename> class Cell, typename T> class InTime {
           for (int g = 0; g < 3; ++g) row[g * kRow] = 0;
       }
     }
-    return count;
   }
 
-  // The other way, of one state: rows `apart` one from the next.
-  void unpack(const C* from, int state, int64_t t, int64_t count, int64_t apart = 1) const {
+  // The other way, of states, as rows [step][state].
+  void unpack(const C* from, int64_t t, int64_t count) const {
+    with_storage([&]<typename T>() {
+      for (int k = 0; k < kStates; ++k) unpack_to<T>(args_.states[k], from + k * kRow, t, count);
+    });
+  }
+  template <typename T> void unpack_to(const Series& states, const C* from, int64_t t, int64_t count) const {
     int64_t steps = steps_.end - steps_.begin;
     for (int64_t j = 0; j < plan_.chunks; ++j) {
       int64_t first = j * plan_.length + t, inside = steps - first < count ? steps - first : count;
       for (int64_t i = 0; i < n_; ++i) {
         const C* row = from + j * n_ + i;
-        T* to = const_cast<T*>(at<T>(args_.states[state], steps_.row, steps_.begin + first, channels_.begin + i));
-        for (int64_t s = 0; s < inside; ++s, row += apart * kRow, to += args_.states[state].step) from_float(*row, *to);
+        T* to = const_cast<T*>(at<T>(states, steps_.row, steps_.begin + first, channels_.begin + i));
+        for (int64_t s = 0; s < inside; ++s, row += kStates * kRow, to += states.step) from_float(*row, *to);
       }
     }
   }
@@ -261,8 +274,9 @@ template <template <typename> class Cell, typename T> class InTime {
     constexpr C least = std::numeric_limits<C>::min();
 #pragma GCC unroll 4
     for (V& value : values)
-#pragma GCC unroll 8
-      for (Vector<C>& part : value.v) part = absolute(part) < least ? Vector<C>{} : part;  // NaN remains
+      value = V::of([&](int k) __attribute__((always_inline)) {
+        return absolute(value.v[k]) < least ? Vector<C>{} : value.v[k];  // NaN remains
+      });
   }
 
   // What chunks carry along: the derivative P of their states in their starts; kMostToo, how large |P|^2, the sum of its
@@ -275,8 +289,7 @@ template <template <typename> class Cell, typename T> class InTime {
     FASTSPARSE_INLINE void step(const V (&J)[kSquare]) {
       multiply<kStates, kStates>(J, P), flush(P);
       if constexpr (!kMostToo) return;
-#pragma GCC unroll 8
-      for (int k = 0; k < kTogether; ++k) {
+      most[0] = V::of([&](int k) __attribute__((always_inline)) {
         Vector<C> size{};
 #pragma GCC unroll 4
         for (int i = 0; i < kSquare; ++i) {
@@ -284,14 +297,14 @@ template <template <typename> class Cell, typename T> class InTime {
           entry = entry < kTiny ? broadcast(kTiny) : entry;
           size += entry * entry;
         }
-        most[0].v[k] = size <= most[0].v[k] ? most[0].v[k] : size;  // NaN comes through
-      }
+        return size <= most[0].v[k] ? most[0].v[k] : size;  // NaN comes through
+      });
       if constexpr (!kErrorsToo) return;
       carry_errors<kStates>(J, errors), add_errors<kStates>(errors);
       V variance = trace<kStates>(errors);
-#pragma GCC unroll 8
-      for (int k = 0; k < kTogether; ++k)
-        widest[0].v[k] = variance.v[k] <= widest[0].v[k] ? widest[0].v[k] : variance.v[k];
+      widest[0] = V::of([&](int k) __attribute__((always_inline)) {
+        return variance.v[k] <= widest[0].v[k] ? widest[0].v[k] : variance.v[k];
+      });
     }
   };
   template <bool kErrorsToo, bool kMostToo = kErrorsToo>
@@ -320,7 +333,7 @@ template <template <typename> class Cell, typename T> class InTime {
       cell.step(now, h, J);
       tangents.step(J);
 #pragma GCC unroll 2
-      for (int k = 0; k < kStates; ++k) store_pack(h[k], out + (k * kTileSteps + s) * kRow + group);
+      for (int k = 0; k < kStates; ++k) store_pack(h[k], out + (s * kStates + k) * kRow + group);
     }
     store_rows(h, state, group), keep(tangents, group);
   }

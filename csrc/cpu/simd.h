@@ -136,9 +136,15 @@ inline Vector<float> load(const f16* from) {
   std::memcpy(&halves, from, sizeof halves);
   return (Vector<float>)vcvt_f32_f16(halves);
 #else
-  Vector<float> result;
-  for (int i = 0; i < kLanes<float>; ++i) result[i] = to_float(from[i]);
-  return result;
+  using Bits = VectorOf<float>::bits;
+  // to_float for all lanes; signed, since SSE2 has neither comparisons nor conversions of others.
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  Bits bits = (Bits)widen(halves), magnitude = (bits & 0x7fff) << 13;
+  Vector<float> subnormal = __builtin_convertvector(bits & 0x7fff, Vector<float>) * 0x1p-24f;
+  Bits normal = magnitude + (112 << 23), special = magnitude + (224 << 23);
+  Bits wide = magnitude >= 0x0f800000 ? special : magnitude >= 0x00800000 ? normal : (Bits)subnormal;
+  return (Vector<float>)(wide | (bits & 0x8000) << 16);
 #endif
 }
 
@@ -169,7 +175,15 @@ inline void store(Vector<float> value, f16* to) {
   float16x4_t halves = vcvt_f16_f32((float32x4_t)value);  // to nearest: edge/float_mode.h sees to that
   std::memcpy(to, &halves, sizeof halves);
 #else
-  for (int i = 0; i < kLanes<float>; ++i) from_float(value[i], to[i]);
+  using Bits = VectorOf<float>::bits;
+  Bits word = (Bits)value, sign = word >> 16 & 0x8000;  // from_float for all lanes
+  word &= 0x7fffffff;
+  Bits normal = (word - 0x38000000 + 0xfff + (word >> 13 & 1)) >> 13;
+  Bits subnormal = (Bits)((Vector<float>)word + 0.5f) - 0x3f000000;
+  Bits finite = word >= 0x38800000 ? normal : subnormal;
+  Bits narrowed = word >= 0x477ff000 ? Bits{} + 0x7c00 : finite;
+  Halves halves = narrow((Words)(word > 0x7f800000 ? Bits{} + 0x7e00 : narrowed | sign));
+  std::memcpy(to, &halves, sizeof halves);
 #endif
 }
 
