@@ -7,12 +7,14 @@ compiled: a PyTorch with CUDA is a large download.
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,15 +29,22 @@ _spec.loader.exec_module(setup)
 
 
 def sources() -> list[Path]:
-    """What may meet PyTorch's headers, and the flags. Device code is in .cuh and knows no PyTorch."""
+    """What may meet PyTorch's headers. Device code is in .cuh and knows no PyTorch."""
     paths = (path for folder in (setup.CSRC, setup.CSRC / "cuda") for path in folder.iterdir())
-    return [ROOT / "setup.py", *sorted(path for path in paths if path.suffix in (".h", ".cpp", ".cu"))]
+    return sorted(path for path in paths if path.suffix in (".h", ".cpp", ".cu"))
+
+
+def hash_of(sources: Iterable[Path], *others: str) -> str:
+    """A hash of sources, of what in setup.py says how CUDA's are compiled, and of what else matters."""
+    how = (setup.flags, setup.nvcc_flags, setup.torch_flags, setup.ops_cuda, setup.shared, setup.cpp)
+    texts = [f"{path.relative_to(ROOT)}\n{path.read_text(encoding='utf-8')}" for path in sources]
+    texts += [inspect.getsource(function) for function in how]
+    return hashlib.sha256("\n".join([*texts, setup.TORCH_TARGET, *others]).encode()).hexdigest()[:12]
 
 
 def key() -> str:
-    """A hash of the sources."""
-    texts = (f"{path.relative_to(ROOT)}\n{path.read_text(encoding='utf-8')}" for path in sources())
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    """A hash of the sources, and of how they are compiled."""
+    return hash_of(sources())
 
 
 def record() -> dict[str, str]:
