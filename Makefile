@@ -3,7 +3,8 @@
 #   PYTHON=python3.12         the interpreter that .venv is made with
 #   TORCH="torch==2.13.0"     which PyTorch, as arguments of pip install
 #   FASTSPARSE_CPU=0          do without a C++ compiler (see setup.py)
-#   FASTSPARSE_CUDA=1         insist on CUDA kernels, which are built where nvcc is found; 0 leaves them out
+#   FASTSPARSE_CUDA=1         insist on CUDA kernels; 0 leaves them out (default: for what runs here, where a GPU is;
+#                             for a wheel, where nvcc is)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -175,18 +176,22 @@ peers: kernels
 	.venv-peers/bin/python -m pip install --quiet --no-input 'setuptools>=77' wheel
 	FASTSPARSE_CPU=0 FASTSPARSE_CUDA=0 .venv-peers/bin/python -m pip install --quiet --no-input --no-build-isolation --no-deps -e .
 
+# CUDA takes minutes, which only a GPU repays: it is built where one is or where asked, and kept up to date where it was.
+GPU_DEVICES := /dev/nvidia[0-9]* /dev/dxg
+CUDA_HERE := $(or $(FASTSPARSE_CUDA),$(if $(wildcard $(GPU_DEVICES) fastsparse/_ops_cuda.so),auto,0))
+KERNELS_STAMP := build/.kernels-cuda-$(CUDA_HERE)
 .PHONY: kernels
 ifeq ($(FASTSPARSE_CPU),1)
-kernels: build/.kernels
+kernels: $(KERNELS_STAMP)
 else
 kernels:
 endif
 
 # Which files have changed since is setup.py's to find out.
-build/.kernels: $(SOURCES) $(TORCH_STAMP)
+$(KERNELS_STAMP): $(SOURCES) $(TORCH_STAMP)
 	@command -v $${CXX:-g++} > /dev/null \
 	  || { echo "make: no C++ compiler: on Debian, apt install g++ (or go without: FASTSPARSE_CPU=0)" >&2; exit 1; }
 	@$(PY) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	  || { echo "make: Python.h is missing: on Debian, apt install python3-dev" >&2; exit 1; }
-	$(PY) setup.py --quiet build_ext --inplace
+	FASTSPARSE_CUDA=$(CUDA_HERE) $(PY) setup.py --quiet build_ext --inplace
 	mkdir -p build && touch $@

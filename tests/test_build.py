@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 OBJECTS = sorted((ROOT / "build").glob("temp*/fastsparse._ops_cpu/*.*.o"))
 CUDA_LIBRARY = Path(fastsparse.__file__).parent / "_ops_cuda.so"
 
-cuda_built = pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="the CUDA kernels were not built (nvcc)")
+cuda_built = pytest.mark.skipif(
+    not CUDA_LIBRARY.exists(), reason="the CUDA kernels were not built (FASTSPARSE_CUDA=1)"
+)
 checkout = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="this is no checkout")
 
 
@@ -242,3 +244,29 @@ def test_the_source_distribution_holds_what_its_tests_need(tmp_path):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and path.suffix not in (".so", ".pyc"):
                 assert str(path.relative_to(ROOT)) in shipped
+
+
+@checkout
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
+@pytest.mark.parametrize(
+    ("asked", "gpu", "library", "wanted"),
+    [
+        ({}, False, False, "0"),
+        ({}, True, False, "auto"),
+        ({}, False, True, "auto"),
+        ({"FASTSPARSE_CUDA": "1"}, False, False, "1"),
+        ({"FASTSPARSE_CUDA": "0"}, True, True, "0"),
+    ],
+)
+def test_verbs_that_run_build_cuda_where_a_gpu_is_or_where_asked(sources, asked, gpu, library, wanted):
+    device = sources / "nvidia0"
+    if gpu:
+        device.touch()
+    if library:
+        (sources / "fastsparse" / "_ops_cuda.so").touch()
+    ours = re.compile("FASTSPARSE_|MAKE|MFLAGS")
+    clean = {name: value for name, value in os.environ.items() if not ours.match(name)}
+    command = ["make", "--dry-run", "--no-print-directory", "kernels", f"GPU_DEVICES={device}"]
+    done = subprocess.run(command, cwd=sources, env=clean | asked, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"FASTSPARSE_CUDA={wanted} .venv/bin/python setup.py --quiet build_ext --inplace" in done.stdout
