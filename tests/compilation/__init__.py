@@ -11,4 +11,5 @@ sample.
     python -m tests.compilation             compile and print the table
     python -m tests.compilation --write     and write it
     python -m tests.compilation --headers   only compile CUDA C++ against other PyTorchs; see headers.py
+    python -m tests.compilation --archs     only say for which GPUs CI has to compile it; see archs.py
 """

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from . import __doc__ as purpose
-from . import headers, table
+from . import archs, headers, table
 from .tools import TRITON_VERSIONS, MissingError, cuda_records, triton_records
 
 
@@ -12,7 +12,11 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.compilation", description=purpose.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="write docs/compilation.{json,md}")
     parser.add_argument("--headers", action="store_true", help="only compile against other PyTorchs' headers")
+    parser.add_argument("--archs", action="store_true", help="only say for which GPUs CI has to compile")
     arguments = parser.parse_args()
+    if arguments.archs:
+        print(archs.wanted())
+        return 0
     if arguments.headers:
         headers.try_all()
         return 0
@@ -36,6 +40,8 @@ def main() -> int:
     print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)
     if arguments.write and not wrong:
         table.write(sections)
+        if "CUDA C++" in sections:
+            archs.note(sections["CUDA C++"])
     print(table.page(sections))
     return 1 if wrong else 0
 
