@@ -143,7 +143,7 @@ struct Side {
 
   Side(int64_t count, int64_t numbers)
       : rows(room<int16_t>(numbers)), norm(room<float>(count)), residual(norm), scale(norm),
-        rounded{rows.data(), norm.data(), residual.data(), scale.data()} {}
+        rounded{rows.data(), 0, norm.data(), residual.data(), scale.data()} {}
 };
 
 // In panels, `of` columns together.
