@@ -52,6 +52,7 @@ const char* cpu_facts() {
     std::string said = "{\"avx2\": ";
     said.append(text(features.avx2)).append(", \"avx512\": ").append(text(features.avx512));
     said.append(", \"fast_bf16\": ").append(text(features.fast_bf16));
+    said.append(", \"vnni\": ").append(text(features.vnni)).append(", \"avx_vnni\": ").append(text(features.avx_vnni));
     return said.append(", \"best_level\": \"").append(name(best_isa())).append("\"}");
   }();
   return facts.c_str();
