@@ -3,7 +3,6 @@
 #include "host/facts.h"
 
 #include "cpu/edge/knobs.h"
-#include "cpu/edge/product.h"
 
 namespace fastsparse::edge {
 Knobs knobs;
@@ -14,7 +13,6 @@ Knobs knobs;
 FASTSPARSE_EXPORT int fastsparse_cpu_level() { return int(fastsparse::current_isa()); }
 FASTSPARSE_EXPORT int fastsparse_cpu_best_level() { return int(fastsparse::best_isa()); }
 FASTSPARSE_EXPORT void fastsparse_cpu_set_level(int level) { fastsparse::set_isa(fastsparse::Isa(level)); }
-FASTSPARSE_EXPORT bool fastsparse_cpu_prefers_onednn() { return fastsparse::edge::prefers_onednn(); }
 FASTSPARSE_EXPORT const char* fastsparse_build_facts() { return fastsparse::build_facts(); }
 FASTSPARSE_EXPORT const char* fastsparse_cpu_facts() { return fastsparse::cpu_facts(); }
 FASTSPARSE_EXPORT fastsparse::edge::Knobs* fastsparse_cpu_knobs() { return &fastsparse::edge::knobs; }

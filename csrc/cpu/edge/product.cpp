@@ -85,3 +85,7 @@ bool in_full_precision(ScalarType type) {
 }
 
 }  // namespace fastsparse::edge
+
+extern "C" __attribute__((visibility("default"))) bool fastsparse_cpu_prefers_onednn() {
+  return fastsparse::edge::prefers_onednn();
+}
