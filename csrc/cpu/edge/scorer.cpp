@@ -44,7 +44,7 @@ bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
   bool integers = screen == Screen::integers;
   // The library's fp32 products are of no level, and an Arm processor's integers no faster than its fp32.
   if (integers && current_isa() == Isa::baseline) return false;
-  int64_t least = screen == Screen::bf16 && dtype == DType::bf16 ? kFewRows : 16;
+  int64_t least = screen == Screen::bf16 && dtype == DType::bf16 ? kFewRows : 40;
   bool worth = integers ? N >= 64 && D >= 128 : N >= least && D >= 64;
   return worth && latents >= 1024 && k <= latents / 16;
 }
