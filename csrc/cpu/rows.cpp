@@ -154,25 +154,25 @@ inline void score_tile(const Accumulator<T>* x, int64_t x_stride, const T* const
     for (int j = 0; j < Latents; ++j) scores[i * apart + j] = sum<C>(sums[i][j]);
 }
 
-// All tokens with latents from `m` on, one after the other; `last` is the last that will be asked for.
+// All tokens with latents from `m` on, of `count`.
 template <int Latents, typename T>
-void score(const Rows& x, int64_t N, const Rows& weight, int64_t m, int64_t last, Accumulator<T>* scores, int64_t apart) {
+void score(const Rows& x, int64_t N, const Rows& weight, int64_t m, Accumulator<T>* scores, int64_t count) {
   using C = Accumulator<T>;
   const T *atoms[Latents], *next[Latents];
   for (int j = 0; j < Latents; ++j) {
     atoms[j] = row_of<T>(weight, m + j);
-    next[j] = row_of<T>(weight, std::min(m + j + Latents, last));
+    next[j] = row_of<T>(weight, std::min(m + j + Latents, count - 1));
   }
   int64_t tiles = (N + kTileTokens - 1) / kTileTokens;  // of even size: 3 and 2 tokens take less than 4 and 1
   for (int64_t t = 0; t < tiles; ++t) {
     int64_t n = N * t / tiles, tokens = N * (t + 1) / tiles - n;
     const C* first = row_of<C>(x, n);
-    C* to = scores + n * apart + m;
+    C* to = scores + n * count + m;
     switch (tokens) {
-      case 1: score_tile<1>(first, x.stride, atoms, next, x.D, to, apart); break;
-      case 2: score_tile<2>(first, x.stride, atoms, next, x.D, to, apart); break;
-      case 3: score_tile<3>(first, x.stride, atoms, next, x.D, to, apart); break;
-      default: score_tile<kTileTokens>(first, x.stride, atoms, next, x.D, to, apart);
+      case 1: score_tile<1>(first, x.stride, atoms, next, x.D, to, count); break;
+      case 2: score_tile<2>(first, x.stride, atoms, next, x.D, to, count); break;
+      case 3: score_tile<3>(first, x.stride, atoms, next, x.D, to, count); break;
+      default: score_tile<kTileTokens>(first, x.stride, atoms, next, x.D, to, count);
     }
   }
 }
@@ -273,7 +273,7 @@ void score_bf16_by_dots(const Rows& x, int64_t N, const Rows& weight, const Roun
                   .apart = count, .left = std::min(kNarrowTogether, end - m), .squared = {}};
   for (int64_t j = 0; j < kNarrowTogether; ++j) {
     tile.atoms[j] = row_of<bf16>(weight, std::min(m + j, end - 1));
-    tile.next[j] = row_of<bf16>(weight, std::min(m + j + kNarrowTogether, end - 1));
+    tile.next[j] = row_of<bf16>(weight, std::min(m + j + kNarrowTogether, count - 1));
   }
   int64_t tiles = (N + 1 + 5) / 6;
   for (int64_t t = 0, n = 0; t < tiles; ++t) {
@@ -315,8 +315,8 @@ void rows_score(const Rows& x, int64_t N, const Rows& weight, int64_t count, voi
     using T = typename decltype(tag)::type;
     auto* to = static_cast<Accumulator<T>*>(scores);
     int64_t m = begin;
-    for (; m + kTileLatents <= end; m += kTileLatents) score<kTileLatents, T>(x, N, weight, m, end - 1, to, count);
-    for (; m < end; ++m) score<1, T>(x, N, weight, m, end - 1, to, count);
+    for (; m + kTileLatents <= end; m += kTileLatents) score<kTileLatents, T>(x, N, weight, m, to, count);
+    for (; m < end; ++m) score<1, T>(x, N, weight, m, to, count);
   });
 }
 

@@ -169,13 +169,15 @@ bool Scorer::next(Stripe& stripe, int64_t most) {
   return true;
 }
 
-// How many latents make a task of our own products, which take so many together.
-int64_t Scorer::grain(int64_t together) const {
-  return (1 + kTaskProducts / (rows_ * D_ * together + 1)) * together;
+// How many of the latents make a task of our own products, which take so many together, and of which a thread had better
+// go through many: their rows are fetched ahead.
+int64_t Scorer::grain(int64_t latents, int64_t together) const {
+  int64_t least = kTaskProducts / (rows_ * D_ + 1), share = latents / (16 * int64_t(torch::stable::get_num_threads()));
+  return (std::max(least, share) / together + 1) * together;
 }
 
 const void* Scorer::direct_scores(const Stripe& stripe, void* out) const {
-  parallel(stripe.count, grain(kScoredTogether), FASTSPARSE_KERNEL(rows_score), x_, rows_, weight(stripe.begin), stripe.count, out);
+  parallel(stripe.count, grain(stripe.count, kScoredTogether), FASTSPARSE_KERNEL(rows_score), x_, rows_, weight(stripe.begin), stripe.count, out);
   return out;
 }
 
@@ -269,7 +271,7 @@ const void* Scorer::screened_scores(Stripe& stripe, void* out) {
   if (narrow_) {
     latents_rounded_ = unrounded(stripe.count, scratch_.norms);
     Rows tokens{rounded_.rows, nullptr, rounded_.stride, D_, DType::bf16};
-    parallel(stripe.count, grain(kNarrowTogether), FASTSPARSE_KERNEL(rows_score_bf16), tokens, rows_,
+    parallel(stripe.count, grain(stripe.count, kNarrowTogether), FASTSPARSE_KERNEL(rows_score_bf16), tokens, rows_,
              weight(stripe.begin), latents_rounded_, stripe.count, static_cast<bf16*>(out));
     stripe.brackets = brackets(stripe.begin, stripe.count);
     return out;

@@ -71,7 +71,7 @@ class Scorer {
   Tensor matrix(const Rows& rows, int64_t count) const;
   Tensor wide_latents(int64_t begin, int64_t count);
   Rounded round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const;
-  int64_t grain(int64_t together) const;
+  int64_t grain(int64_t latents, int64_t together) const;
   const void* direct_scores(const Stripe& stripe, void* out) const;
   const void* exact_scores(const Stripe& stripe, void* out);
   Rounded unrounded(int64_t count, Scratch& norms) const;
