@@ -495,18 +495,28 @@ def test_dual_tensors_never_lose_their_tangents_in_a_graph(name, compiler):
     function, inputs = FUNCTIONS[name]
     primals = tuple(leaf.detach() for leaf in tensors(*inputs, dtype=torch.float64))
     tangents = directions(primals)
-    compiled = torch.compile(lambda *args: function(*(2 * arg for arg in args)), backend=compiler)
-    refused = pytest.raises(
-        NotImplementedError, match="dual tensors can't go into a compiled or exported graph"
-    )
+    refusal = "dual tensors can't go into a compiled or exported graph"
+
+    def doubled(*args):
+        return function(*(2 * arg for arg in args))
+
+    def refused_or_right(run, of):  # where PyTorch has given up on compiling, it runs the function itself
+        try:
+            found = run()
+        except NotImplementedError as error:
+            if refusal not in str(error):
+                raise
+        else:
+            torch.testing.assert_close(found, dual_jvp(of, primals, tangents))
+
+    compiled = torch.compile(doubled, backend=compiler)
     compiled(*primals)
-    with refused:
+    with pytest.raises(NotImplementedError, match=refusal):
         dual_jvp(compiled, primals, tangents)
     torch.compiler.reset()
-    with refused:
-        dual_jvp(compiled, primals, tangents)
-    with refused:  # nor be made inside of one
-        torch.compile(partial(dual_jvp, function), backend=compiler)(primals, tangents)
+    refused_or_right(lambda: dual_jvp(compiled, primals, tangents), doubled)
+    inside = torch.compile(partial(dual_jvp, function), backend=compiler)  # nor be made inside of one
+    refused_or_right(lambda: inside(primals, tangents), function)
 
 
 @functions
