@@ -186,9 +186,10 @@ def case(lab: Lab, given: Given, name: str) -> dict[str, Any]:
 
 
 def _threshold(parameters: Parameters, x: Tensor, k: int) -> Tensor:
-    """(M,) one for all latents, that k scores of a token are above on average."""
+    """(M,) one for all latents, that k scores of a token are above on average, and none is close to."""
     scores = F.linear(x - parameters["b_dec"], parameters["W_enc"], parameters["b_enc"])
-    return scores.flatten().topk(k * len(x)).values[-1].expand(scores.shape[1]).clone()
+    around = scores.flatten().topk(k * len(x) + 1).values[-2:]
+    return around.mean().expand(scores.shape[1]).clone()
 
 
 def _peers(lab: Lab, name: str) -> list[tuple[str, Callable[..., Step], tuple[str, ...]]]:
