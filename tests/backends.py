@@ -72,7 +72,7 @@ def running(backend: str) -> Iterator[None]:
                 bare = [op for op, record in OPS.items() if "cpu" not in record.kernels]
                 stack.enter_context(_replaced(bare, _defined))
             if screen:
-                stack.enter_context(turned(_cpu.library, screening=SCREENS[screen]))
+                stack.enter_context(turned(_cpu.library, screening=SCREENS[screen], strassen=1))
         yield
 
 

@@ -10,7 +10,7 @@ def _structure(*names: str) -> type[ctypes.Structure]:
 
 
 _KNOBS = {
-    "fastsparse_cpu_knobs": _structure("screening", "fused", "kept_atoms", "free_bytes"),
+    "fastsparse_cpu_knobs": _structure("screening", "fused", "strassen", "kept_atoms", "free_bytes"),
     "fastsparse_cuda_knobs": _structure(
         *("screening", "rows", "bytes", "threads", "shared_bytes", "accumulation", "counts", "undecided"),
         "capturing",

@@ -19,7 +19,7 @@ DRIVER = ROOT / "tests" / "aarch64" / "kernels.cpp"
 PROCESSORS = {"cortex-a53": "no", "neoverse-n1": "no", "max": "yes"}
 
 # -O3 for all would take twice as long: what has code of its own for Arm gets it.
-THOROUGHLY = {"bf16_panels", "integers", "rows", "screen"}
+THOROUGHLY = {"bf16_panels", "integers", "integers_product", "rows", "screen"}
 
 
 def tool(name: str, package: str) -> str:

@@ -271,19 +271,22 @@ def test_hostile_data(backend, data, shape):
         encode(x, weight, bias, k=k, activation=activation)
 
 
-@pytest.mark.parametrize("D", [1, 2, 3, 511, 512, 513, 1024, 1025, 5000])
-def test_widths_around_the_parts_of_a_sum(backend, D):
+@pytest.mark.parametrize("D", [1, 2, 3, 7, 8, 9, 15, 17, 511, 512, 513, 1024, 1025, 5000])
+def test_widths_around_the_parts_of_a_row(backend, D):
     # All entries as large as can be, or one among tiny ones.
     x, weight, bias = random(20, D, seed=1), random(300, D, seed=2), random(300, seed=3)
     encode(x.sign(), weight.sign(), None, k=5)
     encode(x * outliers(1e6, D // 2, D), weight, bias, k=5)
 
 
+@pytest.mark.parametrize("fused", [0, 1])
+@pytest.mark.parametrize("strassen", [0, 1])
 @pytest.mark.parametrize("name", [name for name in backend_names(screened=True) if "integers" in name])
-def test_integers_without_the_processors_multiply_add(name):
-    with running(name), turned(_cpu.library, fused=0):
-        for D in (3, 64, 513, 1025):
-            x, weight, bias = random(40, D, seed=1), random(300, D, seed=2), random(300, seed=3)
+def test_products_of_integers(name, strassen, fused):
+    """With the processor's multiply-add, if it has one, or without, by Strassen's product or the definition."""
+    with running(name), turned(_cpu.library, fused=fused, strassen=strassen):
+        for N, D in ((40, 3), (130, 64), (24, 513), (230, 40), (25, 1025)):  # around groups of 24 tokens
+            x, weight, bias = random(N, D, seed=1), random(300, D, seed=2), random(300, seed=3)
             encode(x, weight, bias, k=5)
             encode(x.sign(), weight.sign(), None, k=5)
 

@@ -13,7 +13,7 @@ namespace fastsparse::FASTSPARSE_ISA {
 //   the product's accumulation  <= 2 g X W, whichever way the library's threads round
 //   the exact score's own       <= g (X + |dx|) (W + |dw|)
 //   the product's bf16 result   <= 2^-8 |s~|
-// (of integers: exact up to kPart products, then at most D / kPart + 1 roundings, which is less; BFMMLA adds products
+// (of integers: none, but three roundings of the result, 3 2^-24 |s~|, for which kRounding has room; BFMMLA adds products
 // in twos and those sums one after another, each time off by at most 2^-23, for it rounds to odd: D / 2 + 1 times, that
 // is (D + 2) 2^-24 X W, which is not more, and nothing for D = 1)
 // which sums to A W + B |dw| + 2^-8 |s~| with A = |dx| (1 + g) + 3 g X and B = (X + |dx|)(1 + g). A processor that

@@ -1,8 +1,10 @@
 #include "cpu/integers.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "cpu/simd.h"
 
@@ -10,60 +12,90 @@ namespace fastsparse::FASTSPARSE_ISA {
 
 namespace {
 
-// ---- rows to integers ----
-
-constexpr int64_t kChunk = 64;           // columns at a time: what a panel has of them stays in the first cache
 constexpr float kToInteger = 0x1.8p23f;  // a number's nearest integer is in the last bits of their sum
 constexpr float kLeast = 0x1p-100f;      // rows of none but smaller numbers are taken for zeros
 
-// The largest magnitude; NaN where a number isn't finite.
-template <typename T> float most_of(const T* row, int64_t D) {
-  constexpr int lanes = kLanes<float>;
-  Vector<float> most = {}, zeros = {};
-  for (int64_t d = 0; d < D; d += lanes) {
-    Vector<float> numbers = load_up_to(row + d, D - d);
+struct Size {
+  float most, norm;  // the largest magnitude, NaN where a number isn't finite; and no less than the norm
+};
+
+template <typename T> Size size_of(const T* row, int64_t D) {
+  constexpr int lanes = kLanes<float>, ways = 4;  // sums that don't wait for one another
+  Vector<float> most[ways] = {}, squares[ways] = {};
+  auto take = [](Vector<float> numbers, Vector<float>& most, Vector<float>& squares) __attribute__((always_inline)) {
     most = at_least(absolute(numbers), most);
-    zeros += numbers * 0.0f;
+    squares += numbers * numbers;
+  };
+  int64_t d = 0;
+  for (; d + ways * lanes <= D; d += ways * lanes)
+#pragma GCC unroll 4
+    for (int way = 0; way < ways; ++way) take(load(row + d + way * lanes), most[way], squares[way]);
+  for (; d < D; d += lanes) take(load_up_to(row + d, D - d), most[0], squares[0]);
+#pragma GCC unroll 4
+  for (int way = 1; way < ways; ++way) {
+    most[0] = at_least(most[way], most[0]);
+    squares[0] += squares[way];
   }
-  float result = sum<float>(zeros);
-  for (int i = 0; i < lanes; ++i) result = std::max(result, most[i]);  // which keeps a NaN that comes first
-  return result;
+  float largest = 0, squared = sum<float>(squares[0]);
+  for (int i = 0; i < lanes; ++i) largest = std::max(largest, most[0][i]);
+  if (!(squared <= FLT_MAX))
+    for (int64_t i = 0; i < D; ++i)
+      if (!(std::fabs(to_float(row[i])) <= FLT_MAX)) largest = NAN;
+  bool in_range = squared > 1e-25f && squared < 1e30f;  // else squares may have left fp32's
+  double norm = in_range ? std::sqrt(double(squared)) : largest * std::sqrt(double(D));
+  return {largest, float(norm * (1 + double(D) * 0x1p-23))};
 }
 
 struct Scale {
   float up, down;  // to integers and back; both 0 for rows that are zeros, or not finite
 };
 
-Scale scale_of(float most) {
-  if (!(most >= kLeast)) return {0, 0};
-  return {float(kLargestInteger) / most, most / float(kLargestInteger)};
+// Such that neither an integer nor, each being off by a half, the row is too large.
+Scale scale_of(Size size, int64_t D) {
+  if (!(size.most >= kLeast)) return {0, 0};
+  double longest = (kLongest - 0.5 * std::sqrt(double(D))) * (1 - 0x1p-20);
+  auto up = float(std::min(kLargestInteger / double(size.most), longest / size.norm));
+  return {up, 1 / up};
 }
 
-typedef uint64_t Pairs __attribute__((vector_size(kVectorBytes)));  // of columns
+// From blocks of `Size` elements of two vectors, by turns: the first ones of each two, or the others.
+template <int Size, bool Others, size_t... I> inline Words blocks(Words a, Words b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (I / Size % 2 * sizeof...(I) + I - I / Size % 2 * Size + Others * Size)...);
+}
+constexpr int kRows = kLanes<float>;  // at a time
+using Every = std::make_index_sequence<kRows>;
 
-// Columns [begin, end) of a row into its place in a panel; adds up squares of what they have become and of what is lost.
-template <typename T>
-void round_part(const T* row, int64_t begin, int64_t end, Scale scale, int64_t height, int16_t* to,
-                Vector<float>& norm_squared, Vector<float>& residual_squared) {
-  constexpr int lanes = kLanes<float>;
-  Vector<float> norms = norm_squared, residuals = residual_squared;
-  for (int64_t d = begin; d < end; d += lanes) {
-    Vector<float> exact = load_up_to(row + d, end - d), sums = exact * scale.up + kToInteger;
-    Pairs pairs = (Pairs)((Words)sums - (Words)broadcast(kToInteger));
-    pairs = (pairs & 0xffff) | (pairs >> 16 & 0xffff0000);
-    Vector<float> near = (sums - kToInteger) * scale.down, gap = exact - near;
-    norms += near * near;
-    residuals += gap * gap;
-    uint64_t of_two[lanes / 2];
-    std::memcpy(of_two, &pairs, sizeof of_two);
-    for (int64_t i = 0; i < lanes / 2 && d + 2 * i < end; ++i) {
-      auto pair = uint32_t(of_two[i]);
-      std::memcpy(to + (d + 2 * i) * height, &pair, sizeof pair);
-    }
+// The matrix of kRows rows turned on its diagonal.
+template <int Size = 1> inline void transpose(Words (&rows)[kRows]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    if (i & Size) continue;
+    Words a = rows[i], b = rows[i + Size];
+    rows[i] = blocks<Size, false>(a, b, Every{});
+    rows[i + Size] = blocks<Size, true>(a, b, Every{});
   }
-  norm_squared = norms;
-  residual_squared = residuals;
+  if constexpr (2 * Size < kRows) transpose<2 * Size>(rows);
 }
+
+typedef uint64_t Long __attribute__((vector_size(kVectorBytes)));
+
+// The kRows pairs of a row's next 2 kRows numbers, of which only `left` may be there: the first half of them in every second
+// place, the others between them. Adds up squares of what the numbers have become and of what is lost.
+template <typename T>
+inline Words pairs_of(const T* row, int64_t left, Scale scale, Vector<float>& norm_squared, Vector<float>& residual_squared) {
+  Long pairs[2];
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    Vector<float> exact = load_up_to(row + half * kRows, std::max<int64_t>(left - half * kRows, 0));
+    Vector<float> sums = exact * scale.up + kToInteger, near = (sums - kToInteger) * scale.down, gap = exact - near;
+    Long integers = (Long)((Words)sums - (Words)broadcast(kToInteger));
+    pairs[half] = (integers & 0xffff) | (integers >> 16 & 0xffff0000);
+    norm_squared += near * near;
+    residual_squared += gap * gap;
+  }
+  return (Words)(pairs[0] | pairs[1] << 32);
+}
+constexpr int64_t pair_at(int i) { return i / 2 + i % 2 * kRows / 2; }
 
 // The norms of a row, of its integers from `to` on; never less than they are (see rows.cpp), and infinite where `most`,
 // the row's largest magnitude, is NaN.
@@ -87,150 +119,48 @@ void set_norms(const T* row, int64_t D, float most, Scale scale, int64_t height,
   residual = float(std::sqrt(residual_squared + double(D) * 0x1p-149) * safety + length * 0x1p-23);
 }
 
+// Of kRows rows and columns that a panel has, those of its rows from `row` on.
+template <typename T>
+void round_rows(const T* const (&from)[kRows], int64_t D, const Scale (&scales)[kRows], int64_t height, int64_t row,
+                int16_t* panel, Vector<float> (&norms)[kRows], Vector<float> (&residuals)[kRows]) {
+  const int64_t pairs = panel_integers(D, 1) / 2;
+  const bool whole = height - row >= kRows;
+  for (int64_t p = 0; p < pairs; p += kRows) {
+    Words block[kRows];
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+      block[i] = from[i] ? pairs_of(from[i] + 2 * p, D - 2 * p, scales[i], norms[i], residuals[i]) : Words{};
+    transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+      if (int64_t pair = p + pair_at(i); pair < pairs) {
+        int16_t* to = panel + 2 * (pair * height + row);
+        if (whole) std::memcpy(to, &block[i], sizeof block[i]);
+        else std::memcpy(to, &block[i], (height - row) * sizeof(uint32_t));
+      }
+  }
+}
+
 template <typename T>
 void round_panel(const Rows& rows, int64_t first, int64_t there, int64_t height, const Rounded& to, int16_t* panel) {
-  float most[kLatentPanel];
-  Scale scales[kLatentPanel];
-  Vector<float> norms[kLatentPanel] = {}, residuals[kLatentPanel] = {};
-  for (int64_t i = 0; i < there; ++i) {
-    most[i] = most_of(row_of<T>(rows, first + i), rows.D);
-    scales[i] = scale_of(most[i]);
-    to.scale[first + i] = scales[i].down;
+  for (int64_t row = 0; row < height; row += kRows) {
+    const T* from[kRows] = {};
+    Size sizes[kRows];
+    Scale scales[kRows];
+    Vector<float> norms[kRows] = {}, residuals[kRows] = {};
+    const int64_t count = std::min<int64_t>(kRows, there - row);
+    for (int64_t i = 0; i < count; ++i) {
+      const T* numbers = row_of<T>(rows, first + row + i);
+      sizes[i] = size_of(numbers, rows.D);
+      scales[i] = scale_of(sizes[i], rows.D);
+      if (scales[i].up) from[i] = numbers;
+      to.scale[first + row + i] = scales[i].down;
+    }
+    round_rows<T>(from, rows.D, scales, height, row, panel, norms, residuals);
+    for (int64_t i = 0; i < count; ++i)
+      set_norms(row_of<T>(rows, first + row + i), rows.D, sizes[i].most, scales[i], height, panel + 2 * (row + i),
+                sum<float>(norms[i]), sum<float>(residuals[i]), to.norm[first + row + i], to.residual[first + row + i]);
   }
-  for (int64_t d = 0; d < rows.D; d += kChunk) {
-    int64_t end = std::min(d + kChunk, rows.D);
-    for (int64_t i = 0; i < height; ++i) {
-      if (i < there && most[i] == most[i]) {
-        round_part(row_of<T>(rows, first + i), d, end, scales[i], height, panel + 2 * i, norms[i], residuals[i]);
-        continue;
-      }
-      for (int64_t c = d; c < end; c += 2) std::memset(panel + c * height + 2 * i, 0, 2 * sizeof *panel);
-    }
-  }
-  for (int64_t i = 0; i < there; ++i)
-    set_norms(row_of<T>(rows, first + i), rows.D, most[i], scales[i], height, panel + 2 * i, sum<float>(norms[i]),
-              sum<float>(residuals[i]), to.norm[first + i], to.residual[first + i]);
-}
-
-// ---- their product ----
-
-typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
-constexpr int kVectors = 2, kWidth = kVectors * kLanes<float>;  // latents of a tile
-static_assert(kLatentPanel % kWidth == 0);
-
-inline Integers load_integers(const int16_t* from) {
-  Integers result;
-  std::memcpy(&result, from, sizeof result);
-  return result;
-}
-
-inline Integers broadcast_pair(const int16_t* from) {
-  int32_t pair;
-  std::memcpy(&pair, from, sizeof pair);
-  return pair - Integers{};
-}
-
-#if defined(__aarch64__)
-// SMLAL multiplies single integers: the two columns of pairs are added up apart, and to one another in the end.
-struct Part { int32x4_t low, high; };
-template <bool> inline Part with_products(Part sum, Integers a, Integers b) {
-  return {vmlal_s16(sum.low, vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b)),
-          vmlal_high_s16(sum.high, (int16x8_t)a, (int16x8_t)b)};
-}
-inline Integers whole(Part sum) { return (Integers)vpaddq_s32(sum.low, sum.high); }
-#else
-typedef Integers Part;
-inline Integers whole(Part sum) { return sum; }
-
-// Of the two integers in each lane: the sum of their products with the other's.
-inline Integers products(Integers a, Integers b) {
-#if defined(__AVX512BW__)
-  return (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  return (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-  return (Integers)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#else
-  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
-#endif
-}
-
-// sum + products(a, b). By the assembler: a level's compiler knows nothing of what only some of its processors have.
-template <bool Fused> inline Part with_products(Part sum, Integers a, Integers b) {
-  if constexpr (!Fused) return sum + products(a, b);
-#if defined(__AVX512BW__)
-  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-#elif defined(__AVX2__)
-  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-#endif
-  return sum;
-}
-#endif
-
-typedef Vector<float> Tile[kTokenPanel][kVectors];
-
-// sums += what a panel of tokens and kWidth latents of a panel give in `pairs` pairs of columns.
-template <bool Fused> inline void add_products(const int16_t* tokens, const int16_t* latents, int64_t pairs, Tile& sums) {
-  Part part[kTokenPanel][kVectors] = {};
-  auto add_pair = [&](int64_t p) __attribute__((always_inline)) {
-    Integers latent[kVectors];
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) latent[j] = load_integers(latents + 2 * (p * kLatentPanel + kLanes<float> * j));
-#pragma GCC unroll 6
-    for (int i = 0; i < kTokenPanel; ++i) {
-      Integers token = broadcast_pair(tokens + 2 * (p * kTokenPanel + i));
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) part[i][j] = with_products<Fused>(part[i][j], token, latent[j]);
-    }
-  };
-  // Several pairs at once would cost copies of registers: GCC can't see into the assembler, and NEON's are all in use.
-  if constexpr (Fused || sizeof(Part) > sizeof(Integers)) {
-#pragma GCC unroll 1
-    for (int64_t p = 0; p < pairs; ++p) add_pair(p);
-  } else {
-#pragma GCC unroll 4
-    for (int64_t p = 0; p < pairs; ++p) add_pair(p);
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < kTokenPanel; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) sums[i][j] += __builtin_convertvector(whole(part[i][j]), Vector<float>);
-}
-
-// The scores of tokens from `n` on and latents from `m` on.
-void put(const IntegerProduct& args, int64_t n, int64_t m, const Tile& sums) {
-  constexpr int lanes = kLanes<float>;
-  for (int64_t i = 0; i < std::min(kTokenPanel, args.N - n); ++i)
-    for (int j = 0; j < kVectors; ++j) {
-      int64_t at = m + j * lanes, left = args.count - at;
-      if (left <= 0) break;
-      Vector<float> score = sums[i][j] * (broadcast(args.tokens.scale[n + i]) * load(args.latents.scale + at));
-      bf16* to = args.scores + (n + i) * args.count + at;
-      if (left >= lanes) {
-        store(score, to);
-        continue;
-      }
-      bf16 last[lanes];
-      store(score, last);
-      std::copy_n(last, left, to);
-    }
-}
-
-template <bool Fused> void multiply(const IntegerProduct& args, int64_t panel_begin, int64_t panel_end) {
-  const int64_t pairs = (args.D + 1) / 2, token_integers = panel_integers(args.D, kTokenPanel),
-                latent_integers = panel_integers(args.D, kLatentPanel), token_panels = panels(args.N, kTokenPanel);
-  for (int64_t p = panel_begin; p < panel_end; ++p)
-    for (int64_t column = 0; column < kLatentPanel; column += kWidth) {  // which stays in the first cache
-      auto* latents = static_cast<const int16_t*>(args.latents.rows) + p * latent_integers + 2 * column;
-      for (int64_t t = 0; t < token_panels; ++t) {
-        auto* tokens = static_cast<const int16_t*>(args.tokens.rows) + t * token_integers;
-        Tile sums = {};
-        for (int64_t done = 0; done < pairs; done += kPart / 2)
-          add_products<Fused>(tokens + done * 2 * kTokenPanel, latents + done * 2 * kLatentPanel,
-                              std::min(kPart / 2, pairs - done), sums);
-        put(args, t * kTokenPanel, p * kLatentPanel + column, sums);
-      }
-    }
 }
 
 }  // namespace
@@ -244,13 +174,6 @@ void integers_round(const Rows& rows, int64_t count, int64_t height, const Round
         round_panel<T>(rows, p * height, std::min(height, count - p * height), height, to,
                        static_cast<int16_t*>(to.rows) + p * panel_integers(rows.D, height));
   });
-}
-
-void integers_product(const IntegerProduct& args, int64_t panel_begin, int64_t panel_end) {
-#if defined(__AVX2__)
-  if (args.fused) return multiply<true>(args, panel_begin, panel_end);
-#endif
-  multiply<false>(args, panel_begin, panel_end);
 }
 
 }  // namespace fastsparse::FASTSPARSE_ISA

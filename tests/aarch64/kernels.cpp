@@ -147,9 +147,14 @@ struct Side {
 };
 
 // In panels, `of` columns together.
-int64_t place(int64_t row, int64_t column, int64_t D, int64_t height, int64_t of) {
-  int64_t panel = (D + of - 1) / of * of * height;
+int64_t place(int64_t row, int64_t column, int64_t panel, int64_t height, int64_t of) {
   return row / height * panel + column / of * of * height + row % height * of + column % of;
+}
+int64_t place_of_integer(int64_t row, int64_t column, int64_t D, int64_t height) {
+  return place(row, column, panel_integers(D, height), height, 2);
+}
+int64_t place_of_bf16(int64_t row, int64_t column, int64_t D, int64_t height) {
+  return place(row, column, panel_bf16s(D, height), height, kQuad);
 }
 
 // Norms are never less than what they are of, and not much more.
@@ -168,13 +173,21 @@ void check_norms(const T* row, int64_t D, float norm, float residual, const Near
 }
 
 template <typename T> Side integers(const std::vector<T>& x, int64_t count, int64_t D, int64_t height) {
-  Side side(count, panels(count, height) * panel_integers(D, height));
+  int64_t all = groups(count, height) * strassen::kSide;
+  Side side(count, all * panel_integers(D, height));
   std::fill(side.rows.begin(), side.rows.end(), int16_t(-1));  // what isn't written shows
   Rows rows{x.data(), nullptr, D, D, dtype_of<T>()};
-  kernel::integers_round(rows, count, height, side.rounded, 0, panels(count, height));
-  for (int64_t i = 0; i < count; ++i) {
+  kernel::integers_round(rows, count, height, side.rounded, 0, all);
+  for (int64_t i = 0; i < all * height; ++i) {
+    auto integer = [&](int64_t d) { return side.rows[place_of_integer(i, d, D, height)]; };
+    int64_t squares = 0;
+    for (int64_t d = 0; d < panel_integers(D, 1); ++d) {
+      if (i >= count || d >= D) expect(integer(d) == 0, "D=%ld: a place that isn't there is %d", D, integer(d));
+      squares += int64_t(integer(d)) * integer(d);
+    }
+    expect(squares <= INT32_MAX, "D=%ld: a row whose square is %ld", D, squares);
+    if (i >= count) continue;
     const T* row = &x[i * D];
-    auto integer = [&](int64_t d) { return side.rows[place(i, d, D, height, 2)]; };
     check_norms(row, D, side.norm[i], side.residual[i], [&](int64_t d) { return integer(d) * double(side.scale[i]); });
     for (int64_t d = 0; d < D; ++d) {
       double want = side.scale[i] == 0 ? 0 : number(row[d]) / side.scale[i];
@@ -182,7 +195,6 @@ template <typename T> Side integers(const std::vector<T>& x, int64_t count, int6
         expect(std::fabs(integer(d) - want) < 0.501 && std::abs(integer(d)) <= kLargestInteger,
                "D=%ld: integer %d of %g", D, integer(d), want);
     }
-    if (D % 2) expect(integer(D) == 0, "D=%ld: the column that isn't there is %d", D, integer(D));
   }
   return side;
 }
@@ -195,7 +207,7 @@ template <typename T> Side bf16_panels(const std::vector<T>& x, int64_t count, i
   for (int64_t i = 0; i < count; ++i) {
     const T* row = &x[i * D];
     auto at = [&](int64_t d) {
-      return bf16{uint16_t(side.rows[height > 1 ? place(i, d, D, height, kQuad) : i * D + d])};
+      return bf16{uint16_t(side.rows[height > 1 ? place_of_bf16(i, d, D, height) : i * D + d])};
     };
     for (int64_t d = 0; d < D; ++d) {
       bf16 want;
@@ -222,27 +234,34 @@ template <typename T, typename Check> void each_width(const Check& check) {
   }
 }
 
-// Sums of parts are exact, and added up in order.
+std::vector<int16_t> combined(const Side& tokens, int64_t N, int64_t D) {
+  std::vector<int16_t> result(groups(N, kTokenPanel) * combined_integers(D));
+  kernel::integers_combine(tokens.rows.data(), D, result.data(), 0, groups(N, kTokenPanel));
+  return result;
+}
+
+// Sums are exact, whichever way they are made.
 template <typename T> void check_integers() {
   each_width<T>([](const std::vector<T>& x, int64_t N, const std::vector<T>& weight, int64_t M, int64_t D) {
     Side tokens = integers(x, N, D, kTokenPanel), latents = integers(weight, M, D, kLatentPanel);
-    std::vector<bf16> scores(N * M);
-    IntegerProduct args{tokens.rounded, latents.rounded, N, M, D, scores.data(), false};
-    kernel::integers_product(args, 0, panels(M, kLatentPanel));
-    for (int64_t n = 0; n < N; ++n)
-      for (int64_t m = 0; m < M; ++m) {
-        float sum = 0;
-        for (int64_t begin = 0; begin < D; begin += kPart) {
-          int64_t part = 0;
-          for (int64_t d = begin; d < std::min(D, begin + kPart); ++d)
-            part += int64_t(tokens.rows[place(n, d, D, kTokenPanel, 2)]) * latents.rows[place(m, d, D, kLatentPanel, 2)];
-          sum += float(part);
+    std::vector<int16_t> sides = combined(tokens, N, D);
+    for (bool strassen : {false, true}) {
+      auto scores = room<bf16>(N * M);
+      IntegerProduct args{strassen ? sides.data() : tokens.rows.data(), strassen, tokens.scale.data(), latents.rows.data(),
+                          latents.scale.data(), N, M, D, scores.data(), false};
+      kernel::integers_product(args, 0, groups(M, kLatentPanel));
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t m = 0; m < M; ++m) {
+          int64_t sum = 0;
+          for (int64_t d = 0; d < D; ++d)
+            sum += int64_t(tokens.rows[place_of_integer(n, d, D, kTokenPanel)]) *
+                   latents.rows[place_of_integer(m, d, D, kLatentPanel)];
+          bf16 want;
+          assign(want, float(sum) * (tokens.scale[n] * latents.scale[m]));
+          expect(scores[n * M + m].bits == want.bits, "D=%ld n=%ld m=%ld: score %g of %g", D, n, m,
+                 number(scores[n * M + m]), number(want));
         }
-        bf16 want;
-        assign(want, sum * (tokens.scale[n] * latents.scale[m]));
-        expect(scores[n * M + m].bits == want.bits, "D=%ld n=%ld m=%ld: score %g of %g", D, n, m,
-               number(scores[n * M + m]), number(want));
-      }
+    }
   });
 }
 
@@ -259,8 +278,8 @@ template <typename T> void check_bf16_panels() {
       for (int64_t m = 0; m < M; ++m) {
         long double sum = 0, absolute = 0;
         for (int64_t d = 0; d < D; ++d) {
-          long double product = static_cast<long double>(number(rows[place(n, d, D, kTokenPanel, kQuad)])) *
-                                number(atoms[place(m, d, D, kLatentPanel, kQuad)]);
+          long double product = static_cast<long double>(number(rows[place_of_bf16(n, d, D, kTokenPanel)])) *
+                                number(atoms[place_of_bf16(m, d, D, kLatentPanel)]);
           sum += product, absolute += fabsl(product);
         }
         double got = number(scores[n * M + m]), want = double(sum), size = double(absolute);
@@ -338,17 +357,19 @@ void check_screen(bool by_integers, bool absolute) {
   auto x = random<float>(kTokens * kWidth), weight = random<float>(kLatents * kWidth), bias = random<float>(kLatents);
   Lists lists(DType::f32, absolute);
   Side tokens = by_integers ? integers(x, kTokens, kWidth, kTokenPanel) : bf16_panels(x, kTokens, kWidth, kTokenPanel);
+  std::vector<int16_t> sides = by_integers ? combined(tokens, kTokens, kWidth) : std::vector<int16_t>();
   for (int64_t begin = 0, stripes = 0; begin < kLatents; begin += kStripe, ++stripes) {
-    int64_t count = std::min(kStripe, kLatents - begin), all = panels(count, kLatentPanel);
+    int64_t count = std::min(kStripe, kLatents - begin);
     std::vector<float> atoms(weight.begin() + begin * kWidth, weight.begin() + (begin + count) * kWidth);
     Side latents = by_integers ? integers(atoms, count, kWidth, kLatentPanel)
                                : bf16_panels(atoms, count, kWidth, kLatentPanel);
     auto scores = room<bf16>(kTokens * count);
     if (by_integers)
-      kernel::integers_product({tokens.rounded, latents.rounded, kTokens, count, kWidth, scores.data(), false}, 0, all);
+      kernel::integers_product({sides.data(), true, tokens.scale.data(), latents.rows.data(), latents.scale.data(), kTokens,
+                                count, kWidth, scores.data(), false}, 0, groups(count, kLatentPanel));
     else
       kernel::bf16_panels_product({static_cast<bf16*>(tokens.rounded.rows), static_cast<bf16*>(latents.rounded.rows),
-                                   kTokens, count, kWidth, scores.data()}, 0, all);
+                                   kTokens, count, kWidth, scores.data()}, 0, panels(count, kLatentPanel));
     auto rest = room<float>(count);
     for (int64_t m = 0; m < count; ++m) rest[m] = 0x1p-20f * std::fabs(bias[begin + m]);
     auto most = [&](const std::vector<float>& terms) { return *std::max_element(terms.begin(), terms.begin() + count); };

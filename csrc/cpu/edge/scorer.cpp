@@ -21,10 +21,18 @@ constexpr size_t kKeptBytes = size_t{64} << 20;     // of scratch, from call to 
 // weight; and wherever there is little to multiply.
 constexpr int64_t kFewRows = 8, kFewNarrowRows = 48, kTinyProduct = int64_t{1} << 18;
 constexpr int64_t kTaskProducts = int64_t{1} << 17;  // multiplications that are worth handing to a thread
+constexpr int64_t kLatentGroup = strassen::kSide * kLatentPanel;
 constexpr int64_t kPad = 64;                        // kernels read whole vectors
 
 bool fused_integers() {
   return knobs.fused && (current_isa() == Isa::avx512 ? cpu_features().vnni : current_isa() == Isa::avx2 && cpu_features().avx_vnni);
+}
+
+// Strassen's combinations of the latents, which should stay in a cache, must be a small part of the work, and so must
+// adding up its products.
+bool by_strassen(int64_t rows, int64_t D) {
+  if (knobs.strassen >= 0) return knobs.strassen;
+  return rows >= 192 && D >= 256 && D <= 8192 && rows * D >= int64_t{1} << 18;
 }
 
 }  // namespace
@@ -70,8 +78,8 @@ Scorer::Scorer(const Tensor& weight, const std::optional<Tensor>& mask, int64_t 
 Scorer::~Scorer() {
   size_t total = 0;
   for (const Scratch* part : {&scratch_.bias, &scratch_.scale, &scratch_.lists, &scratch_.counts, &scratch_.thresholds,
-                              &scratch_.scores, &scratch_.tokens, &scratch_.token_norms, &scratch_.wide,
-                              &scratch_.rounded, &scratch_.norms})
+                              &scratch_.scores, &scratch_.tokens, &scratch_.token_norms, &scratch_.combined,
+                              &scratch_.wide, &scratch_.rounded, &scratch_.norms})
     total += part->bytes();
   if (total > kKeptBytes) scratch_ = Workspace();
 }
@@ -125,12 +133,12 @@ int64_t Scorer::most_rows(int64_t capacity, bool screened) const {
   return std::max<int64_t>(16, kListBytes / list_bytes(capacity, number_bytes(screened)));
 }
 
-// How many latents to score at a time, in whole vectors and panels: the scores, and the latents where they are copied, share a
-// cache.
+// How many latents to score at a time, in whole vectors and groups of panels: the scores, and the latents where they are
+// copied, share a cache.
 void Scorer::begin(const Rows& x, int64_t count, bool screened, bool copied) {
   int64_t bytes = screened ? 2 : number_bytes(false);
   int64_t fitting = kStripeBytes / (bytes * std::max(count, copied ? D_ : 1));
-  width_ = std::min(latents_, std::max<int64_t>(fitting, 256) / kLatentPanel * kLatentPanel);
+  width_ = std::min(latents_, std::max<int64_t>(fitting, 256) / kLatentGroup * kLatentGroup);
   x_ = x;
   rows_ = count;
   next_ = 0;
@@ -150,6 +158,12 @@ void Scorer::screen(const Rows& x, int64_t count) {
   narrow_ = screen_ == Screen::bf16 && dtype_ == DType::bf16 && count <= kFewNarrowRows && latents_ * D_ * 2 > kept_bytes_;
   begin(x, count, true, !narrow_);
   rounded_ = round(x, count, kTokenPanel, scratch_.tokens, scratch_.token_norms);
+  combined_ = nullptr;
+  if (screen_ == Screen::integers && by_strassen(count, D_)) {
+    int64_t all = groups(count, kTokenPanel);
+    combined_ = scratch_.combined.get<int16_t>(all * combined_integers(D_));
+    parallel(all, 1, FASTSPARSE_KERNEL(integers_combine), static_cast<const int16_t*>(rounded_.rows), D_, combined_);
+  }
   if (screen_ == Screen::bf16) tokens_ = over(rounded_.rows, count, D_, rounded_.stride, ScalarType::BFloat16);
 }
 
@@ -220,15 +234,15 @@ Rounded Scorer::unrounded(int64_t count, Scratch& norms) const {
 // and scale.
 Rounded Scorer::round(const Rows& rows, int64_t count, int64_t height, Scratch& copies, Scratch& norms) const {
   Rounded to = unrounded(count, norms);
-  int64_t all = panels(count, height);
   if (screen_ == Screen::integers) {
+    int64_t all = groups(count, height) * strassen::kSide;
     to.rows = copies.get<int16_t>(all * panel_integers(D_, height));
     parallel(all, 1, FASTSPARSE_KERNEL(integers_round), rows, count, height, to);
     return to;
   }
   bool in_panels = screen_ == Screen::bf16_panels;
   if (in_panels) {
-    to.rows = copies.get<bf16>(all * panel_bf16s(D_, height));
+    to.rows = copies.get<bf16>(panels(count, height) * panel_bf16s(D_, height));
   } else if (rows.dtype == DType::bf16 && !rows.order) {
     to.rows = const_cast<void*>(rows.data);
     to.stride = rows.stride;
@@ -293,18 +307,18 @@ const void* Scorer::screened_scores(Stripe& stripe, void* out) {
                       over(out, rows_, stripe.count, stripe.count, ScalarType::BFloat16));
     return scores_->const_data_ptr();
   }
-  int64_t before = begin / kLatentPanel, all = panels(stripe.count, kLatentPanel);
+  int64_t before = begin / kLatentPanel;
   auto* scores = static_cast<bf16*>(out);
   if (screen_ == Screen::integers) {
-    Rounded latents = latents_rounded_;
-    latents.rows = static_cast<int16_t*>(latents.rows) + before * panel_integers(D_, kLatentPanel);
-    latents.scale += begin;
-    IntegerProduct args{rounded_, latents, rows_, stripe.count, D_, scores, fused_integers()};
-    parallel(all, 1, FASTSPARSE_KERNEL(integers_product), args);
+    auto* latents = static_cast<const int16_t*>(latents_rounded_.rows) + before * panel_integers(D_, kLatentPanel);
+    auto* tokens = combined_ ? combined_ : static_cast<const int16_t*>(rounded_.rows);
+    IntegerProduct args{tokens, combined_ != nullptr, rounded_.scale, latents, latents_rounded_.scale + begin, rows_,
+                        stripe.count, D_, scores, fused_integers()};
+    parallel(groups(stripe.count, kLatentPanel), 1, FASTSPARSE_KERNEL(integers_product), args);
   } else if constexpr (kBf16Panels) {
     auto* latents = static_cast<const bf16*>(latents_rounded_.rows) + before * panel_bf16s(D_, kLatentPanel);
     Bf16Product args{static_cast<const bf16*>(rounded_.rows), latents, rows_, stripe.count, D_, scores};
-    parallel(all, 1, FASTSPARSE_KERNEL(bf16_panels_product), args);
+    parallel(panels(stripe.count, kLatentPanel), 1, FASTSPARSE_KERNEL(bf16_panels_product), args);
   }
   return out;
 }

@@ -60,7 +60,7 @@ class Scorer {
 
  private:
   struct Workspace {
-    Scratch bias, scale, lists, counts, thresholds, scores, tokens, token_norms, wide, rounded, norms;
+    Scratch bias, scale, lists, counts, thresholds, scores, tokens, token_norms, combined, wide, rounded, norms;
     static Workspace& of_this_thread();
   };
   bool fp64() const { return accumulator_ == ScalarType::Double; }
@@ -92,6 +92,7 @@ class Scorer {
   bool screened_ = false;
   bool direct_ = false, narrow_ = false;  // by our own products, of rows of the weight as they are: exact ones, or of bf16
   Rounded rounded_, latents_rounded_;
+  int16_t* combined_ = nullptr;  // integers for Strassen's product
   std::optional<Tensor> tokens_, scores_;  // as the product takes and gives them
   // Of all latents, where copies are kept:
   std::optional<Rows> all_wide_;
