@@ -43,18 +43,19 @@ Screen screen_here() {
   return fast && kBf16Panels ? Screen::bf16_panels : Screen::bf16;
 }
 
-// Enough tokens must share the rounding of the weight, which bf16 needs none of where the library multiplies; a large k
-// leaves little to drop.
+// Enough tokens must share the rounding of the weight, which bf16 needs none of where the library multiplies, to be faster
+// than what plain() does; a large k leaves little to drop.
 bool screens(DType dtype, int64_t N, int64_t D, int64_t latents, int64_t k) {
   bool possible = dtype != DType::f64 && D > 0 && N > 0;
   if (knobs.screening >= 0 || !possible) return possible && knobs.screening > 0;
+  if (latents < 1024 || k > latents / 16) return false;
   Screen screen = screen_here();
-  bool integers = screen == Screen::integers;
-  // The library's fp32 products are of no level, and an Arm processor's integers no faster than its fp32.
-  if (integers && current_isa() == Isa::baseline) return false;
-  int64_t least = screen == Screen::bf16 && dtype == DType::bf16 ? kFewRows : 40;
-  bool worth = integers ? N >= 64 && D >= 128 : N >= least && D >= 64;
-  return worth && latents >= 1024 && k <= latents / 16;
+  if (screen == Screen::integers) {
+    // The library's fp32 products are of no level, and an Arm processor's integers no faster than its fp32.
+    if (current_isa() == Isa::baseline) return false;
+    return D >= 256 ? N > (dtype == DType::f32 ? kFewRows : kFewNarrowRows) : D >= 128 && N >= 64;
+  }
+  return D >= 64 && N >= (screen == Screen::bf16 && dtype == DType::bf16 ? kFewRows : 40);
 }
 
 // It stays with the calling thread: fresh memory for every call would cost the system's clearing of it, a twentieth of a
