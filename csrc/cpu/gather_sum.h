@@ -52,6 +52,41 @@ inline void gather_block(const Gather<T>& sum, int64_t d, bool last, Out* out) {
   for (int r = 0; r < Registers; ++r) store(total[r], out + d + r * lanes);
 }
 
+// Columns [d, d + width) of the sum, whole rows of them together: their lines come from memory one after another, and
+// totals go to and from the first cache meanwhile. `last` as above.
+inline constexpr int64_t kTotals = 1024;
+template <typename T, typename Out>
+inline void gather_rows(const Gather<T>& sum, int64_t d, int64_t width, bool last, Out* out) {
+  using C = Accumulator<T>;
+  constexpr int64_t lanes = kLanes<C>, line = 64 / sizeof(T);
+  alignas(64) C totals[kTotals] = {};
+  const int64_t end = sum.count + (last ? sum.later : 0);
+  auto add = [&]<int Rows>(int64_t first) __attribute__((always_inline)) {
+    Vector<C> coefficients[Rows];
+    const T *rows[Rows], *ahead[Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      int64_t next = first + Rows + r;
+      coefficients[r] = broadcast(sum.coefficients[first + r]);
+      rows[r] = sum.row(first + r) + d;
+      ahead[r] = sum.row(std::min(next, end - 1)) + (next < sum.count ? d : 0);
+    }
+    for (int64_t c = 0; c < width; c += lanes) {
+      if (c % line == 0)
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) prefetch(ahead[r] + c);
+      Vector<C> total = load(totals + c);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) total += coefficients[r] * load(rows[r] + c);
+      store(total, totals + c);
+    }
+  };
+  int64_t i = 0;
+  for (; i + 8 <= sum.count; i += 8) add.template operator()<8>(i);
+  for (; i < sum.count; ++i) add.template operator()<1>(i);
+  for (int64_t c = 0; c < width; c += lanes) store(load(totals + c), out + d + c);
+}
+
 // out[0:D] = the sum, its terms added in order.
 template <typename T, typename Out> inline void gather_sum(const Gather<T>& sum, int64_t D, Out* out) {
   using C = Accumulator<T>;
@@ -61,6 +96,11 @@ template <typename T, typename Out> inline void gather_sum(const Gather<T>& sum,
       gather_block<How, Registers>(sum, d, d + width >= D, out);
   };
   if (sum.fetch == Fetch::near) blocks.template operator()<Fetch::near, 8>();
+  if constexpr (kVectorBytes == 32) {
+    if (sum.fetch == Fetch::far)
+      for (const int64_t whole = D / kLanes<C> * kLanes<C>; d < whole; d += std::min(kTotals, whole - d))
+        gather_rows(sum, d, std::min(kTotals, whole - d), d + kTotals >= D, out);
+  }
   if constexpr (kVectorBytes == 64) {
     if (sum.fetch == Fetch::deep) {
       blocks.template operator()<Fetch::deep, 24>();
