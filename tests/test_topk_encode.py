@@ -283,7 +283,7 @@ def test_widths_around_the_parts_of_a_row(backend, D):
 @pytest.mark.parametrize("strassen", [0, 1])
 @pytest.mark.parametrize("name", [name for name in backend_names(screened=True) if "integers" in name])
 def test_products_of_integers(name, strassen, fused):
-    """With the processor's multiply-add, if it has one, or without, by Strassen's product or the definition."""
+    """By the processor's multiply-add, if it has one, or without; by Strassen's product or the definition."""
     with running(name), turned(_cpu.library, fused=fused, strassen=strassen):
         for N, D in ((40, 3), (130, 64), (24, 513), (230, 40), (25, 1025)):  # around groups of 24 tokens
             x, weight, bias = random(N, D, seed=1), random(300, D, seed=2), random(300, seed=3)

@@ -8,7 +8,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PICTURES = HERE.parents[1] / "docs" / "experiments"
-EXPERIMENTS = ("levels", "inference_k", "patches", "certificates", "state_tracking", "characters", "encoders")
+EXPERIMENTS = (
+    "levels", "inference_k", "patches", "certificates", "state_tracking", "characters", "encoders", "atoms",
+)  # fmt: skip
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

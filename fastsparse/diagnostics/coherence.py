@@ -151,8 +151,7 @@ def uniqueness_fraction(per_atom: Tensor, row_counts: Tensor) -> float:
         raise ValueError("uniqueness_fraction: per_atom must be in [0, 1]")
     if counts[0] < 0:
         raise ValueError(f"uniqueness_fraction: row_counts must be at least 0, got {int(counts[0])}")
-    # The quantiles only change at i / M and at j / N: of each such q, counted in 1 / (M N), the places that it
-    # includes.
+    # Quantiles change at i / M and at j / N only: in 1 / (M N), and there the last place included.
     steps = torch.cat([torch.arange(1, M + 1) * N, torch.arange(1, N + 1) * M])
     mu_q, K_q = mu[-(-steps // N) - 1], counts[-(-steps // M) - 1]
     unique = mu_q * (2 * K_q - 1) < 1

@@ -112,9 +112,7 @@ def directions(op: str, vectors: Tensor, metric: Tensor | None) -> Tensor:
 def _root(op: str, metric: Tensor, D: int) -> Tensor:
     """R of S = R R': by Cholesky or, of a singular S, by its eigenvectors."""
     if check_matrix(op, "metric", metric) != (D, D):
-        raise ValueError(
-            f"{op}: metric must have shape (D, D) = ({D}, {D}), got shape {tuple(metric.shape)}"
-        )
+        raise ValueError(f"{op}: metric must have shape (D, D) = ({D}, {D}), got shape {tuple(metric.shape)}")
     metric = metric.detach().double()
     if not torch.allclose(metric, metric.T, rtol=1e-5, atol=0.0):
         raise ValueError(f"{op}: metric must be symmetric")

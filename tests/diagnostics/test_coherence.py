@@ -17,7 +17,7 @@ from fastsparse.diagnostics import (
 
 
 def spikes_and_walsh() -> Tensor:
-    """(128, 64): the unit vectors, and the rows of the Hadamard matrix over 8. Any two of each cross at 1/8."""
+    """(128, 64): the unit vectors, and the rows of the Hadamard matrix over 8. They cross at 1/8."""
     hadamard = torch.ones(1, 1)
     while len(hadamard) < 64:
         hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
@@ -41,7 +41,7 @@ def test_a_known_dictionary():
 
 
 def test_a_threshold_finds_every_support_of_two():
-    """4,000 codes of two atoms, values in [1, 2]: all products of those exceed all others, and a threshold."""
+    """4,000 codes of two atoms, values in [1, 2]: their products exceed all others, and a threshold."""
     atoms, generator = spikes_and_walsh(), torch.Generator().manual_seed(2)
     indices = torch.stack([torch.randperm(128, generator=generator)[:2] for _ in range(4000)])
     values = 1 + torch.rand(4000, 2, generator=generator)
@@ -104,7 +104,7 @@ def by_quantiles(mu: Tensor, counts: Tensor) -> float:
 def test_uniqueness_fraction():
     assert uniqueness_fraction(torch.full((3,), 0.2), torch.tensor([1, 2, 2])) == 1
     assert uniqueness_fraction(torch.ones(3), torch.tensor([1, 2])) == 0
-    assert uniqueness_fraction(torch.ones(2), torch.tensor([0, 0, 5, 5])) == 0.5  # none are unique codes of zero
+    assert uniqueness_fraction(torch.ones(2), torch.tensor([0, 0, 5, 5])) == 0.5  # no latents: unique
     mu, counts = torch.linspace(0, 1, 8).double(), torch.arange(16) // 4
     assert uniqueness_fraction(mu, counts) == by_quantiles(mu, counts)
 

@@ -14,6 +14,7 @@ from benchmarks import results
 from examples.demo import comparison, text
 from examples.experiments import __main__ as command
 from examples.experiments import (
+    atoms,
     certificates,
     characters,
     encoders,
@@ -31,7 +32,7 @@ COMMITTED = command.HERE / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (levels, inference_k, patches, certificates, state_tracking, characters, encoders)
+    for module in (levels, inference_k, patches, certificates, state_tracking, characters, encoders, atoms)
 }
 
 
@@ -289,7 +290,8 @@ def test_the_page_shows_what_was_committed(path):
     pytest.importorskip("matplotlib")
     found = results.read(path)
     assert not found["quick"]
-    pages = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit") | {"encoders": "encoders"}
+    pages = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit")
+    pages |= {name: name for name in ("encoders", "atoms")}
     page = (DOCS / f"{pages.get(path.stem, 'recurrences')}.md").read_text()
     module = MODULES[path.stem]
     assert module.table(found) in page
