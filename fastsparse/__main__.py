@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastsparse collect``, ``train``, ``report`` and ``info``."""
+"""The command line: ``python -m fastsparse collect``, ``train``, ``evaluate``, ``report``, ``info``."""
 
 import argparse
 import importlib
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 COMMANDS = {
     "collect": ("CollectConfig", "keep a model's activations on text, or go on with a collection"),
     "train": ("TrainConfig", "train a sparse autoencoder on stored activations, or resume a training"),
+    "evaluate": ("EvaluateConfig", "measure a training run on stored activations"),
     "report": ("ReportConfig", "show in one page what the latents of a training run stand for"),
 }
 

@@ -87,6 +87,10 @@ def test_train(
         (["train", "{empty}", "--output", "{run}"], "{empty}: the folder holds no .npy or .safetensors file"),
         (["train", "{data}", "--output", "{run}", "--k", "99"], "k must be at most num_latents (32)"),
         (["train", "{data}", "--output", "{data}"], "{data}"),
+        (
+            ["evaluate", "{empty}", "--data", "{data}"],
+            "{empty}: the folder holds no checkpoint-*.safetensors",
+        ),
         (["report", "{empty}"], "run: {empty}: must be the folder of a training run, which holds"),
     ],
 )
@@ -186,21 +190,27 @@ def test_without_the_extras_there_is_help_and_an_error_that_names_them(tmp_path:
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name in gone else find(name, *rest)\n"
         "from fastsparse.__main__ import main\n"
-        "for command in ('collect', 'train', 'report'):\n"
+        "for command in ('collect', 'train', 'evaluate', 'report'):\n"
         "    try: main([command, '--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "sizes = ['--num-latents', '2', '--k', '1']\n"
         "codes = [main(['collect', 'm', 'x', '--output', 'y', '--layer', '1']), main(['report', 'y'])]\n"
+        "codes.append(main(['evaluate', 'y', '--data', 'x']))\n"
         "sys.exit(main(['train', 'x', '--output', 'y', *sizes]) + sum(codes))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 3
+    assert done.returncode == 4
     for option in ("--keep-checkpoints", "(default: 4096)", "--held-out-every", "--max-tokens"):
         assert option in done.stdout
     assert done.stderr.splitlines() == [
         f"fastsparse: error: fastsparse.{command} needs numpy, which is not installed: "
         f"pip install 'fastsparse-torch[{extra}]'"
-        for command, extra in (("collect", "collect"), ("report", "train"), ("train", "train"))
+        for command, extra in (
+            ("collect", "collect"),
+            ("report", "train"),
+            ("evaluate", "train"),
+            ("train", "train"),
+        )
     ]
 
 

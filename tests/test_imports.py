@@ -22,11 +22,12 @@ LAYERS = [
     {"fastsparse"},
     {"fastsparse.codes"},
     {"fastsparse.nn"},
+    {"fastsparse.diagnostics", "fastsparse.metrics"},
     {"fastsparse._extras", "fastsparse._files"},
     {"fastsparse.compat", "fastsparse.formats"},
     {"fastsparse._host", "fastsparse.info"},
     {"fastsparse._settings"},
-    {"fastsparse.train", "fastsparse.collect", "fastsparse.report"},
+    {"fastsparse.train", "fastsparse.collect", "fastsparse.report", "fastsparse.evaluate"},
     {"fastsparse.__main__"},
 ]
 # The modules of this layer know nothing of one another.

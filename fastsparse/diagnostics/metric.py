@@ -29,8 +29,9 @@ def atomic_metric(x: Tensor | Iterable[Tensor]) -> Tensor:
     Example:
         >>> import torch
         >>> from fastsparse.diagnostics import atomic_metric
-        >>> atomic_metric(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).tolist()
-        [[2.0, 0.0], [0.0, 0.5]]
+        >>> metric = atomic_metric(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        >>> [round(entry, 6) for entry in metric.diagonal().tolist()]
+        [2.0, 0.5]
 
     Source: arXiv 2509.20784.
     """
