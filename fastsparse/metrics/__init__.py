@@ -7,14 +7,17 @@ from fastsparse.metrics.concepts import (
     concept_posterior,
     concept_separability,
 )
+from fastsparse.metrics.factors import Compositionality, compositionality
 from fastsparse.metrics.supports import hamming, redundancy, support_bits
 from fastsparse.metrics.totals import Measures, Totals, density_histogram, effective_features, evaluate
 
 __all__ = [
+    "Compositionality",
     "Histograms",
     "Measures",
     "Totals",
     "attenuate",
+    "compositionality",
     "concept_histograms",
     "concept_posterior",
     "concept_separability",
