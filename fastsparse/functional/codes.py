@@ -109,21 +109,21 @@ class Ragged(NamedTuple):
             IndexError: an index is outside [0, M).
         """
         M = check_count("to_dense", "num_latents", num_latents, 0)
-        code, N = _summed("to_dense", self, M), self.offsets.shape[0] - 1
+        code, N = summed("to_dense", self, M), self.offsets.shape[0] - 1
         dense = code.values.new_zeros(N + 1, M)  # a row for the padding, unless there can be no entries
         return dense.index_put((code.rows(), code.indices), code.values)[:N] if M else dense[:N]
 
     def to_sparse_coo(self, num_latents: int) -> Tensor:
         """(N, M) of layout ``torch.sparse_coo``, coalesced. Raises as :meth:`to_dense`."""
         M = check_count("to_sparse_coo", "num_latents", num_latents, 0)
-        code = _cut(_summed("to_sparse_coo", self, M))
+        code = cut(summed("to_sparse_coo", self, M))
         places, size = torch.stack((code.rows(), code.indices)), (self.offsets.shape[0] - 1, M)
         return torch.sparse_coo_tensor(places, code.values, size, is_coalesced=True, check_invariants=False)
 
     def to_sparse_csr(self, num_latents: int) -> Tensor:
         """(N, M) of layout ``torch.sparse_csr``, columns ascending in a row. Raises as :meth:`to_dense`."""
         M = check_count("to_sparse_csr", "num_latents", num_latents, 0)
-        values, indices, offsets = _cut(_summed("to_sparse_csr", self, M))
+        values, indices, offsets = cut(summed("to_sparse_csr", self, M))
         size = self.offsets.shape[0] - 1, M
         return torch.sparse_csr_tensor(offsets, indices, values, size, check_invariants=False)
 
@@ -177,7 +177,7 @@ def _in_range(op: str, code: TopK, num_latents: int) -> Ragged:
     return Ragged.from_topk(code)
 
 
-def _summed(op: str, code: Ragged, M: int) -> Ragged:
+def summed(op: str, code: Ragged, M: int) -> Ragged:
     """Latents ascending in every row and each once, its values added; what becomes free is padding.
 
     In a fixed order, for which PyTorch's own sums by index give no word, and without a look at the data.
@@ -196,7 +196,7 @@ def _summed(op: str, code: Ragged, M: int) -> Ragged:
     return Ragged(values.masked_fill(rest, 0), indices.masked_fill(rest, 0), offsets)
 
 
-def _cut(code: Ragged) -> Ragged:
+def cut(code: Ragged) -> Ragged:
     """Without its padding."""
     entries = int(code.offsets[-1])
     return Ragged(code.values[:entries], code.indices[:entries], code.offsets)

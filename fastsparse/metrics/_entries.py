@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastsparse._validation import named
 from fastsparse.functional import BatchTopK, Pursuit, Ragged, TopK
+from fastsparse.functional.codes import cut, summed
 
 
 class Entries(NamedTuple):
@@ -35,7 +36,8 @@ def entries_of(op: str, code: TopK | Ragged | BatchTopK | Pursuit, num_latents: 
         raise TypeError(f"{op}: code must be a TopK, Ragged, BatchTopK or Pursuit, got {named(code)}")
     wide = torch.promote_types(code.values.dtype, torch.float32)
     code = code._replace(values=code.values.detach().to(wide))
-    dense = code.to_sparse_coo(num_latents)
-    (tokens, latents), values = dense.indices(), dense.values()
-    there = values != 0  # NaN is
-    return Entries(tokens[there], latents[there], values[there], dense.shape[0])
+    ragged = Ragged.from_topk(code) if isinstance(code, TopK) else code
+    ragged = cut(summed(op, ragged, num_latents))
+    there = ragged.values != 0  # NaN is
+    num_tokens = len(ragged.offsets) - 1
+    return Entries(ragged.rows()[there], ragged.indices[there], ragged.values[there], num_tokens)
