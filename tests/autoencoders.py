@@ -45,7 +45,10 @@ def scrambled(kind: type[SparseAutoencoder], seed: int = 2, **options) -> Sparse
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    sae.normalize_decoder_()
+    if sae.decoder == "linear":
+        sae.normalize_decoder_()
+    else:
+        sae.orthonormalize_decoder_()
     return sae
 
 
@@ -80,7 +83,7 @@ def textbook_loss(sae: SparseAutoencoder, x: Tensor, dead: Tensor | None = None)
     spread = (x - x.mean(0)).pow(2).sum()
     if type(sae) in OPTIONS:
         code, penalty = _dense(sae, x, spread)
-        levels = [x - code[:, :m] @ sae.W_dec[:m] - sae.b_dec for m in (*sae.prefixes, sae.num_latents)]
+        levels = [x - textbook_decode(sae, code, m) - sae.b_dec for m in (*sae.prefixes, sae.num_latents)]
         residual, left = levels[-1], _left_by_topk
         loss = sum(w * e.pow(2).sum() for w, e in zip(sae.prefix_weights, levels, strict=True)) / spread
         loss = loss + penalty
@@ -97,12 +100,13 @@ def textbook_loss(sae: SparseAutoencoder, x: Tensor, dead: Tensor | None = None)
 
 def _dense(sae: SparseAutoencoder, x: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     """The code (N, M) of all scores, and the penalty."""
-    u, norms = (x - sae.b_dec) @ sae.W_enc.T, sae.W_dec.norm(dim=1)
+    u = (x - sae.b_dec) @ sae.W_enc.T
+    norms = textbook_decode(sae, torch.eye(sae.num_latents, dtype=u.dtype)).norm(dim=1)
     z = u + sae.b_enc
     if isinstance(sae, GatedSAE):
         gates = z.relu()
         code = (z > 0) * (sae.r_mag.exp() * u + sae.b_mag).relu()
-        left = x - gates @ sae.W_dec.detach() - sae.b_dec.detach()
+        left = x - textbook_decode(sae, gates, frozen=True) - sae.b_dec.detach()
         return code, sae.l1 * gates.sum(1).mean() + left.pow(2).sum() / spread
     if isinstance(sae, ReLUSAE):
         weighed = z.relu() * norms
@@ -150,10 +154,24 @@ def textbook_code(sae: SparseAutoencoder, x: Tensor, k: float, dead: Tensor | No
     return torch.zeros_like(rows).scatter(1, places, kept).view_as(pre)
 
 
+def textbook_decode(
+    sae: SparseAutoencoder, code: Tensor, latents: int | None = None, *, frozen: bool = False
+) -> Tensor:
+    """Of a dense code (N, M) what the first latents of it add to ``b_dec``; ``frozen`` holds the decoder."""
+    decoder = {name: part.detach() if frozen else part for name, part in sae.named_parameters()}
+    a = code[:, :latents] @ decoder["W_dec"][:latents]
+    if sae.decoder == "linear":
+        return a
+    C_1, C_2, C_3, scales = (decoder[f"polynomial.{name}"] for name in ("C_1", "C_2", "C_3", "scales"))
+    _, R2, R3 = sae.ranks
+    square, cube = a[:, :R2] ** 2 @ C_2.T, a[:, :R3] ** 3 @ C_3.T
+    return a @ C_1.T + scales[0] * square + scales[1] * cube
+
+
 def _left_by_topk(sae: SparseAutoencoder, x: Tensor, error=None, dead=None, aux_k=0) -> Tensor:
     if dead is None:
-        return x - sae.b_dec - textbook_code(sae, x, sae.k) @ sae.W_dec
-    return error - textbook_code(sae, x, aux_k, dead) @ sae.W_dec
+        return x - sae.b_dec - textbook_decode(sae, textbook_code(sae, x, sae.k))
+    return error - textbook_decode(sae, textbook_code(sae, x, aux_k, dead))
 
 
 def _left_by_pursuit(sae: MatchingPursuitSAE, x: Tensor, error=None, dead=None, aux_k=0) -> Tensor:

@@ -113,6 +113,8 @@ def save(model: SparseAutoencoder, path: str | Path, format: str = "fastsparse")
         others = [name for name, found in FORMATS.items() if found is not chosen]
         if held := [name for name in others if FORMATS[name].recognises(Place(folder, None))]:
             raise ValueError(f"save: {folder} must hold no files of another format, it holds {_listed(held)}")
+    if model.decoder != "linear" and format != "fastsparse":
+        raise ValueError(f"save: decoder must be 'linear' in {format}, got {model.decoder!r}")
     chosen.save(model, folder)
 
 

@@ -40,7 +40,9 @@ def _load(place: Place, asked: Asked) -> SparseAutoencoder:
     kind = MODELS[config.only("model", *MODELS)]
     told = config.part("options")
     tensors.expect(M=told.get("num_latents", int), D=told.get("d_model", int))
-    atoms = tensors.take("W_dec", "M", "D")
+    ranks = told.get("ranks", list, [])
+    tensors.take("b_dec", "D")  # whose sizes are right before there is a model of them
+    atoms = tensors.take("W_dec", "M", "R1" if ranks else "D")
     options = config.get("options", dict)
     try:
         model = kind(**options, device="cpu", dtype=atoms.dtype, generator=torch.Generator())
@@ -48,9 +50,6 @@ def _load(place: Place, asked: Asked) -> SparseAutoencoder:
         raise ValueError(f"{config.path}: options must be those of {kind.__name__}: {error}") from error
     wide = getattr(model, "_wide", ())  # buffers that keep their dtype when a model's is changed
     for name, own in model.state_dict().items():
-        if name == "W_dec":
-            own.copy_(atoms)
-            continue
         dtypes = (own.dtype, torch.float32, torch.float64) if name in wide else (own.dtype,)
         tensor = tensors.take(name, *own.shape, dtypes=dtypes)
         if tensor.dtype == own.dtype:

@@ -1,7 +1,7 @@
 """Matrices of atoms, one a row: their norms, gradients along them, and the rows that a process holds."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 # Rows are handled in blocks of about this many numbers, so that a second look at a row finds it in the cache.
 _BLOCK = 2**18
@@ -35,8 +35,8 @@ def own_rows(method: str, name: str, matrix: Tensor, shape: tuple[int, int]) -> 
             f"{method}: {name} must have shape (num_latents, d_model) = {shape}, "
             f"got shape {tuple(matrix.shape)}; gather what is sharded otherwise than by rows first"
         )
-    placements = getattr(matrix, "placements", None)  # importing DTensor to ask for it takes seconds
-    if placements is None:
+    placements = _placements(matrix)
+    if not placements:
         return matrix
     if not all(place.is_replicate() or getattr(place, "dim", None) == 0 for place in placements):
         raise ValueError(
@@ -44,6 +44,31 @@ def own_rows(method: str, name: str, matrix: Tensor, shape: tuple[int, int]) -> 
             f"got placements {tuple(placements)}"
         )
     return matrix.to_local()
+
+
+def sum_of_rows_(total: Tensor, matrix: Tensor) -> None:
+    """Add up, in place, what processes that hold rows of a matrix each have summed over their own."""
+    for dim, place in enumerate(_placements(matrix)):
+        if not place.is_replicate():
+            distributed.all_reduce(total, group=matrix.device_mesh.get_group(dim))
+
+
+def all_rows(rows: Tensor, matrix: Tensor) -> tuple[Tensor, slice]:
+    """Of the rows that this process holds of a matrix those of all processes, and where its own are."""
+    placements = _placements(matrix)
+    if all(place.is_replicate() for place in placements):
+        return rows, slice(None)
+    from torch.distributed.tensor import DTensor
+
+    mesh = matrix.device_mesh
+    told = {"shape": matrix.shape, "stride": matrix.stride()}
+    every = DTensor.from_local(torch.arange(len(matrix), device=rows.device), mesh)
+    own = every.redistribute(mesh, placements).to_local()
+    return DTensor.from_local(rows, mesh, placements, **told).full_tensor(), own
+
+
+def _placements(matrix: Tensor) -> tuple:
+    return getattr(matrix, "placements", ())  # importing DTensor to ask for it takes seconds
 
 
 def _blocks(matrix: Tensor) -> tuple[Tensor, ...]:

@@ -79,8 +79,8 @@ class Elementwise(LinearEncoder):
         sums = [_sum_of_rows(cost, scores, self.num_latents) for cost in costs]
         gated = None
         if gates is not None:
-            frozen = self.W_dec.detach(), self.b_dec.detach()
-            gated = sparse_decode(gates.to(centered.dtype), indices, *frozen, offsets)
+            added = sparse_decode(gates.to(centered.dtype), indices, self.W_dec.detach(), None, offsets)
+            gated = self._expanded(added, frozen=True) + self.b_dec.detach()
         return Described(code, self._decoded(code), self._penalty(x, centered, sums, gated))
 
     def _by_stripes(self, x: Tensor, centered: Tensor) -> Described:
@@ -88,10 +88,11 @@ class Elementwise(LinearEncoder):
             centered, self.W_enc, self.b_enc, self.W_dec, self._bounds(), self._terms(), self._activate,
             (*self.prefixes, self.num_latents),
         )  # fmt: skip
-        gated = None if gated is None else gated + self.b_dec.detach()
+        if gated is not None:
+            gated = self._expanded(gated, frozen=True) + self.b_dec.detach()
         return Described(
             Firings(fired, len(x), entries),
-            [level + self.b_dec for level in levels],
+            [self._expanded(level) + self.b_dec for level in levels],
             self._penalty(x, centered, costs, gated),
         )
 
@@ -141,7 +142,7 @@ class Elementwise(LinearEncoder):
 
     def _norms(self) -> Tensor:
         """(M,) of the atoms."""
-        return torch.linalg.vector_norm(self._widened(self.W_dec), dim=1)
+        return torch.linalg.vector_norm(self._widened(self._atoms()), dim=1)
 
     @staticmethod
     def _widened(tensor: Tensor) -> Tensor:

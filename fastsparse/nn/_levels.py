@@ -13,7 +13,9 @@ from torch import Tensor
 from fastsparse.functional import Ragged, TopK, spmm
 
 
-def by_prefix(code: Ragged | TopK, prefixes: Sequence[int], atoms: Tensor, bias: Tensor) -> list[Tensor]:
+def by_prefix(
+    code: Ragged | TopK, prefixes: Sequence[int], atoms: Tensor, bias: Tensor | None
+) -> list[Tensor]:
     """(N, D) each by the latents below each of G prefixes, the last of them all, ascending.
 
     Source: Bussmann et al. 2025, "Learning Multi-Level Features with Matryoshka Sparse Autoencoders",
@@ -29,7 +31,7 @@ def by_prefix(code: Ragged | TopK, prefixes: Sequence[int], atoms: Tensor, bias:
     return _levels(code.values, code.indices, bounds, atoms, bias, len(prefixes))
 
 
-def by_budget(code: TopK, budgets: Sequence[int], atoms: Tensor, bias: Tensor) -> list[Tensor]:
+def by_budget(code: TopK, budgets: Sequence[int], atoms: Tensor, bias: Tensor | None) -> list[Tensor]:
     """(N, D) each by the first so many entries of every token, of G budgets, ascending, the last of them all.
 
     Source: Gao et al. 2024, arXiv 2406.04093, appendix B (Multi-TopK); Balagansky et al. 2025, "Train One
@@ -43,9 +45,8 @@ def by_budget(code: TopK, budgets: Sequence[int], atoms: Tensor, bias: Tensor) -
 
 
 def _levels(
-    values: Tensor, indices: Tensor, bounds: Tensor, atoms: Tensor, bias: Tensor, count: int
+    values: Tensor, indices: Tensor, bounds: Tensor, atoms: Tensor, bias: Tensor | None, count: int
 ) -> list[Tensor]:
     pieces = spmm(values, indices, atoms, bounds).unflatten(0, (-1, count)).unbind(dim=1)
-    return list(
-        accumulate(pieces[1:], initial=pieces[0] + bias)
-    )  # a cumsum's gradient passes thrice over all
+    first = pieces[0] if bias is None else pieces[0] + bias
+    return list(accumulate(pieces[1:], initial=first))  # a cumsum's gradient passes thrice over all

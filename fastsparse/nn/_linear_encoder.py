@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fastsparse.functional import spmm, topk_encode
+from fastsparse.nn._atoms import normalize_
 from fastsparse.nn.sparse_autoencoder import SparseAutoencoder
 
 
 class LinearEncoder(SparseAutoencoder):
-    """Has ``W_enc`` (M, D), which starts as a copy of ``W_dec``, and ``b_enc`` (M,), which starts as 0."""
+    """Has ``W_enc`` (M, D), which starts as the decoder's atoms of norm 1, and ``b_enc`` (M,), of 0."""
 
     _activation = "relu"  # of the dead latents that are revived
     _wide: tuple[str, ...] = ()  # buffers in fp32, whatever the dtype of the parameters
@@ -41,7 +42,9 @@ class LinearEncoder(SparseAutoencoder):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new atoms, and start again from them."""
         super().reset_parameters(generator)
-        self.W_enc.copy_(self.W_dec)
+        self.W_enc.copy_(self._atoms())
+        if self.polynomial is not None:
+            normalize_(self.W_enc)
         self.b_enc.zero_()
 
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
@@ -49,7 +52,7 @@ class LinearEncoder(SparseAutoencoder):
         code = topk_encode(
             centered, self.W_enc, self.b_enc, k=aux_k, latent_mask=dead, activation=self._activation
         )
-        return spmm(*code, self.W_dec)
+        return self._expanded(spmm(*code, self.W_dec))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LinearEncoder":
         """``to(dtype)`` is of the parameters."""

@@ -31,7 +31,11 @@ class GatedSAE(Elementwise):
         d_model: D, the width of the activations.
         num_latents: M.
         l1: weight of the gates' sum.
-        unit_norm: whether atoms are kept at norm 1.
+        unit_norm: whether the atoms of a linear decoder are kept at norm 1.
+        decoder: ``"linear"``, or ``"polynomial"``: rows of ``W_dec`` (M, R1) add up to coordinates, and the
+            reconstruction is a cubic polynomial of these (PolySAE).
+        ranks: of a polynomial decoder (R1, R2, R3), D >= R1 >= R2 >= R3: how many coordinates there are, and
+            how many of them, from the first on, have squares, and cubes.
         prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
             as they can on their own, as all do (Matryoshka); by their values, gates reconstruct all together.
         prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
@@ -72,6 +76,8 @@ class GatedSAE(Elementwise):
         *,
         l1: float,
         unit_norm: bool = True,
+        decoder: str = "linear",
+        ranks: Sequence[int] = (),
         prefixes: Sequence[int] = (),
         prefix_weights: Sequence[float] | None = None,
         aux_k: int = 0,
@@ -86,6 +92,8 @@ class GatedSAE(Elementwise):
             d_model,
             num_latents,
             unit_norm=unit_norm,
+            decoder=decoder,
+            ranks=ranks,
             prefixes=prefixes,
             prefix_weights=prefix_weights,
             aux_k=aux_k,

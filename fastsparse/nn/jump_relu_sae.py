@@ -50,7 +50,11 @@ class JumpReLUSAE(Elementwise):
             :meth:`after_step_` then keeps at 0 or more.
         learn_threshold: whether thresholds are trained. Those that are not stay in fp32 (fp64 of a
             model made in fp64), and have no form.
-        unit_norm: whether atoms are kept at norm 1.
+        unit_norm: whether the atoms of a linear decoder are kept at norm 1.
+        decoder: ``"linear"``, or ``"polynomial"``: rows of ``W_dec`` (M, R1) add up to coordinates, and the
+            reconstruction is a cubic polynomial of these (PolySAE).
+        ranks: of a polynomial decoder (R1, R2, R3), D >= R1 >= R2 >= R3: how many coordinates there are, and
+            how many of them, from the first on, have squares, and cubes.
         prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
             as they can on their own, as all do (Matryoshka).
         prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
@@ -101,6 +105,8 @@ class JumpReLUSAE(Elementwise):
         threshold_form: str = "log",
         learn_threshold: bool = True,
         unit_norm: bool = True,
+        decoder: str = "linear",
+        ranks: Sequence[int] = (),
         prefixes: Sequence[int] = (),
         prefix_weights: Sequence[float] | None = None,
         aux_k: int = 0,
@@ -115,6 +121,8 @@ class JumpReLUSAE(Elementwise):
             d_model,
             num_latents,
             unit_norm=unit_norm,
+            decoder=decoder,
+            ranks=ranks,
             prefixes=prefixes,
             prefix_weights=prefix_weights,
             aux_k=aux_k,
@@ -222,6 +230,7 @@ class JumpReLUSAE(Elementwise):
 def with_thresholds(sae: LinearEncoder, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> JumpReLUSAE:
     """The autoencoder of these scores and thresholds, which are not trained, and another one's decoder."""
     options: dict[str, Any] = {"unit_norm": sae.unit_norm, "prefixes": sae.prefixes}
+    options |= {"decoder": sae.decoder, "ranks": sae.ranks}
     options |= {"prefix_weights": sae.prefix_weights, "dead_after": sae.dead_after}
     options |= {"device": sae.W_dec.device, "dtype": sae.W_dec.dtype}
     options["generator"] = torch.Generator(sae.W_dec.device)  # of atoms that are replaced: no global state
@@ -230,6 +239,8 @@ def with_thresholds(sae: LinearEncoder, W_enc: Tensor, b_enc: Tensor, threshold:
     made.b_enc.copy_(b_enc)
     made.W_dec.copy_(sae.W_dec)
     made.b_dec.copy_(sae.b_dec)
+    if sae.polynomial is not None:
+        made.polynomial.load_state_dict(sae.polynomial.state_dict())
     made.raw_threshold.copy_(threshold)
     made.tokens_since_fired.copy_(sae.tokens_since_fired)
     return made

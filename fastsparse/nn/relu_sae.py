@@ -30,7 +30,11 @@ class ReLUSAE(Elementwise):
         num_latents: M.
         l1: weight of the penalty.
         p: above 0; below 1 it is closer to how many latents there are. :meth:`anneal_p_` changes it.
-        unit_norm: whether atoms are kept at norm 1.
+        unit_norm: whether the atoms of a linear decoder are kept at norm 1.
+        decoder: ``"linear"``, or ``"polynomial"``: rows of ``W_dec`` (M, R1) add up to coordinates, and the
+            reconstruction is a cubic polynomial of these (PolySAE).
+        ranks: of a polynomial decoder (R1, R2, R3), D >= R1 >= R2 >= R3: how many coordinates there are, and
+            how many of them, from the first on, have squares, and cubes.
         prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
             as they can on their own, as all do (Matryoshka).
         prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
@@ -75,6 +79,8 @@ class ReLUSAE(Elementwise):
         l1: float,
         p: float = 1.0,
         unit_norm: bool = False,
+        decoder: str = "linear",
+        ranks: Sequence[int] = (),
         prefixes: Sequence[int] = (),
         prefix_weights: Sequence[float] | None = None,
         aux_k: int = 0,
@@ -89,6 +95,8 @@ class ReLUSAE(Elementwise):
             d_model,
             num_latents,
             unit_norm=unit_norm,
+            decoder=decoder,
+            ranks=ranks,
             prefixes=prefixes,
             prefix_weights=prefix_weights,
             aux_k=aux_k,

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from fastsparse._options import position_of
 from fastsparse._validation import check_count, check_flag, check_range, check_rows, named
-from fastsparse.functional import BatchTopK, Pursuit, Ragged, TopK, sparse_decode
+from fastsparse.functional import BatchTopK, Pursuit, Ragged, TopK, polynomial_decode, sparse_decode
 from fastsparse.functional._tensors import flat
-from fastsparse.nn._atoms import normalize_, own_rows, remove_parallel_
+from fastsparse.nn._atoms import all_rows, normalize_, own_rows, remove_parallel_, sum_of_rows_
 from fastsparse.nn._groups import Group, counting_group
 from fastsparse.nn._levels import by_prefix
 from fastsparse.nn._median import geometric_median
+from fastsparse.nn._polynomial_decoder import Polynomial, checked_ranks, orthonormal, retract_
 from fastsparse.nn.fvu import spread_of, unexplained
 
 
@@ -82,9 +84,10 @@ class Described(NamedTuple):
 class SparseAutoencoder(nn.Module, ABC):
     """The part of an autoencoder that doesn't depend on how it encodes.
 
-    A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``. Subclasses encode (:meth:`encode`),
-    and for :meth:`loss` describe a batch (``_describe``) and reconstruct, by dead latents alone, what is left
-    of it (``_revive``).
+    A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``; of a polynomial decoder these rows
+    add up to a few coordinates, and the reconstruction is ``b_dec`` plus a cubic polynomial of them, in which
+    latents act together as well as alone. Subclasses encode (:meth:`encode`), and for :meth:`loss` describe a
+    batch (``_describe``) and reconstruct, by dead latents alone, what is left of it (``_revive``).
 
     One training step::
 
@@ -98,7 +101,10 @@ class SparseAutoencoder(nn.Module, ABC):
     Args:
         d_model: D, the width of the activations.
         num_latents: M.
-        unit_norm: whether atoms are kept at norm 1.
+        unit_norm: whether the atoms of a linear decoder are kept at norm 1.
+        decoder: ``"linear"``, or ``"polynomial"``, whose ``W_dec`` (M, R1) is kept orthonormal by columns.
+        ranks: of a polynomial decoder (R1, R2, R3), D >= R1 >= R2 >= R3: how many coordinates there are, and
+            how many of them, from the first on, have squares, and cubes.
         prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
             as they can on their own, as all do (Matryoshka).
         prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
@@ -108,12 +114,14 @@ class SparseAutoencoder(nn.Module, ABC):
         device, dtype: of the parameters.
 
     Attributes:
-        W_dec: (M, D), row m is atom m; b_dec: (D,).
+        W_dec: (M, D), row m is atom m; (M, R1) of a polynomial decoder. b_dec: (D,).
+        polynomial: of a polynomial decoder its other parameters, ``C_1`` (D, R1), ``C_2`` (D, R2), ``C_3``
+            (D, R3) and ``scales`` (2,); else None.
         tokens_since_fired: (M,) int64 buffer; :meth:`count_firings_` counts.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, a weight is negative or not finite, or
-            prefixes don't ascend below M.
+        TypeError, ValueError: a size is not a positive integer, a weight is negative or not finite, prefixes
+            don't ascend below M, or ranks don't descend from D.
     """
 
     tokens_since_fired: Tensor
@@ -124,6 +132,8 @@ class SparseAutoencoder(nn.Module, ABC):
         num_latents: int,
         *,
         unit_norm: bool,
+        decoder: str = "linear",
+        ranks: Sequence[int] = (),
         prefixes: Sequence[int] = (),
         prefix_weights: Sequence[float] | None = None,
         aux_k: int,
@@ -137,13 +147,21 @@ class SparseAutoencoder(nn.Module, ABC):
         self.num_latents = check_count(self._name, "num_latents", num_latents, 1)
         check_flag(self._name, "unit_norm", unit_norm)
         self.unit_norm = unit_norm
+        position_of(self._name, "decoder", decoder, ("linear", "polynomial"))
+        if decoder == "linear" and len(ranks):
+            raise ValueError(f"{self._name}: ranks must be left out of a linear decoder, got {tuple(ranks)}")
+        self.decoder, self.ranks = decoder, ()
         self.prefixes = self._ascending("prefixes", prefixes, self.num_latents - 1)
         self.prefix_weights = self._weights("prefix_weights", prefix_weights, len(self.prefixes) + 1)
         self.aux_k = check_count(self._name, "aux_k", aux_k, 0)
         self.dead_after = check_count(self._name, "dead_after", dead_after, 1)
         self.aux_weight = self._weight("aux_weight", aux_weight)
         factory = {"device": device, "dtype": dtype}
-        self.W_dec = nn.Parameter(torch.empty(self.num_latents, self.d_model, **factory))
+        self.polynomial: Polynomial | None = None
+        if decoder == "polynomial":
+            self.ranks = checked_ranks(self._name, ranks, self.d_model, self.num_latents)
+            self.polynomial = Polynomial(self.d_model, self.ranks, **factory)
+        self.W_dec = nn.Parameter(torch.empty(*self._decoder_shape, **factory))
         self.b_dec = nn.Parameter(torch.zeros(self.d_model, **factory))
         counts = torch.zeros(self.num_latents, dtype=torch.int64, device=device)
         self.register_buffer("tokens_since_fired", counts)
@@ -189,7 +207,12 @@ class SparseAutoencoder(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new atoms, and start again from them."""
         self.W_dec.normal_(generator=generator)
-        normalize_(self.W_dec)
+        if self.polynomial is None:
+            normalize_(self.W_dec)
+        else:
+            wide = torch.promote_types(self.W_dec.dtype, torch.float32)
+            self.W_dec.copy_(orthonormal(self.W_dec.to(wide)))
+            self.polynomial.reset_parameters(generator)
         self.b_dec.zero_()
         self.tokens_since_fired.zero_()
 
@@ -240,7 +263,10 @@ class SparseAutoencoder(nn.Module, ABC):
                 raise TypeError(f"{self._name}.decode: indices must be given with values, got None")
             offsets = code.offsets if isinstance(code, Ragged | BatchTopK) else None
             code, indices = code[:2]
-        return sparse_decode(code, indices, self.W_dec, self.b_dec, offsets)
+        if self.polynomial is None:
+            return sparse_decode(code, indices, self.W_dec, self.b_dec, offsets)
+        parts = self.polynomial.coefficients(), self.polynomial.scales
+        return polynomial_decode(code, indices, self.W_dec, *parts, self.b_dec, offsets)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct tokens (..., D) from their codes."""
@@ -301,7 +327,23 @@ class SparseAutoencoder(nn.Module, ABC):
         if not self.prefixes:
             return [self.decode(code)]
         code = code.code if isinstance(code, BatchTopK) else code
-        return by_prefix(code, (*self.prefixes, self.num_latents), self.W_dec, self.b_dec)
+        return self._cut(by_prefix, code, (*self.prefixes, self.num_latents))
+
+    def _cut(
+        self, cut: Callable[..., list[Tensor]], code: TopK | Ragged, places: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """The levels of a code by its pieces up to these places."""
+        if self.polynomial is None:
+            return cut(code, places, self.W_dec, self.b_dec)
+        return [self._expanded(sums) + self.b_dec for sums in cut(code, places, self.W_dec, None)]
+
+    def _expanded(self, sums: Tensor, *, frozen: bool = False) -> Tensor:
+        """(..., D) of sums of rows of ``W_dec``, without ``b_dec``."""
+        return sums if self.polynomial is None else self.polynomial(sums, frozen=frozen)
+
+    def _atoms(self) -> Tensor:
+        """(M, D): what each latent alone, at value 1, adds to ``b_dec``."""
+        return self._expanded(self.W_dec)
 
     def _level_weights(self) -> Sequence[float]:
         return self.prefix_weights
@@ -358,12 +400,14 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def after_backward_(self) -> None:
         """What a training step does between ``backward`` and the optimiser's step."""
-        if self.unit_norm:
+        if self.unit_norm and self.polynomial is None:
             self.remove_parallel_gradient_()
 
     def after_step_(self) -> None:
         """What a training step does after the optimiser's step."""
-        if self.unit_norm:
+        if self.polynomial is not None:
+            self.orthonormalize_decoder_()
+        elif self.unit_norm:
             self.normalize_decoder_()
 
     @property
@@ -380,15 +424,15 @@ class SparseAutoencoder(nn.Module, ABC):
         each process handles its own rows.
 
         Raises:
-            ValueError: ``W_dec`` is sharded otherwise than by rows.
+            ValueError: ``W_dec`` is sharded otherwise than by rows, or the decoder is not linear.
 
         Source: Gao et al. 2024, arXiv 2406.04093, appendix A.1.
         """
         self._reshard()
-        method, shape = f"{self._name}.remove_parallel_gradient_", (self.num_latents, self.d_model)
-        own = own_rows(method, "W_dec", self.W_dec, shape)
+        method = self._of_decoder("remove_parallel_gradient_", "linear")
+        own = own_rows(method, "W_dec", self.W_dec, self._decoder_shape)
         if self.W_dec.grad is not None:
-            remove_parallel_(own_rows(method, "W_dec.grad", self.W_dec.grad, shape), own)
+            remove_parallel_(own_rows(method, "W_dec.grad", self.W_dec.grad, self._decoder_shape), own)
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
@@ -397,16 +441,62 @@ class SparseAutoencoder(nn.Module, ABC):
         Of a sharded ``W_dec`` (a DTensor) each process handles its own rows.
 
         Raises:
-            ValueError: ``W_dec`` is sharded otherwise than by rows.
+            ValueError: ``W_dec`` is sharded otherwise than by rows, or the decoder is not linear.
         """
         self._reshard()
-        shape = (self.num_latents, self.d_model)
-        normalize_(own_rows(f"{self._name}.normalize_decoder_", "W_dec", self.W_dec, shape))
+        method = self._of_decoder("normalize_decoder_", "linear")
+        normalize_(own_rows(method, "W_dec", self.W_dec, self._decoder_shape))
+
+    @torch.no_grad()
+    def orthonormalize_decoder_(self) -> None:
+        """Make the columns of a polynomial decoder's ``W_dec`` orthonormal again, after the optimiser's step.
+
+        It becomes the Q of its QR decomposition whose R has a positive diagonal. Of a sharded ``W_dec`` (a
+        DTensor) each process handles its own rows. Columns that have become dependent take longer, and the
+        log says so.
+
+        Raises:
+            ValueError: ``W_dec`` is sharded otherwise than by rows, or the decoder is not polynomial.
+
+        Source: Koromilas et al. 2026, arXiv 2602.01322, section 3.
+        """
+        self._reshard()
+        method = self._of_decoder("orthonormalize_decoder_", "polynomial")
+        own = own_rows(method, "W_dec", self.W_dec, self._decoder_shape)
+        retract_(own, lambda total: sum_of_rows_(total, self.W_dec), lambda rows: all_rows(rows, self.W_dec))
+
+    def pair_interactions(self, first: Tensor, second: Tensor) -> Tensor:
+        """What two latents, at value 1, add beyond what each adds alone, of a polynomial decoder.
+
+        Args:
+            first, second: (P,) int64, the latents of P pairs.
+
+        Returns:
+            (P, D): vectors whose norms say how strongly the two interact, and whose directions where to.
+
+        Raises:
+            IndexError: an index is outside [0, M).
+            ValueError: the decoder is not polynomial.
+
+        Example:
+            >>> import torch
+            >>> from fastsparse.nn import TopKSAE
+            >>> sae = TopKSAE(8, 32, k=4, decoder="polynomial", ranks=(8, 4, 4))
+            >>> sae.pair_interactions(torch.tensor([0, 1]), torch.tensor([2, 3])).shape
+            torch.Size([2, 8])
+
+        Source: Koromilas et al. 2026, arXiv 2602.01322.
+        """
+        method = self._of_decoder("pair_interactions", "polynomial")
+        for latents in (first, second):
+            check_range(method, latents, self.num_latents)
+        return self.polynomial.pairs(self.W_dec[first], self.W_dec[second])
 
     def extra_repr(self) -> str:
         return (
             f"d_model={self.d_model}, num_latents={self.num_latents}, aux_k={self.aux_k}, "
             f"aux_weight={self.aux_weight:g}, dead_after={self.dead_after}, unit_norm={self.unit_norm}"
+            + (f", decoder={self.decoder!r}, ranks={self.ranks}" if self.ranks else "")
             + (f", prefixes={self.prefixes}" if self.prefixes else "")
         )
 
@@ -428,6 +518,17 @@ class SparseAutoencoder(nn.Module, ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    @property
+    def _decoder_shape(self) -> tuple[int, int]:
+        return self.num_latents, self.ranks[0] if self.ranks else self.d_model
+
+    def _of_decoder(self, method: str, kind: str) -> str:
+        """The name of a method that only one kind of decoder has."""
+        name = f"{self._name}.{method}"
+        if self.decoder != kind:
+            raise ValueError(f"{name}: decoder must be {kind!r}, got {self.decoder!r}")
+        return name
 
     def _ascending(self, name: str, numbers: Sequence[int], most: int) -> tuple[int, ...]:
         """Positive whole numbers, each larger than the one before it."""

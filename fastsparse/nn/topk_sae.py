@@ -31,7 +31,11 @@ class TopKSAE(Thresholded):
             strongest first (Multi-TopK: ``(k, 4 * k)``; HierarchicalTopK: any few). One of them is k; the
             loss encodes by the largest. Not beside groups or prefixes.
         budget_weights: of their losses; default: 1 each.
-        unit_norm: whether atoms are kept at norm 1.
+        unit_norm: whether the atoms of a linear decoder are kept at norm 1.
+        decoder: ``"linear"``, or ``"polynomial"``: rows of ``W_dec`` (M, R1) add up to coordinates, and the
+            reconstruction is a cubic polynomial of these (PolySAE).
+        ranks: of a polynomial decoder (R1, R2, R3), D >= R1 >= R2 >= R3: how many coordinates there are, and
+            how many of them, from the first on, have squares, and cubes.
         prefixes: ascending, below M: numbers of latents that, from the first on, are to reconstruct as well
             as they can on their own, as all do (Matryoshka).
         prefix_weights: of the losses of the prefixes, and of all latents, last; default: 1 each.
@@ -75,6 +79,8 @@ class TopKSAE(Thresholded):
         budgets: Sequence[int] = (),
         budget_weights: Sequence[float] | None = None,
         unit_norm: bool = True,
+        decoder: str = "linear",
+        ranks: Sequence[int] = (),
         prefixes: Sequence[int] = (),
         prefix_weights: Sequence[float] | None = None,
         aux_k: int | None = None,
@@ -89,6 +95,8 @@ class TopKSAE(Thresholded):
             d_model,
             num_latents,
             unit_norm=unit_norm,
+            decoder=decoder,
+            ranks=ranks,
             prefixes=prefixes,
             prefix_weights=prefix_weights,
             aux_k=aux_k,
@@ -141,7 +149,7 @@ class TopKSAE(Thresholded):
             code = self._encode(centered, self.k)
             return Described(code, self._decoded(code))
         code = self._encode(centered, self.budgets[-1])
-        levels = by_budget(code, self.budgets, self.W_dec, self.b_dec)
+        levels = self._cut(by_budget, code, self.budgets)
         chosen = self.budgets.index(self.k)
         kept = TopK(code.values[:, : self.k], code.indices[:, : self.k])
         return Described(kept, levels, main=chosen)

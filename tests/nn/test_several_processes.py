@@ -30,9 +30,10 @@ class Score(nn.Module):
         return self.sae.loss(x)
 
 
-def autoencoder(kind: type, num_latents: int = 7) -> SparseAutoencoder:
+def autoencoder(kind: type, num_latents: int = 7, **options) -> SparseAutoencoder:
     """Some latents are dead, and more of them will be in between, unless they fire."""
-    options = {"dense": "stripes", "threshold_form": "linear"} if kind is JumpReLUSAE else {}
+    if kind is JumpReLUSAE:
+        options |= {"dense": "stripes", "threshold_form": "linear"}
     sae = scrambled(kind, num_latents=num_latents, k=1, aux_k=1, dead_after=15, **options)
     sae.tokens_since_fired[::3] = 15
     return sae
@@ -107,6 +108,16 @@ def work(rank: int, store: str) -> None:
         expect_the_steps_of_one(autoencoder(kind), shard, rank)  # 4 and 3 rows
         expect_the_steps_of_one(autoencoder(kind), shard_leaving_the_whole, rank)
         expect_the_steps_of_one(autoencoder(kind, 1), shard, rank)  # 1 and 0 rows
+    for wrap in (replicate, shard, shard_leaving_the_whole):
+        expect_the_steps_of_one(autoencoder(TopKSAE, decoder="polynomial", ranks=(5, 3, 2)), wrap, rank)
+    sae = autoencoder(TopKSAE, decoder="polynomial", ranks=(5, 3, 2))
+    with torch.no_grad():
+        sae.W_dec[:, 1] = sae.W_dec[:, 0]  # which Cholesky's decomposition can't mend
+    one = copy.deepcopy(sae)
+    shard(sae)
+    sae.orthonormalize_decoder_()
+    one.orthonormalize_decoder_()
+    torch.testing.assert_close(whole(sae.W_dec.detach()), one.W_dec.detach())
 
     sae = make(TopKSAE)
     shard(sae, shard_placement_fn=lambda parameter: Shard(parameter.dim() - 1))
