@@ -42,10 +42,13 @@ class LinearEncoder(SparseAutoencoder):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw new atoms, and start again from them."""
         super().reset_parameters(generator)
+        self._start_encoder(generator)
+        self.b_enc.zero_()
+
+    def _start_encoder(self, generator: torch.Generator | None) -> None:
         self.W_enc.copy_(self._atoms())
         if self.polynomial is not None:
             normalize_(self.W_enc)
-        self.b_enc.zero_()
 
     def _revive(self, centered: Tensor, residual: Tensor, dead: Tensor, aux_k: int) -> Tensor:
         """By the strongest dead latents; the gradient reaches their rows of both matrices, and b_dec."""

@@ -1,12 +1,8 @@
 """What every sparse autoencoder here has: atoms, a centre, levels, and dead latents to be revived."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from inspect import signature
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,6 +15,7 @@ from fastsparse.nn._atoms import all_rows, normalize_, own_rows, remove_parallel
 from fastsparse.nn._groups import Group, counting_group
 from fastsparse.nn._levels import by_prefix
 from fastsparse.nn._median import geometric_median
+from fastsparse.nn._model import Model
 from fastsparse.nn._polynomial_decoder import Polynomial, checked_ranks, orthonormal, retract_
 from fastsparse.nn.fvu import spread_of, unexplained
 
@@ -81,7 +78,7 @@ class Described(NamedTuple):
     main: int = -1
 
 
-class SparseAutoencoder(nn.Module, ABC):
+class SparseAutoencoder(Model, ABC):
     """The part of an autoencoder that doesn't depend on how it encodes.
 
     A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``; of a polynomial decoder these rows
@@ -125,6 +122,7 @@ class SparseAutoencoder(nn.Module, ABC):
     """
 
     tokens_since_fired: Tensor
+    _d_out = 0  # the width of what is reconstructed, where that isn't d_model; known before the rest is made
 
     def __init__(
         self,
@@ -144,6 +142,7 @@ class SparseAutoencoder(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.d_model = check_count(self._name, "d_model", d_model, 1)
+        self._d_out = self._d_out or self.d_model
         self.num_latents = check_count(self._name, "num_latents", num_latents, 1)
         check_flag(self._name, "unit_norm", unit_norm)
         self.unit_norm = unit_norm
@@ -159,49 +158,12 @@ class SparseAutoencoder(nn.Module, ABC):
         factory = {"device": device, "dtype": dtype}
         self.polynomial: Polynomial | None = None
         if decoder == "polynomial":
-            self.ranks = checked_ranks(self._name, ranks, self.d_model, self.num_latents)
-            self.polynomial = Polynomial(self.d_model, self.ranks, **factory)
+            self.ranks = checked_ranks(self._name, ranks, self._d_out, self.num_latents)
+            self.polynomial = Polynomial(self._d_out, self.ranks, **factory)
         self.W_dec = nn.Parameter(torch.empty(*self._decoder_shape, **factory))
-        self.b_dec = nn.Parameter(torch.zeros(self.d_model, **factory))
+        self.b_dec = nn.Parameter(torch.zeros(self._d_out, **factory))
         counts = torch.zeros(self.num_latents, dtype=torch.int64, device=device)
         self.register_buffer("tokens_since_fired", counts)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        format: str | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        k: int | None = None,
-        normalized: bool = False,
-    ) -> "SparseAutoencoder":
-        """Load an autoencoder from disk: :func:`fastsparse.formats.load`, which explains the arguments.
-
-        Raises:
-            ValueError: it is one of another class; or as that says.
-        """
-        from fastsparse.formats import load  # which stands above
-
-        found = load(path, format=format, dtype=dtype, device=device, k=k, normalized=normalized)
-        if not isinstance(found, cls):
-            raise ValueError(
-                f"{cls.__name__}.from_pretrained: {path} must hold a {cls.__name__}, it holds a "
-                f"{type(found).__name__}"
-            )
-        return found
-
-    def save_pretrained(self, path: str | Path, format: str = "fastsparse") -> None:
-        """Save to a folder: :func:`fastsparse.formats.save`, which explains the arguments."""
-        from fastsparse.formats import save  # which stands above
-
-        save(self, path, format=format)
-
-    def options(self) -> dict[str, Any]:
-        """What a model like this one is made with: all but its device, dtype and generator."""
-        others = {"device", "dtype", "generator"}
-        return {name: getattr(self, name) for name in signature(type(self)).parameters if name not in others}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -229,7 +191,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
         Source: Gao et al. 2024, arXiv 2406.04093, appendix A.1.
         """
-        check_rows(f"{self._name}.init_decoder_bias_", "x", x, self.d_model)
+        check_rows(f"{self._name}.init_decoder_bias_", "x", x, self._d_out)
         if x.numel() == 0:
             raise ValueError(f"{self._name}.init_decoder_bias_: x must hold at least one token, got none")
         if method not in ("geometric_median", "mean"):
@@ -237,7 +199,7 @@ class SparseAutoencoder(nn.Module, ABC):
                 f"{self._name}.init_decoder_bias_: method must be 'geometric_median' or 'mean', "
                 f"got {method!r}"
             )
-        tokens = x.reshape(-1, self.d_model).to(torch.promote_types(self.b_dec.dtype, torch.float32))
+        tokens = x.reshape(-1, self._d_out).to(torch.promote_types(self.b_dec.dtype, torch.float32))
         self.b_dec.copy_(tokens.mean(dim=0) if method == "mean" else geometric_median(tokens))
 
     @abstractmethod
@@ -294,15 +256,15 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         dead = self.dead
         num_dead = int(dead.sum())  # first: torch.compile breaks its graph here, before there are gradients
+        x = batch_of(self._name, "x", x, self.d_model)
+        return self._score(x, x, spread_of(x), dead, num_dead)
+
+    def _score(self, x: Tensor, target: Tensor, spread: Tensor, dead: Tensor, num_dead: int) -> SAELoss:
+        """How well tokens x (N, d_model) are made the target, of so much spread."""
         aux_k = min(self.aux_k, num_dead)
-        check_rows(self._name, "x", x, self.d_model)
-        x = flat(x) if x.dim() > 1 else x.unsqueeze(0)
-        if len(x) == 0:
-            raise ValueError(f"{self._name}: x must hold at least one token, got shape {tuple(x.shape)}")
-        spread = spread_of(x)
         centered = self._center(x)
         code, levels, penalty, chosen = self._describe(x, centered)
-        scores = [unexplained(level, x, spread) for level in levels]
+        scores = [unexplained(level, target, spread) for level in levels]
         main = total = scores[chosen]
         if len(scores) > 1:
             total = sum(w * score for w, score in zip(self._level_weights(), scores, strict=True))
@@ -312,7 +274,7 @@ class SparseAutoencoder(nn.Module, ABC):
         else:
             total = total + penalty
         if self.training and aux_k > 0:
-            residual = x.detach() - levels[chosen].detach()
+            residual = target.detach() - levels[chosen].detach()
             aux = unexplained(self._revive(centered, residual, dead, aux_k), residual, spread_of(residual))
             total = total + self.aux_weight * aux
         l0, density = self._counts(code, len(x))
@@ -516,12 +478,8 @@ class SparseAutoencoder(nn.Module, ABC):
         return code.values.detach().abs() > 0  # not NaN
 
     @property
-    def _name(self) -> str:
-        return type(self).__name__
-
-    @property
     def _decoder_shape(self) -> tuple[int, int]:
-        return self.num_latents, self.ranks[0] if self.ranks else self.d_model
+        return self.num_latents, self.ranks[0] if self.ranks else self._d_out
 
     def _of_decoder(self, method: str, kind: str) -> str:
         """The name of a method that only one kind of decoder has."""
@@ -530,21 +488,11 @@ class SparseAutoencoder(nn.Module, ABC):
             raise ValueError(f"{name}: decoder must be {kind!r}, got {self.decoder!r}")
         return name
 
-    def _ascending(self, name: str, numbers: Sequence[int], most: int) -> tuple[int, ...]:
-        """Positive whole numbers, each larger than the one before it."""
-        found = tuple(check_count(self._name, name, number, 1) for number in numbers)
-        if any(a >= b for a, b in pairwise(found)) or (found and found[-1] > most):
-            raise ValueError(f"{self._name}: {name} must ascend and be at most {most}, got {found}")
-        return found
 
-    def _weights(self, name: str, weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-        """So many weights, 1 each where none are given."""
-        found = (1.0,) * count if weights is None else tuple(self._weight(name, w) for w in weights)
-        if len(found) != count:
-            raise ValueError(f"{self._name}: {name} must be {count} numbers, got {len(found)}")
-        return found
-
-    def _weight(self, name: str, weight: float) -> float:
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"{self._name}: {name} must be finite and at least 0, got {weight}")
-        return float(weight)
+def batch_of(name: str, argument: str, x: Tensor, width: int) -> Tensor:
+    """Tokens (..., D) as (N, D), at least one."""
+    check_rows(name, argument, x, width)
+    x = flat(x) if x.dim() > 1 else x.unsqueeze(0)
+    if len(x) == 0:
+        raise ValueError(f"{name}: {argument} must hold at least one token, got shape {tuple(x.shape)}")
+    return x
