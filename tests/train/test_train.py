@@ -63,7 +63,9 @@ CASES = {
         {"penalty": "tanh", "threshold_form": "linear", "dense": "stripes", "prefixes": [8, 24]},
     ),
     "gated": Case(GatedSAE, {"l1": 0.01}, 0.5, {"l1": 0.02, "dense": "sparse", "prefixes": [8]}),
-    "relu": Case(ReLUSAE, {"l1": 0.01}, 0.5, {"l1": 0.02, "p": 0.9, "decoder": "polynomial", "ranks": [8, 4, 2]}),
+    "relu": Case(
+        ReLUSAE, {"l1": 0.01}, 0.5, {"l1": 0.02, "p": 0.9, "decoder": "polynomial", "ranks": [8, 4, 2]}
+    ),
     # Pursuit may take more steps than there are atoms.
     "mp": Case(MatchingPursuitSAE, {"k": K}, 0.7, {"k": 3 * M + 1, "nonnegative": False}),
 }
