@@ -12,7 +12,7 @@ from fastsparse._exports import of_modules
 from fastsparse._validation import DTYPES, named
 from fastsparse.formats._format import Format
 from fastsparse.formats._place import Asked, Place
-from fastsparse.nn import SparseAutoencoder
+from fastsparse.nn import Model, SparseAutoencoder
 
 __all__ = ["FORMATS", "load", "save"]
 
@@ -27,7 +27,7 @@ def load(
     device: torch.device | str | None = None,
     k: int | None = None,
     normalized: bool = False,
-) -> SparseAutoencoder:
+) -> Model:
     """Load an autoencoder that somebody published, or that :func:`save` wrote.
 
     Its codes and reconstructions are those of the library that it comes from. What was folded for that, and
@@ -76,7 +76,7 @@ def load(
     return model.to(device or "cpu").eval()
 
 
-def save(model: SparseAutoencoder, path: str | Path, format: str = "fastsparse") -> None:
+def save(model: Model, path: str | Path, format: str = "fastsparse") -> None:
     """Save an autoencoder.
 
     In fastsparse's own format all of it comes back, bit for bit. In another one its function does, and its
@@ -91,7 +91,7 @@ def save(model: SparseAutoencoder, path: str | Path, format: str = "fastsparse")
         ModuleNotFoundError: safetensors is not installed.
         OSError: the folder can't be written to; what was there before is untouched.
         RuntimeError: a BatchTopKSAE has no threshold yet, which another format needs.
-        TypeError: model is no autoencoder.
+        TypeError: model is none of ours.
         ValueError: the format is unknown or can't say what the model does, or the folder holds files of
             another format.
 
@@ -105,16 +105,19 @@ def save(model: SparseAutoencoder, path: str | Path, format: str = "fastsparse")
         ...     TopKSAE.from_pretrained(folder).k
         4
     """
-    if not isinstance(model, SparseAutoencoder):
-        raise TypeError(f"save: model must be a fastsparse.nn.SparseAutoencoder, got {named(model)}")
+    if not isinstance(model, Model):
+        raise TypeError(f"save: model must be a fastsparse.nn.Model, got {named(model)}")
     chosen = _named(format, {name: found for name, found in FORMATS.items() if found.save})
     folder = Path(path)
     if folder.is_dir():
         others = [name for name, found in FORMATS.items() if found is not chosen]
         if held := [name for name in others if FORMATS[name].recognises(Place(folder, None))]:
             raise ValueError(f"save: {folder} must hold no files of another format, it holds {_listed(held)}")
-    if model.decoder != "linear" and format != "fastsparse":
-        raise ValueError(f"save: decoder must be 'linear' in {format}, got {model.decoder!r}")
+    if format != "fastsparse":
+        if not isinstance(model, SparseAutoencoder):
+            raise ValueError(f"save: model must be an autoencoder in {format}, got {named(model)}")
+        if model.decoder != "linear":
+            raise ValueError(f"save: decoder must be 'linear' in {format}, got {model.decoder!r}")
     chosen.save(model, folder)
 
 

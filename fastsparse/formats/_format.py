@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsparse._extras import lacking, missing
 from fastsparse._files import replacing
 from fastsparse.formats._place import Asked, Place
-from fastsparse.nn import SparseAutoencoder
+from fastsparse.nn import Model
 
 
 class Format(NamedTuple):
@@ -25,8 +25,8 @@ class Format(NamedTuple):
 
     files: str
     recognises: Callable[[Place], bool]
-    load: Callable[[Place, Asked], SparseAutoencoder]
-    save: Callable[[SparseAutoencoder, Path], None] | None = None
+    load: Callable[[Place, Asked], Model]
+    save: Callable[[Model, Path], None] | None = None
 
 
 def write(

@@ -10,14 +10,14 @@ from fastsparse.formats._config import Config
 from fastsparse.formats._format import Format, write
 from fastsparse.formats._place import Asked, Place
 from fastsparse.formats._tensors import from_safetensors
-from fastsparse.nn import SparseAutoencoder
+from fastsparse.nn import Model
 
 VERSION = 1
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 MODELS = {
     name: kind
     for name, kind in ((name, getattr(nn, name)) for name in nn.__all__)
-    if isinstance(kind, type) and issubclass(kind, SparseAutoencoder) and not isabstract(kind)
+    if isinstance(kind, type) and issubclass(kind, Model) and not isabstract(kind)
 }
 
 
@@ -33,34 +33,33 @@ def _recognises(place: Place) -> bool:
 
 
 @torch.no_grad()
-def _load(place: Place, asked: Asked) -> SparseAutoencoder:
+def _load(place: Place, asked: Asked) -> Model:
     config, tensors = Config(place.folder / _CONFIG), from_safetensors(place.one(_WEIGHTS))
     config.only("format", "fastsparse")
     config.only("version", VERSION)
     kind = MODELS[config.only("model", *MODELS)]
-    told = config.part("options")
-    tensors.expect(M=told.get("num_latents", int), D=told.get("d_model", int))
-    ranks = told.get("ranks", list, [])
-    tensors.take("b_dec", "D")  # whose sizes are right before there is a model of them
-    atoms = tensors.take("W_dec", "M", "R1" if ranks else "D")
     options = config.get("options", dict)
-    try:
-        model = kind(**options, device="cpu", dtype=atoms.dtype, generator=torch.Generator())
+    try:  # without memory for it: it may claim sizes that the file hasn't
+        model = kind(**options, device="meta", generator=torch.Generator())
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config.path}: options must be those of {kind.__name__}: {error}") from error
-    wide = getattr(model, "_wide", ())  # buffers that keep their dtype when a model's is changed
+    atoms = next(name for name, _ in model.named_parameters() if name.endswith("W_dec"))
+    model.to(tensors.take(atoms, *model.get_parameter(atoms).shape).dtype)
+    wide = {  # buffers that keep their dtype when a model's is changed
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in model.named_modules()
+        for name in getattr(part, "_wide", ())
+    }
+    state = {}
     for name, own in model.state_dict().items():
         dtypes = (own.dtype, torch.float32, torch.float64) if name in wide else (own.dtype,)
-        tensor = tensors.take(name, *own.shape, dtypes=dtypes)
-        if tensor.dtype == own.dtype:
-            own.copy_(tensor)
-        else:
-            setattr(model, name, tensor)
+        state[name] = tensors.take(name, *own.shape, dtypes=dtypes)
+    model.load_state_dict(state, assign=True)
     tensors.finish()
     return model if asked.dtype is None else model.to(asked.dtype)
 
 
-def _save(model: SparseAutoencoder, folder: Path) -> None:
+def _save(model: Model, folder: Path) -> None:
     name = type(model).__name__
     if MODELS.get(name) is not type(model):
         raise ValueError(f"save: model must be one of {', '.join(MODELS)}, got {name}")

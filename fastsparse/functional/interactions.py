@@ -77,7 +77,7 @@ def polynomial(
     wide = torch.promote_types(sums.dtype, torch.float32)  # a cube leaves fp16 at 40
     first, second, third = coefficients
     few = sums[..., : second.shape[1]].to(wide)
-    with torch.autocast(sums.device.type, enabled=False):
+    with torch.autocast("cpu" if sums.is_meta else sums.device.type, enabled=False):
         powers = [scales[0] * few.square(), scales[1] * few[..., : third.shape[1]].pow(3)]
         products = linear(torch.cat(powers, dim=-1).to(wide), torch.cat([second, third], dim=1).to(wide))
         return (linear(sums, first.to(sums.dtype)) + products).to(sums.dtype)

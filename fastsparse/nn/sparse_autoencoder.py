@@ -261,9 +261,20 @@ class SparseAutoencoder(Model, ABC):
 
     def _score(self, x: Tensor, target: Tensor, spread: Tensor, dead: Tensor, num_dead: int) -> SAELoss:
         """How well tokens x (N, d_model) are made the target, of so much spread."""
-        aux_k = min(self.aux_k, num_dead)
         centered = self._center(x)
-        code, levels, penalty, chosen = self._describe(x, centered)
+        return self._scored(centered, self._describe(x, centered), target, spread, dead, num_dead)
+
+    def _scored(
+        self,
+        centered: Tensor,
+        described: Described,
+        target: Tensor,
+        spread: Tensor,
+        dead: Tensor,
+        num_dead: int,
+    ) -> SAELoss:
+        code, levels, penalty, chosen = described
+        aux_k = min(self.aux_k, num_dead)
         scores = [unexplained(level, target, spread) for level in levels]
         main = total = scores[chosen]
         if len(scores) > 1:
@@ -277,7 +288,7 @@ class SparseAutoencoder(Model, ABC):
             residual = target.detach() - levels[chosen].detach()
             aux = unexplained(self._revive(centered, residual, dead, aux_k), residual, spread_of(residual))
             total = total + self.aux_weight * aux
-        l0, density = self._counts(code, len(x))
+        l0, density = self._counts(code, len(centered))
         return SAELoss(total, main.detach(), aux.detach(), penalty.detach(), l0, density, num_dead, code)
 
     @abstractmethod

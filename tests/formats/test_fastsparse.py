@@ -25,7 +25,7 @@ CASES = [
     (JumpReLUSAE, {"learn_threshold": False, "dense": "stripes"}),
     (JumpReLUSAE, {"threshold_form": "linear", "pre_act_weight": 0.02, "bandwidth": 0.1}),
     (MatchingPursuitSAE, {"nonnegative": False, "aux_k": 3}),
-    *((kind, {}) for kind in MODELS.values()),
+    *((kind, {}) for kind in MODELS.values() if issubclass(kind, SparseAutoencoder)),
 ]
 
 
@@ -161,7 +161,7 @@ def test_subclasses_have_no_name_to_be_found_by(tmp_path: Path) -> None:
         ({"version": 2}, "version must be 1, got 2"),
         ({"model": "Other"}, 'model must be "BatchTopKSAE" or .*, got "Other"'),
         ({"options": None}, "must say options, it says format, version, model"),
-        ({"options": {"num_latents": M}}, "must say options.d_model, it says num_latents"),
+        ({"options": {"num_latents": M}}, "options must be those of TopKSAE: .*missing .* 'd_model' and 'k'"),
         (
             {"options": {"d_model": D, "num_latents": M}},
             "options must be those of TopKSAE: .*missing 1 required positional argument: 'k'",
@@ -183,9 +183,7 @@ def test_what_is_refused_is_named(tmp_path: Path, options: dict, said: str) -> N
 
 def test_sizes_agree(tmp_path: Path) -> None:
     published = fastsparse().but(options={"d_model": D, "num_latents": 10**12, "k": 1})
-    with pytest.raises(
-        ValueError, match=rf"W_dec must have shape \(M, D\) = \({10**12}, {D}\), got \({M}, {D}\)"
-    ):
+    with pytest.raises(ValueError, match=rf"W_dec must have shape \({10**12}, {D}\), got \({M}, {D}\)"):
         formats.load(published.write(tmp_path))
 
 

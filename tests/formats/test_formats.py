@@ -104,9 +104,7 @@ def test_arguments(tmp_path: Path) -> None:
         ValueError, match=r"^format must be one of fastsparse, saelens, sparsify, got 'openai'"
     ):
         formats.save(make(TopKSAE), tmp_path, format="openai")
-    with pytest.raises(
-        TypeError, match=r"^save: model must be a fastsparse.nn.SparseAutoencoder, got Linear"
-    ):
+    with pytest.raises(TypeError, match=r"^save: model must be a fastsparse.nn.Model, got Linear"):
         formats.save(nn.Linear(2, 2), tmp_path)
 
 
