@@ -47,17 +47,20 @@ def named(name: str, *recipe: object) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
 
 
-def collected(output: Path, model: str | None = None, device: str = "auto") -> Path:
-    """The folder of what the model's middle layer holds while it reads, collected if it isn't there."""
+def collected(
+    output: Path, model: str | None = None, device: str = "auto", module: str | None = None
+) -> Path:
+    """The folder of what the model's middle layer, or a module, says while it reads, collected if need be."""
     output.mkdir(parents=True, exist_ok=True)
     topics, model = clean(language_reference()), model or minilm()
     text = "".join(json.dumps({"topic": topic, "text": words}) + "\n" for topic, words in topics.items())
     (output / "language-reference.jsonl").write_text(text, encoding="utf-8")
     say(f"collect: the model reads {len(topics)} chapters of Python's language reference")
+    what = () if module is None else (module,)
     config = CollectConfig(
         model=model, texts=[str(output / "language-reference.jsonl")], label="topic",
-        layer=LAYER, context=CONTEXT,
-        output=str(output / named("activations", model, text)), shard_tokens=2**14, device=device,
+        layer=None if module else LAYER, module=module, context=CONTEXT,
+        output=str(output / named("activations", model, text, *what)), shard_tokens=2**14, device=device,
     )  # fmt: skip
     return collect(config).path
 

@@ -102,11 +102,14 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def activations(folder: Path = Path("demo-output")) -> tuple[Tensor, Tensor]:
-    """(N, D) each of the demo's model on the demo's text, to learn from and held out; mean square norm 1."""
+def activations(module: str | None = None, folder: Path = Path("demo-output")) -> tuple[Tensor, Tensor]:
+    """(N, D) each of the demo's model on the demo's text, to learn from and held out; mean square norm 1.
+
+    Of its middle layer, or of what a module puts out.
+    """
     from examples.demo.__main__ import collected
 
-    place = collected(folder)
+    place = collected(folder, module=module)
     learning, validation = (
         torch.cat([torch.from_numpy(np.load(path)).float() for path in sorted(part.glob("*.npy"))])
         for part in (place, place / "held_out")

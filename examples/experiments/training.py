@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fastsparse
-from fastsparse.nn import MatchingPursuitSAE, SparseAutoencoder, TopKSAE, fvu
+from fastsparse.nn import MatchingPursuitSAE, Model, TopKSAE, fvu
 
 WARM_DOWN = 0.3  # the share of the steps over which the learning rate falls to 0
 
@@ -30,17 +30,18 @@ class TopK(TopKSAE):
 
 
 Autoencoder = MatchingPursuitSAE | TopK
-Kind = TypeVar("Kind", bound=SparseAutoencoder)
+Kind = TypeVar("Kind", bound=Model)
 
 
-def train(sae: Kind, batch: Callable[[], Tensor], *, steps: int, lr: float) -> Kind:
-    """Adam on batches, each drawn by a call of ``batch``; returns the autoencoder, out of training mode."""
+def train(sae: Kind, batch: Callable[[], Tensor | tuple[Tensor, ...]], *, steps: int, lr: float) -> Kind:
+    """Adam on batches, each drawn by a call of ``batch``; returns the model, out of training mode."""
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (steps - step) / (WARM_DOWN * steps))
         optimizer.zero_grad()
-        out = sae.loss(batch())
+        drawn = batch()
+        out = sae.loss(*drawn) if isinstance(drawn, tuple) else sae.loss(drawn)
         out.loss.backward()
         sae.after_backward_()
         optimizer.step()

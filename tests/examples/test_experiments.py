@@ -20,11 +20,13 @@ from examples.experiments import (
     encoders,
     inference_k,
     levels,
+    modalities,
     patches,
     plots,
     recurrent,
     state_tracking,
     training,
+    transcoders,
 )
 from fastsparse.nn import MatchingPursuitSAE
 
@@ -32,7 +34,18 @@ COMMITTED = command.HERE / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (levels, inference_k, patches, certificates, state_tracking, characters, encoders, atoms)
+    for module in (
+        levels,
+        inference_k,
+        patches,
+        certificates,
+        state_tracking,
+        characters,
+        encoders,
+        atoms,
+        transcoders,
+        modalities,
+    )
 }
 
 
