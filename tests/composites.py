@@ -72,5 +72,5 @@ CASES = [
     Case(CrossLayerTranscoder, {"activation": "abs", **POLYNOMIAL}),
     Case(GroupSparseSAE, {}),
     Case(GroupSparseSAE, {"shared_support": True, "mask_probability": 0.5, "prefixes": (8,)}),
-    Case(GroupSparseSAE, {"mask_probability": 0.0, "group_weight": 0.0, "seed": 7, **POLYNOMIAL}),
+    Case(GroupSparseSAE, {"mask_probability": 0.0, "group_weight": 0.0, "mask_seed": 7, **POLYNOMIAL}),
 ]

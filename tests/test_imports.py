@@ -33,7 +33,7 @@ LAYERS = [
 # The modules of this layer know nothing of one another.
 INDEPENDENT = LAYERS[1]
 # What a method looks up when it is called, above its layer: doors from a thing to what works on it.
-DOORS = {("fastsparse.nn.sparse_autoencoder", "fastsparse.formats")}
+DOORS = {("fastsparse.nn._model", "fastsparse.formats")}
 
 
 def modules() -> dict[str, Path]:

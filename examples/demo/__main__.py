@@ -59,7 +59,7 @@ def collected(
     what = () if module is None else (module,)
     config = CollectConfig(
         model=model, texts=[str(output / "language-reference.jsonl")], label="topic",
-        layer=None if module else LAYER, module=module, context=CONTEXT,
+        layer=[] if module else [LAYER], module=[module] if module else [], context=CONTEXT,
         output=str(output / named("activations", model, text, *what)), shard_tokens=2**14, device=device,
     )  # fmt: skip
     return collect(config).path

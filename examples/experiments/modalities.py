@@ -56,7 +56,7 @@ def scored(
     probability, weight = KINDS[kind]
     model = GroupSparseSAE(
         learning.shape[2], sizes.M, min(K, sizes.M // 8), num_modalities=2, mask_probability=probability,
-        group_weight=weight / variance, aux_k=0, seed=seed, generator=seeded(2, seed),
+        group_weight=weight / variance, aux_k=0, mask_seed=seed, generator=seeded(2, seed),
     )  # fmt: skip
     model.init_decoder_bias_(learning[: sizes.batch * 8])
     model = train(model, stream(learning, sizes.batch, seed), steps=sizes.steps, lr=RATE)

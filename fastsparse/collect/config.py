@@ -18,7 +18,7 @@ class CollectConfig:
 
     Example:
         >>> from fastsparse.collect import CollectConfig
-        >>> CollectConfig(model="path/to/model", texts=["corpus.jsonl"], output="here", layer=6).context
+        >>> CollectConfig(model="path/to/model", texts=["corpus.jsonl"], output="here", layer=[6]).context
         256
     """
 
@@ -30,11 +30,15 @@ class CollectConfig:
         ".txt, .jsonl or .parquet: files, folders of them, or globs", affects_result=False, positional=True
     )
     output: str = option("folder for the shards; gone on with if it has any", affects_result=False)
-    layer: int | None = option(
-        "keep the residual stream after so many layers; 0: before the first", None, least=0
+    layer: Sequence[int] = option(
+        "keep the residual stream after so many layers; 0: before the first; of several, rows are (L, D)",
+        (), least=0,
+    )  # fmt: skip
+    module: Sequence[str] = option(
+        "or the output of this module, or of several, by dotted name, such as layers.5.mlp", ()
     )
-    module: str | None = option(
-        "keep the output of this module, by its dotted name, such as layers.5.mlp", None
+    side: str = option(
+        "of modules: keep what they put out, or what they are given", "output", choices=["output", "input"]
     )
     field: str = option("of .jsonl lines and .parquet rows: what holds the text", "text")
     label: str | None = option("of the same: what says where a text is from (default: file and line)", None)
@@ -52,10 +56,12 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if (self.layer is None) == (self.module is None):
+        if bool(self.layer) == bool(self.module):
             raise ValueError(
                 f"layer, module: one of them must be given, got layer={self.layer!r}, module={self.module!r}"
             )
+        if self.layer and self.side != "output":
+            raise ValueError(f"side: must be 'output' with layer, got {self.side!r}: name modules instead")
 
     def result_fields(self) -> dict[str, Any]:
         """What determines the shards, besides model and text: who goes on must agree in all of it."""

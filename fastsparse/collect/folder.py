@@ -67,7 +67,7 @@ class Folder:
             return [Window(**json.loads(line)) for line in file]
 
     def rows(self, number: int, *, held_out: bool = False) -> Tensor:
-        """The rows (N, D) of a piece's windows, of one kind, in the order of the text."""
+        """The rows (N, D), or (N, L, D), of a piece's windows, of one kind, in the order of the text."""
         path = self._shard(number, held_out)
         if not path.exists():
             return torch.empty(0, 0)

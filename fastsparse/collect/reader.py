@@ -3,8 +3,9 @@
 import difflib
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +22,13 @@ class _Reached(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class Reader:
-    """A model on this disk, up to the place whose activations are kept.
+    """A model on this disk, up to the places whose activations are kept.
 
     Args:
         model: its folder, or its name in the cache. Nothing is downloaded.
-        layer: keep the residual stream after so many layers; or
-        module: the output of this module.
+        layers: keep the residual stream after so many layers, each; or
+        modules: what these modules put out, or
+        side: are given, where this is ``"input"``.
         device: where it runs.
 
     Attributes:
@@ -39,7 +41,9 @@ class Reader:
         ValueError: it has no such layer or module, or its tokenizer can't say where tokens are in the text.
     """
 
-    def __init__(self, model: str, layer: int | None, module: str | None, device: torch.device) -> None:
+    def __init__(
+        self, model: str, layers: Sequence[int], modules: Sequence[str], side: str, device: torch.device
+    ) -> None:
         self._tokenizer, self._model, self._made_up = _load(model)
         if not self._tokenizer.is_fast:
             raise ValueError(
@@ -48,9 +52,12 @@ class Reader:
             )
         self._model.eval().to(device)
         self._device = device
-        self._seen: Tensor | None = None
-        self._place = f"layer {layer}" if module is None else f"module {module}"
-        _watch(self._model, layer, module, self._see)
+        self._seen: dict[str, Any] = {}
+        self._places = [f"layer {layer}" for layer in layers] + [f"module {module}" for module in modules]
+        watched = [_module(self._model, module, side) for module in modules]
+        watched += [_layer(self._model, layer) for layer in layers]
+        for place, watch in zip(self._places, watched, strict=True):
+            watch(partial(self._see, place))
         plain, framed = (
             self._tokenizer("a", add_special_tokens=special).input_ids for special in (False, True)
         )
@@ -75,10 +82,14 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, windows: list[Window]) -> list[Tensor]:
-        """The activations of each window's tokens, special ones dropped: (n, D), on the CPU.
+        """The activations of each window's tokens, special ones dropped, on the CPU.
+
+        Returns:
+            (n, D), or (n, L, D) of several places.
 
         Raises:
-            ValueError: the place gives something else than a vector for each token.
+            ValueError: a place gives something else than a vector for each token, or vectors of another width
+                than the first place's.
         """
         before, after = self.frame
         framed = [[*before, *window.ids, *after] for window in windows]
@@ -88,21 +99,30 @@ class Reader:
         for row, tokens in enumerate(framed):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-        self._seen = None
+        self._seen = {}
         with suppress(_Reached):
             self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
-        seen = self._seen
-        if not isinstance(seen, Tensor) or seen.dim() != 3 or seen.shape[:2] != ids.shape:
-            got = f"shape {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
-            raise ValueError(
-                f"{self._place}: must give shape {tuple(ids.shape)} + (D,) for these tokens, got {got}"
-            )
-        seen = seen.cpu()
+        found: list[Tensor] = []
+        for place in self._places:
+            seen = self._seen.get(place)
+            if not isinstance(seen, Tensor) or seen.dim() != 3 or seen.shape[:2] != ids.shape:
+                got = f"shape {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
+                raise ValueError(
+                    f"{place}: must give shape {tuple(ids.shape)} + (D,) for these tokens, got {got}"
+                )
+            if found and seen.shape != found[0].shape:
+                raise ValueError(
+                    f"{place}: must be as wide as {self._places[0]} (D = {found[0].shape[2]}), got D = "
+                    f"{seen.shape[2]}"
+                )
+            found.append(seen.cpu())
+        seen = found[0] if len(found) == 1 else torch.stack(found, dim=2)
         return [seen[row, len(before) : len(before) + len(window.ids)] for row, window in enumerate(windows)]
 
-    def _see(self, output: Any) -> None:
-        self._seen = output[0] if isinstance(output, tuple) else output
-        raise _Reached
+    def _see(self, place: str, output: Any) -> None:
+        self._seen.setdefault(place, output[0] if isinstance(output, tuple) else output)
+        if len(self._seen) == len(self._places):
+            raise _Reached
 
 
 def _load(model: str) -> tuple["PreTrainedTokenizerBase", "PreTrainedModel", set[str]]:
@@ -130,17 +150,20 @@ def _load(model: str) -> tuple["PreTrainedTokenizerBase", "PreTrainedModel", set
     return tokenizer, loaded, set(info["missing_keys"])
 
 
-def _watch(model: nn.Module, layer: int | None, module: str | None, see: Any) -> None:
-    """Have ``see`` called with what comes by."""
-    if module is not None:
-        named = dict(model.named_modules())
-        if module not in named or not module:
-            near = difflib.get_close_matches(module, named, n=5, cutoff=0) or [*named][1:6]
-            raise ValueError(
-                f"module: must be a module of the model, such as {', '.join(near)}, got {module!r}"
-            )
-        named[module].register_forward_hook(lambda _module, _inputs, output: see(output))
-        return
+Watch = Callable[[Callable[[Any], None]], Any]  # has a function called with what comes by
+
+
+def _module(model: nn.Module, module: str, side: str) -> Watch:
+    """Of what a module puts out, or is given."""
+    named = dict(model.named_modules())
+    if module not in named or not module:
+        near = difflib.get_close_matches(module, named, n=5, cutoff=0) or [*named][1:6]
+        raise ValueError(f"module: must be a module of the model, such as {', '.join(near)}, got {module!r}")
+    return partial(_given_to if side == "input" else _put_out_by, named[module])
+
+
+def _layer(model: nn.Module, layer: int) -> Watch:
+    """Of the residual stream after so many layers."""
     count = model.config.get_text_config().num_hidden_layers
     lists: Iterable[nn.ModuleList] = (
         m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count
@@ -150,10 +173,15 @@ def _watch(model: nn.Module, layer: int | None, module: str | None, see: Any) ->
         raise ValueError(f"layer: the model shows no list of its {count} layers; name a module of it instead")
     if layer > count:
         raise ValueError(f"layer: must be between 0 and the model's {count}, got {layer}")
-    if layer == 0:
-        blocks[0].register_forward_pre_hook(
-            lambda _module, inputs, named: see(inputs[0] if inputs else named["hidden_states"]),
-            with_kwargs=True,
-        )
-    else:
-        blocks[layer - 1].register_forward_hook(lambda _module, _inputs, output: see(output))
+    return partial(_put_out_by, blocks[layer - 1]) if layer else partial(_given_to, blocks[0])
+
+
+def _put_out_by(module: nn.Module, see: Callable[[Any], None]) -> None:
+    module.register_forward_hook(lambda _module, _inputs, output: see(output))
+
+
+def _given_to(module: nn.Module, see: Callable[[Any], None]) -> None:
+    def told(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        see(inputs[0] if inputs else named.get("hidden_states", next(iter(named.values()), None)))
+
+    module.register_forward_pre_hook(told, with_kwargs=True)

@@ -1,10 +1,12 @@
 """Collecting: from files of text to shards of activations, piece by piece."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -24,17 +26,18 @@ class Collection:
     Attributes:
         path: the folder, which ``fastsparse train`` takes.
         tokens: rows of its shards; held_out: those in ``held_out/``.
-        width: D.
+        shape: of a row, (D,), or (L, D) of several places.
     """
 
     path: Path
     tokens: int
     held_out: int
-    width: int
+    shape: tuple[int, ...]
 
     def summary(self) -> str:
         """What came of it, in lines for a terminal."""
-        rows = f"{self.tokens:,} tokens to train on, {self.held_out:,} held out, of width {self.width}"
+        shape = " x ".join(map(str, self.shape))
+        rows = f"{self.tokens:,} tokens to train on, {self.held_out:,} held out, of width {shape}"
         return f"{rows}\nactivations: {self.path}"
 
 
@@ -61,7 +64,7 @@ def collect(config: CollectConfig) -> Collection:
         RuntimeError: CUDA was asked for and can't be used.
     """
     paths = files(config.texts)
-    reader = Reader(config.model, config.layer, config.module, resolved_device(config.device))
+    reader = Reader(config.model, config.layer, config.module, config.side, resolved_device(config.device))
     special = sum(map(len, reader.frame))
     longest = reader.longest or config.context
     if not special < config.context <= longest:
@@ -71,6 +74,7 @@ def collect(config: CollectConfig) -> Collection:
         )
     texts = [[path.name, path.stat().st_size] for path in paths]
     recipe = {"settings": config.result_fields(), "from": {"model": reader.fingerprint, "texts": texts}}
+    recipe = json.loads(json.dumps(recipe))  # as the folder tells it: lists, no tuples
     folder = Folder(Path(config.output), config.dtype)
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.path):
@@ -83,7 +87,8 @@ def collect(config: CollectConfig) -> Collection:
         if not folder.recipe().get("finished"):
             _collect(config, paths, reader, config.context - special, folder)
             folder.say(recipe | {"finished": _counted(folder)})
-        return Collection(folder.path, **folder.recipe()["finished"])
+        found = folder.recipe()["finished"]
+        return Collection(folder.path, found["tokens"], found["held_out"], tuple(found["shape"]))
 
 
 def _collect(config: CollectConfig, paths: list[Path], reader: Reader, size: int, folder: Folder) -> None:
@@ -125,13 +130,13 @@ def _piece(ahead: Iterator[Window], tokens: int) -> Iterator[Window]:
             return
 
 
-def _counted(folder: Folder) -> dict[str, int]:
+def _counted(folder: Folder) -> dict[str, Any]:
     numbers = range(folder.pieces())
     if not numbers:
         raise ValueError("texts: must hold at least one window of tokens, got none")
-    width = max(folder.rows(0, held_out=held_out).shape[1] for held_out in (False, True))
+    rows = max((folder.rows(0, held_out=held_out) for held_out in (False, True)), key=len)
     lengths = Counter()
     for number in numbers:
         for window in folder.windows(number):
             lengths[window.held_out] += len(window.ids)
-    return {"tokens": lengths[False], "held_out": lengths[True], "width": width}
+    return {"tokens": lengths[False], "held_out": lengths[True], "shape": list(rows.shape[1:])}

@@ -14,6 +14,7 @@ from fastsparse import metrics
 from fastsparse._files import replacing
 from fastsparse._settings import resolved_device
 from fastsparse.evaluate.config import EvaluateConfig
+from fastsparse.nn import SparseAutoencoder
 from fastsparse.train import load_sae
 from fastsparse.train.shards import Shards
 
@@ -69,16 +70,18 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
         FileNotFoundError: there is no checkpoint, or there are no shards.
         OSError: a file can't be read or written.
-        ValueError: a checkpoint or shard is damaged, or their widths differ.
+        ValueError: a checkpoint or shard is damaged, their widths differ, or the model is of several sources.
         RuntimeError: CUDA was asked for and can't be used.
     """
     run = Path(config.run)
     sae = load_sae(run, device=resolved_device(config.device))
+    if not isinstance(sae, SparseAutoencoder):
+        raise ValueError(f"run: {run}: must be of an autoencoder of one source, got a {type(sae).__name__}")
     shards = Shards(config.data, config.tensor)
-    if shards.width != sae.d_model:
+    if shards.shape != (sae.d_model,):
         raise ValueError(
-            f"data: {shards.shards[0].path}: must have the width of the run (D = {sae.d_model}), got D = "
-            f"{shards.width}"
+            f"data: {shards.shards[0].path}: must hold rows of the run's shape, ({sae.d_model},), got "
+            f"{shards.shape}"
         )
     measures = metrics.evaluate(sae, _batches(shards, config, sae.W_dec))
     folder = run if run.is_dir() else run.parent
@@ -96,7 +99,7 @@ def _batches(shards: Shards, config: EvaluateConfig, like: Tensor) -> Iterator[T
         for shard in shards.shards:
             for start in range(0, min(shard.rows, left), config.batch_size):
                 count = min(config.batch_size, shard.rows - start, left)
-                rows = torch.empty(count, shards.width, dtype=shards.dtype)
+                rows = torch.empty(count, *shards.shape, dtype=shards.dtype)
                 shards.read(shard, start, start + count, rows, np.arange(count))
                 yield rows.to(like.device, torch.promote_types(like.dtype, torch.float32))
                 left -= count

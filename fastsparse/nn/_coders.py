@@ -99,7 +99,7 @@ def made_coder(
     position_of(owner, "encoder", encoder, tuple(ENCODERS))
     known, shared = signature(ENCODERS[encoder]).parameters, _options(ENCODERS)
     for name, value in list(options.items()):
-        if name in shared and value == shared[name].default:
+        if name in shared and (tuple(value) if isinstance(value, list) else value) == shared[name].default:
             del options[name]  # as by default: the kind has its own
         elif name in shared and name not in known:
             raise ValueError(f"{owner}: {name} must be left out with encoder={encoder!r}, got {value!r}")

@@ -1,6 +1,7 @@
 """What all models of sparse codes share: they say what they are made with, and can be saved and loaded."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from inspect import signature
 from itertools import pairwise
@@ -13,7 +14,7 @@ from torch import nn
 from fastsparse._validation import check_count
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """A module that can be made again from what :meth:`options` says."""
 
     @classmethod
@@ -52,6 +53,19 @@ class Model(nn.Module):
         """What a model like this one is made with: all but its device, dtype and generator."""
         others = {"device", "dtype", "generator"}
         return {name: getattr(self, name) for name in signature(type(self)).parameters if name not in others}
+
+    @classmethod
+    @abstractmethod
+    def sizes_of(cls, inputs: tuple[int, ...], targets: tuple[int, ...] | None) -> dict[str, int]:
+        """The sizes, by name, of a model for tokens of such shapes, which its data say.
+
+        Args:
+            inputs: the shape of one token, such as (D,).
+            targets: that of what is to be made of it; None where there is nothing but the tokens.
+
+        Raises:
+            ValueError: a model like this one can't be trained on them.
+        """
 
     @property
     def _name(self) -> str:

@@ -94,11 +94,7 @@ class CrossLayerTranscoder(Composite):
 
     @classmethod
     def sizes_of(cls, inputs: tuple[int, ...], targets: tuple[int, ...] | None) -> dict[str, int]:
-        """The sizes of a model for tokens of such shapes.
-
-        Raises:
-            ValueError: a model like this one can't be trained on them.
-        """
+        """``d_model`` and ``num_layers``, for tokens and targets (L, D): see :meth:`Model.sizes_of`."""
         if len(inputs) != 2 or targets != inputs:
             raise ValueError(
                 f"{cls.__name__} makes targets (N, num_layers, D) of such inputs: it needs both, got "

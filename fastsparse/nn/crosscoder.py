@@ -75,11 +75,7 @@ class Crosscoder(Composite):
 
     @classmethod
     def sizes_of(cls, inputs: tuple[int, ...], targets: tuple[int, ...] | None) -> dict[str, int]:
-        """The sizes of a model for tokens of such shapes.
-
-        Raises:
-            ValueError: a model like this one can't be trained on them.
-        """
+        """``d_model`` and ``num_sources``, for tokens (L, D) without targets: see :meth:`Model.sizes_of`."""
         if targets is not None or len(inputs) != 2:
             raise ValueError(
                 f"{cls.__name__} reconstructs inputs (N, num_sources, D), without targets: got rows of "

@@ -44,7 +44,7 @@ class GroupSparseSAE(Composite):
         mask_probability: in [0, 1).
         group_weight: of the penalty.
         shared_support: whether a pair's tokens have the same latents.
-        seed: of the masks, which are functions of it, of the number of the pair in the run, and of the
+        mask_seed: of the masks, which are functions of it, of the number of the pair in the run, and of the
             latent.
         device, dtype: of the parameters.
         generator: source of the initial atoms, on the parameters' device; default: PyTorch's global one.
@@ -82,7 +82,7 @@ class GroupSparseSAE(Composite):
         mask_probability: float = 0.2,
         group_weight: float = 0.05,
         shared_support: bool = False,
-        seed: int = 0,
+        mask_seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
@@ -106,16 +106,12 @@ class GroupSparseSAE(Composite):
         self.mask_probability = float(mask_probability)
         self.group_weight = self._weight("group_weight", group_weight)
         self.shared_support = shared_support
-        self.seed = whole_number(name, "seed", seed)
+        self.mask_seed = whole_number(name, "mask_seed", mask_seed)
         self.register_buffer("pairs_seen", torch.zeros((), dtype=torch.int64, device=device))
 
     @classmethod
     def sizes_of(cls, inputs: tuple[int, ...], targets: tuple[int, ...] | None) -> dict[str, int]:
-        """The sizes of a model for tokens of such shapes.
-
-        Raises:
-            ValueError: a model like this one can't be trained on them.
-        """
+        """``d_model`` and ``num_modalities``, for tokens (number, D): see :meth:`Model.sizes_of`."""
         if targets is not None or len(inputs) != 2:
             raise ValueError(
                 f"{cls.__name__} reconstructs inputs (N, num_modalities, D), without targets: got rows of "
@@ -207,7 +203,7 @@ class GroupSparseSAE(Composite):
             return topk_encode(x, weight, bias, k=self.k)
         return masked_topk(
             lambda count: topk_encode(x, weight, bias, k=count),
-            lambda indices: kept(pairs.unsqueeze(1), indices, self.mask_probability, self.seed),
+            lambda indices: kept(pairs.unsqueeze(1), indices, self.mask_probability, self.mask_seed),
             self.k,
             self.num_latents,
             1 - self.mask_probability,

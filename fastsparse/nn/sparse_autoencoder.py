@@ -1,6 +1,6 @@
 """What every sparse autoencoder here has: atoms, a centre, levels, and dead latents to be revived."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ class Described(NamedTuple):
     main: int = -1
 
 
-class SparseAutoencoder(Model, ABC):
+class SparseAutoencoder(Model):
     """The part of an autoencoder that doesn't depend on how it encodes.
 
     A reconstruction is ``b_dec`` plus a few atoms, the rows of ``W_dec``; of a polynomial decoder these rows
@@ -164,6 +164,16 @@ class SparseAutoencoder(Model, ABC):
         self.b_dec = nn.Parameter(torch.zeros(self._d_out, **factory))
         counts = torch.zeros(self.num_latents, dtype=torch.int64, device=device)
         self.register_buffer("tokens_since_fired", counts)
+
+    @classmethod
+    def sizes_of(cls, inputs: tuple[int, ...], targets: tuple[int, ...] | None) -> dict[str, int]:
+        """``d_model``, for tokens (D,) without targets: see :meth:`Model.sizes_of`."""
+        if targets is not None or len(inputs) != 1:
+            raise ValueError(
+                f"{cls.__name__} reconstructs inputs (N, D), without targets: got rows of shape {inputs}, "
+                f"targets {targets}"
+            )
+        return {"d_model": inputs[0]}
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

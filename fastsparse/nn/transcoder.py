@@ -76,11 +76,7 @@ class Transcoder(Composite):
 
     @classmethod
     def sizes_of(cls, inputs: tuple[int, ...], targets: tuple[int, ...] | None) -> dict[str, int]:
-        """The sizes of a model for tokens of such shapes.
-
-        Raises:
-            ValueError: a model like this one can't be trained on them.
-        """
+        """``d_in`` and ``d_out``, for tokens (d_in,) and targets (d_out,): see :meth:`Model.sizes_of`."""
         if targets is None or len(inputs) != 1 or len(targets) != 1:
             raise ValueError(
                 f"{cls.__name__} makes targets (N, d_out) of inputs (N, d_in): it needs both, got rows of "

@@ -58,7 +58,7 @@ def report(
     Raises:
         FileNotFoundError: the run has no checkpoint, or its activations are not from ``fastsparse collect``.
         OSError: a file can't be read, or the page not written.
-        ValueError: a checkpoint or shard is damaged, or their widths differ.
+        ValueError: a checkpoint or shard is damaged, their widths differ, or the model is of several sources.
         RuntimeError: CUDA was asked for and can't be used.
     """
     run, device = Path(config.run), resolved_device(config.device)
@@ -68,6 +68,8 @@ def report(
     told = load(found[-1]).metadata
     folder = _collection(config.data, told.get("data", []))
     sae = load_sae(found[-1], device=device)
+    if not isinstance(sae, SparseAutoencoder):
+        raise ValueError(f"run: {run}: must be of an autoencoder of one source, got a {type(sae).__name__}")
     read = _Reading(sae)
     read.all_of(folder, config.max_tokens)
     recipe, code = folder.recipe(), read.code()
@@ -194,9 +196,9 @@ def _log(run: Path) -> list[dict]:
 
 def _place(settings: dict) -> str:
     """What of the model was collected."""
-    if settings["module"] is not None:
-        return f"output of {settings['module']}"
-    return f"residual stream after layer {settings['layer']}"
+    if settings["module"]:
+        return f"{settings['side']} of {', '.join(settings['module'])}"
+    return f"residual stream after layer {', '.join(map(str, settings['layer']))}"
 
 
 def _environment(run: Path, told: dict, recipe: dict, device: torch.device) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastsparse._files import DTYPES, Entry, File, safetensors_header, sync
-from fastsparse.nn import SparseAutoencoder
+from fastsparse.nn import Model
 from fastsparse.train.models import MODELS
 
 VERSION = 3
@@ -60,7 +60,7 @@ def is_own(folder: Path, path: Path) -> bool:
 def save(
     folder: Path,
     step: int,
-    sae: SparseAutoencoder,
+    sae: Model,
     optimizer: torch.optim.Optimizer,
     details: dict,
     keep: int,
@@ -164,7 +164,7 @@ def _metadata(path: Path, told: dict[str, str]) -> dict[str, Any]:
     return metadata
 
 
-def restore(checkpoint: Checkpoint, sae: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, sae: Model, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors in place.
 
     Raises:
@@ -182,7 +182,7 @@ def restore(checkpoint: Checkpoint, sae: SparseAutoencoder, optimizer: torch.opt
     _copy(checkpoint, _state(sae, optimizer))
 
 
-def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:
+def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> Model:
     """Load the trained autoencoder from a checkpoint, in evaluation mode.
 
     Args:
@@ -211,17 +211,17 @@ def load_sae(path: str | Path, *, device: torch.device | str = "cpu") -> SparseA
         sae = MODELS[model](**checkpoint.metadata["sae"])
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: sae must hold the sizes and options of a {model} autoencoder: {error}"
+            f"{path}: sae must hold the sizes and options of a {model} model: {error}"
         ) from error
     _copy(checkpoint, _sae_state(sae), ignore="adam.")
     return sae.to(device).eval()
 
 
-def _sae_state(sae: SparseAutoencoder) -> dict[str, Tensor]:
+def _sae_state(sae: Model) -> dict[str, Tensor]:
     return {f"sae.{name}": tensor for name, tensor in sae.state_dict().items()}
 
 
-def _state(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(sae: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = _sae_state(sae)
     for name, parameter in sae.named_parameters():
         state |= {f"adam.{key}.{name}": tensor for key, tensor in optimizer.state[parameter].items()}

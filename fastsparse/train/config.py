@@ -29,8 +29,12 @@ class TrainConfig:
     """
 
     data: Sequence[str] = option(
-        "shards of activations (N, D), .npy or .safetensors: files, folders or globs",
+        "shards of activations (N, D), or (N, L, D), .npy or .safetensors: files, folders or globs",
         affects_result=False, positional=True,
+    )  # fmt: skip
+    targets: Sequence[str] = option(
+        "for models that make one thing of another, such as transcoders: shards of what is to be made of the "
+        "data, as many, with the same tokens in the same order", (), affects_result=False,
     )  # fmt: skip
     output: str = option("folder for checkpoints and log.jsonl; resumed if it has any", affects_result=False)
     num_latents: int = option("M, the number of latents")

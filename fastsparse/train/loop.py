@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from fastsparse._files import locked
 from fastsparse._settings import differences, resolved_device
-from fastsparse.nn import SAELoss, SparseAutoencoder
+from fastsparse.nn import Model, SAELoss
 from fastsparse.train import checkpoint
 from fastsparse.train.config import TrainConfig
 from fastsparse.train.log import Log
 from fastsparse.train.models import MODELS
+from fastsparse.train.pairs import aligned
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
 
@@ -63,7 +64,7 @@ class TrainResult:
     ``metrics`` is None where an earlier call had already done all steps.
     """
 
-    sae: SparseAutoencoder
+    sae: Model
     checkpoint: Path
     log: Path
     metrics: Metrics | None
@@ -86,7 +87,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None = None) -> TrainResult:
-    """Train a sparse autoencoder on stored activations, or go on where an earlier run stopped.
+    """Train a sparse model on stored activations, or go on where an earlier run stopped.
 
     A run that was killed, at any moment, and started again ends with the same weights, bit for bit, as one
     that never stopped (on the same machine and PyTorch, with the same number of threads; on CUDA, where
@@ -101,8 +102,8 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
         :class:`TrainResult`.
 
     Raises:
-        TypeError, ValueError: the shards don't fit together, the model can't have such options, or the
-            checkpoint doesn't fit the configuration.
+        TypeError, ValueError: the shards don't fit together or to the model, the model can't have such
+            options, or the checkpoint doesn't fit the configuration.
         FileNotFoundError: there are no shards.
         OSError: a checkpoint or the log can't be written (a full disk), a shard can't be read any more or has
             become another, or another run is using the folder; the last checkpoint is kept.
@@ -126,21 +127,27 @@ def train(config: TrainConfig, *, on_metrics: Callable[[Metrics], None] | None =
     Source: Gao et al. 2024, arXiv 2406.04093, section 2 and appendix A; of each model, what its class names.
     """
     folder = Path(config.output)
-    shards = Shards(config.data, config.tensor, ignore=partial(_is_own, folder))
+    own = partial(_is_own, folder)
+    shards, targets = Shards(config.data, config.tensor, ignore=own), None
+    if config.targets:
+        targets = aligned(Shards(config.targets, config.tensor, ignore=own, setting="targets"), shards)
     if config.batch_size > shards.rows:
         raise ValueError(
             f"batch_size: must be at most the number of tokens in the shards ({shards.rows}), "
             f"got {config.batch_size}"
         )
-    sizes = {"d_model": shards.width, "num_latents": config.num_latents} | config.all_options()
+    kind = MODELS[config.model]
+    sizes = kind.sizes_of(shards.shape, targets and targets.shape)
+    sizes |= {"num_latents": config.num_latents} | config.all_options()
     generator = torch.Generator().manual_seed(config.seed)
-    sae = MODELS[config.model](**sizes, generator=generator).to(resolved_device(config.device))
+    sae = kind(**sizes, generator=generator).to(resolved_device(config.device))
     details = {"config": config.result_fields(), "shards": shards.fingerprint(), "sae": sizes}
+    details["shards"] += targets.fingerprint() if targets else []
     details["data"] = [os.path.abspath(source) for source in config.data]  # where a report looks for the text
     details = json.loads(json.dumps(details))  # as a checkpoint tells them: lists, no tuples
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        return _train(config, shards, sae, details, folder, on_metrics or (lambda metrics: None))
+        return _train(config, shards, targets, sae, details, folder, on_metrics or (lambda metrics: None))
 
 
 def _is_own(folder: Path, path: Path) -> bool:
@@ -151,14 +158,19 @@ def _is_own(folder: Path, path: Path) -> bool:
 def _train(
     config: TrainConfig,
     shards: Shards,
-    sae: SparseAutoencoder,
+    targets: Shards | None,
+    sae: Model,
     details: dict,
     folder: Path,
     on_metrics: Callable[[Metrics], None],
 ) -> TrainResult:
-    device = sae.W_dec.device
+    device = next(sae.parameters()).device
     stream = TokenStream(
-        shards, seed=config.seed, block_tokens=config.block_tokens, buffer_tokens=config.buffer_tokens
+        shards,
+        targets,
+        seed=config.seed,
+        block_tokens=config.block_tokens,
+        buffer_tokens=config.buffer_tokens,
     )
     # One fused pass over parameters, gradients and moments instead of a dozen.
     optimizer = torch.optim.Adam(sae.parameters(), lr=config.learning_rate, fused=True)
@@ -168,7 +180,7 @@ def _train(
     batches = stream.batches(config.batch_size, start=done * config.batch_size)
     if newest is None:
         first = next(batches)
-        sae.init_decoder_bias_(first.to(device))
+        sae.init_decoder_bias_(*(part.to(device) for part in first))
         batches = itertools.chain([first], batches)
 
     log_path, metrics = folder / _LOG, None
@@ -180,7 +192,8 @@ def _train(
         clock, step = _Clock(config.batch_size, done), done
         for step in range(done + 1, config.steps + 1):
             lr = config.rate_at(step)
-            out = _step(sae, optimizer, next(batches).to(device, torch.float32), lr, config.bf16)
+            batch = [part.to(device, torch.float32) for part in next(batches)]
+            out = _step(sae, optimizer, batch, lr, config.bf16)
             stop = bool(received)  # looked at once: what comes later in this step ends the next one
             due = stop or step == config.steps or step % config.checkpoint_every == 0
             if due or step % config.log_every == 0:
@@ -201,14 +214,14 @@ def _train(
 
 
 def _step(
-    sae: SparseAutoencoder, optimizer: torch.optim.Adam, x: torch.Tensor, lr: float, bf16: bool
+    sae: Model, optimizer: torch.optim.Adam, batch: Sequence[torch.Tensor], lr: float, bf16: bool
 ) -> SAELoss:
-    """One step of training on a batch x (N, D)."""
+    """One step of training on a batch: the tokens, and the targets where there are any."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-        out = sae.loss(x)
+    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
+        out = sae.loss(*batch)
     out.loss.backward()
     sae.after_backward_()
     optimizer.step()
@@ -230,9 +243,7 @@ def _measure(out: SAELoss, step: int, lr: float, clock: "_Clock") -> Metrics:
     return Metrics(step, step * clock.batch_size, lr, *figures, seconds, rate)
 
 
-def _resume(
-    newest: Path, details: dict, steps: int, sae: SparseAutoencoder, optimizer: torch.optim.Optimizer
-) -> int:
+def _resume(newest: Path, details: dict, steps: int, sae: Model, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint in place, if it is of the run that is asked for, and return its step."""
     state = checkpoint.load(newest)
     differences(state.metadata["config"], details["config"], str(state.path))

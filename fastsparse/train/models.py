@@ -8,22 +8,43 @@ from inspect import Parameter, getdoc, signature
 from typing import Any
 
 from fastsparse._settings import check, option
-from fastsparse.nn import BatchTopKSAE, GatedSAE, JumpReLUSAE, MatchingPursuitSAE, ReLUSAE, TopKSAE
+from fastsparse.nn import (
+    BatchTopKSAE,
+    Crosscoder,
+    CrossLayerTranscoder,
+    GatedSAE,
+    GroupSparseSAE,
+    JumpReLUSAE,
+    MatchingPursuitSAE,
+    ReLUSAE,
+    TopKSAE,
+    Transcoder,
+)
 
 MODELS = {
     "topk": TopKSAE, "batchtopk": BatchTopKSAE, "jumprelu": JumpReLUSAE, "gated": GatedSAE, "relu": ReLUSAE,
-    "mp": MatchingPursuitSAE,
+    "mp": MatchingPursuitSAE, "transcoder": Transcoder, "crosscoder": Crosscoder,
+    "clt": CrossLayerTranscoder, "groupsparse": GroupSparseSAE,
 }  # fmt: skip
 
 # Said by the run: its data, its sizes, its seed, its device.
-_OF_THE_RUN = {"d_model", "num_latents", "device", "dtype", "generator"}
+_OF_THE_RUN = {
+    "d_model", "d_in", "d_out", "num_sources", "num_layers", "num_modalities", "num_latents", "device",
+    "dtype", "generator",
+}  # fmt: skip
+# Whose options others take over, and explain: no option has two meanings.
+_EXPLAIN = (TopKSAE, BatchTopKSAE, JumpReLUSAE)
 
 
 @cache
 def options_of(model: str) -> type:
     """The options of a model: a frozen dataclass, which checks their types; ranges are its constructor's."""
     kind = MODELS[model]
-    help = _arguments(getdoc(kind) or "")
+    help = {
+        name: text
+        for about in (*_EXPLAIN[::-1], kind)
+        for name, text in _arguments(getdoc(about) or "").items()
+    }
     taken = [
         (name, about.annotation, option(help.get(name, ""), _default(about), least=None))
         for name, about in signature(kind, eval_str=True).parameters.items()

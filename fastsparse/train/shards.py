@@ -28,6 +28,7 @@ class Shard(NamedTuple):
 
     Attributes:
         tensor: the array's name inside a safetensors file.
+        shape: of a row: (D,), or (L, D) where it holds several sources or layers of the same token.
         offset, stored, by_columns: where in the file the numbers begin, what they are, and whether a column's
             follow one another, as in Fortran, rather than a row's.
     """
@@ -35,15 +36,20 @@ class Shard(NamedTuple):
     path: Path
     tensor: str | None
     rows: int
-    width: int
+    shape: tuple[int, ...]
     dtype: torch.dtype
     offset: int
     stored: np.dtype
     by_columns: bool
 
+    @property
+    def width(self) -> int:
+        """How many numbers a row has."""
+        return math.prod(self.shape)
+
 
 class Shards:
-    """All activations of a run, as one matrix of rows that is read a range at a time.
+    """All activations of a run, as one sequence of rows that is read a range at a time.
 
     Every file's header is checked here, before any training; a few files stay open.
 
@@ -52,11 +58,17 @@ class Shards:
             globs of files, in order. A file counts once, by whatever names it is reached.
         tensor: which tensor to read in safetensors files with several.
         ignore: which files are no shards, though they are found.
+        setting: what named the sources, for errors.
+
+    Attributes:
+        shards: those that hold rows, in order.
+        shape: of a row: (D,), or (L, D) of several sources or layers.
+        rows, dtype: how many there are, and what holds all of them exactly.
 
     Raises:
         FileNotFoundError: a source is missing or holds no shard.
         OSError: a file can't be read.
-        ValueError: a file is no shard, or widths differ.
+        ValueError: a file is no shard, or shapes differ.
     """
 
     def __init__(
@@ -65,21 +77,23 @@ class Shards:
         tensor: str | None = None,
         *,
         ignore: Callable[[Path], bool] = lambda path: False,
+        setting: str = "data",
     ) -> None:
-        self.shards = [_described(path, tensor) for path in _expand(sources, ignore)]
+        self._setting = setting
+        self.shards = [_described(path, tensor) for path in _expand(sources, ignore, setting)]
         first = self.shards[0]
         for shard in self.shards:
-            if shard.width != first.width:
+            if shard.shape != first.shape:
                 raise ValueError(
-                    f"{shard.path}: every shard must have the width of the first, {first.path} "
-                    f"(D = {first.width}), got D = {shard.width}"
+                    f"{shard.path}: every shard must have rows of the shape of those in the first, "
+                    f"{first.path} ({first.shape}), got {shard.shape}"
                 )
         self.shards = [shard for shard in self.shards if shard.rows]
         if not self.shards:
             raise ValueError(
-                f"data: the shards must hold at least one token, {first.path} and others hold none"
+                f"{setting}: the shards must hold at least one token, {first.path} and others hold none"
             )
-        self.width = first.width
+        self.shape = first.shape
         self.rows = sum(shard.rows for shard in self.shards)
         self.dtype = first.dtype
         for shard in self.shards:
@@ -102,13 +116,13 @@ class Shards:
                 self._open.cache_clear()
             rows = _read(self._open(shard), shard, start, stop)
         except (OSError, ValueError) as error:
-            raise OSError(f"data: can't be read any more: {error}") from error
+            raise OSError(f"{self._setting}: can't be read any more: {error}") from error
         # As integers: NumPy scatters rows in half of PyTorch's time, and has no bfloat16.
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[out.itemsize]
         out.view(bits).numpy()[positions] = rows.to(out.dtype).view(bits).numpy()
 
 
-def _expand(sources: Iterable[str], ignore: Callable[[Path], bool]) -> list[Path]:
+def _expand(sources: Iterable[str], ignore: Callable[[Path], bool], setting: str) -> list[Path]:
     """Files, each once."""
     found: dict[str, Path] = {}
     for source in sources:
@@ -131,7 +145,7 @@ def _expand(sources: Iterable[str], ignore: Callable[[Path], bool]) -> list[Path
             if not ignore(item):
                 found.setdefault(os.path.realpath(item), item)
     if not found:
-        raise ValueError("data: must name at least one file, folder or glob of shards, got none")
+        raise ValueError(f"{setting}: must name at least one file, folder or glob of shards, got none")
     return list(found.values())
 
 
@@ -160,14 +174,14 @@ def _describe(file: File, tensor: str | None) -> Shard:
         stored = _STORED.get(dtype)
     if dtype not in _STORED:
         raise ValueError(f"{path}: must hold float32, bfloat16, float16 or float64, got {kind}")
-    if len(shape) != 2 or min(shape) < 0 or shape[1] == 0:
-        raise ValueError(f"{path}: must hold a matrix (N, D) of activations, got shape {shape}")
+    if len(shape) not in (2, 3) or min(shape) < 0 or 0 in shape[1:]:
+        raise ValueError(f"{path}: must hold activations (N, D) or (N, L, D), got shape {shape}")
     needed = math.prod(shape) * stored.itemsize
     if needed > size:
         raise ValueError(
             f"{path}: not a whole {path.suffix} file: its shape {shape} takes {needed} bytes, it holds {size}"
         )
-    return Shard(path, tensor, *shape, dtype, offset, stored, by_columns)
+    return Shard(path, tensor, shape[0], shape[1:], dtype, offset, stored, by_columns)
 
 
 def _npy_header(file: File) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -202,8 +216,8 @@ def _open(shard: Shard) -> File:
     now = _describe(file, shard.tensor)
     if now != shard:
         raise ValueError(
-            f"{shard.path}: must hold {shard.rows} x {shard.width} {str(shard.dtype)[6:]} as before, "
-            f"got {now.rows} x {now.width} {str(now.dtype)[6:]} or another layout"
+            f"{shard.path}: must hold {(shard.rows, *shard.shape)} {str(shard.dtype)[6:]} as before, "
+            f"got {(now.rows, *now.shape)} {str(now.dtype)[6:]} or another layout"
         )
     return file
 
@@ -216,8 +230,8 @@ def _read(file: File, shard: Shard, start: int, stop: int) -> Tensor:
         begin = shard.offset + start * itemsize
         for number, column in enumerate(columns.view(np.uint8)):
             file.fill(column.data, begin + number * shard.rows * itemsize)
-        rows = columns.T
+        rows = columns.reshape(*shard.shape[::-1], -1).T  # the first of a row's axes runs fastest
     else:
-        rows = np.empty((stop - start, shard.width), shard.stored)
+        rows = np.empty((stop - start, *shard.shape), shard.stored)
         file.fill(rows.reshape(-1).view(np.uint8).data, shard.offset + start * shard.width * itemsize)
     return torch.from_numpy(rows.astype(shard.stored.newbyteorder("="), copy=False)).view(shard.dtype)

@@ -24,43 +24,58 @@ class TokenStream:
 
     Args:
         shards: the activations.
+        targets: others of the same tokens, row by row, that come along with them; None where there are none.
         seed: of every permutation.
         block_tokens: rows that are read together.
         buffer_tokens: rows that are shuffled together; while one buffer is used the next one is read.
     """
 
-    def __init__(self, shards: Shards, *, seed: int, block_tokens: int, buffer_tokens: int) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        targets: Shards | None = None,
+        *,
+        seed: int,
+        block_tokens: int,
+        buffer_tokens: int,
+    ) -> None:
         self._shards = shards
+        self._sides = (shards,) if targets is None else (shards, targets)
         self._seed = seed
         self._block_tokens = block_tokens
         self._blocks_per_buffer = max(1, buffer_tokens // block_tokens)
         blocks = [-(-shard.rows // block_tokens) for shard in shards.shards]
         self._first_block = np.concatenate([[0], np.cumsum(blocks)])  # of every shard, and the total
 
-    def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield (batch_size, D) in the shards' dtype, from token ``start`` of the stream on, without end."""
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Yield batches from token ``start`` of the stream on, without end.
+
+        Yields:
+            Rows of the shards, (batch_size, D) or (batch_size, L, D) in their dtype, and those of the targets
+            where there are any.
+        """
         buffers = self._buffers(start)
-        rows, used = next(buffers), 0
+        buffer, used = next(buffers), 0
         while True:
             parts, wanted = [], batch_size
             while wanted:
-                if used == len(rows):
-                    rows, used = next(buffers), 0
-                taken = rows[used : used + wanted]
+                if used == len(buffer[0]):
+                    buffer, used = next(buffers), 0
+                taken = tuple(rows[used : used + wanted] for rows in buffer)
                 parts.append(taken)
-                used += len(taken)
-                wanted -= len(taken)
-            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+                used += len(taken[0])
+                wanted -= len(taken[0])
+            yield parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
-    def _buffers(self, start: int) -> Iterator[Tensor]:
+    def _buffers(self, start: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield shuffled buffers, reading one ahead; the first begins at token ``start``."""
         with ThreadPoolExecutor(1, thread_name_prefix="fastsparse-read") as reader:
             plans = self._plans(start)
             ahead = reader.submit(self._load, *next(plans))
             while True:
-                rows = ahead.result()
+                buffer = ahead.result()
                 ahead = reader.submit(self._load, *next(plans))
-                yield rows
+                yield buffer
 
     def _plans(self, start: int) -> Iterator[tuple[int, int, np.ndarray, int]]:
         """Yield (epoch, buffer, its blocks, rows to skip) from token ``start`` on."""
@@ -76,18 +91,19 @@ class TokenStream:
                     yield epoch, buffer, blocks, int(max(0, skip - first))
             epoch, skip = epoch + 1, 0
 
-    def _load(self, epoch: int, buffer: int, blocks: np.ndarray, skip: int) -> Tensor:
+    def _load(self, epoch: int, buffer: int, blocks: np.ndarray, skip: int) -> tuple[Tensor, ...]:
         """Read a buffer's blocks, in the order of the disk, each row to its place in the shuffled buffer."""
         blocks = np.sort(blocks)
         sizes = self._sizes(blocks)
         ends = np.cumsum(sizes)
         places = self._generator(_ROWS, epoch, buffer).permutation(ends[-1])
-        rows = torch.empty(len(places), self._shards.width, dtype=self._shards.dtype)
+        buffers = tuple(torch.empty(len(places), *side.shape, dtype=side.dtype) for side in self._sides)
         located = zip(self._shard_of(blocks), self._begin_of(blocks), sizes, ends, strict=True)
         for number, begin, size, end in located:
-            shard = self._shards.shards[number]
-            self._shards.read(shard, int(begin), int(begin + size), rows, places[end - size : end])
-        return rows[skip:]
+            for side, rows in zip(self._sides, buffers, strict=True):
+                shard = side.shards[number]
+                side.read(shard, int(begin), int(begin + size), rows, places[end - size : end])
+        return tuple(rows[skip:] for rows in buffers)
 
     def _shard_of(self, blocks: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._first_block, blocks, side="right") - 1

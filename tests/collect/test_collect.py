@@ -40,7 +40,7 @@ def texts(tmp_path_factory) -> str:
 @pytest.fixture
 def config(model: str, texts: str, tmp_path: Path) -> CollectConfig:
     return CollectConfig(
-        model=model, texts=[texts], output=str(tmp_path / "here"), layer=2, label="topic", context=CONTEXT,
+        model=model, texts=[texts], output=str(tmp_path / "here"), layer=[2], label="topic", context=CONTEXT,
         batch_size=4, held_out_every=5, shard_tokens=300, device="cpu",
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def states(model: str, ids: list[int], layer: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_rows_are_the_models_and_belong_to_their_tokens(config, layer):
-    done = collect(replace(config, layer=layer))
+    done = collect(replace(config, layer=[layer]))
     folder = Folder(done.path)
     assert folder.pieces() > 3
     counted = {True: 0, False: 0}
@@ -82,7 +82,7 @@ def test_rows_are_the_models_and_belong_to_their_tokens(config, layer):
     words = [WORDS[i - 4] for i in windows[0].ids]
     assert [windows[0].text[start:end] for start, end in windows[0].spans] == words
     assert windows[0].label.startswith("t")
-    assert (done.tokens, done.held_out, done.width) == (counted[False], counted[True], D)
+    assert (done.tokens, done.held_out, done.shape) == (counted[False], counted[True], (D,))
     assert sum(counted.values()) == sum(20 + 2 * i for i in range(40))
     assert abs(counted[True] / sum(counted.values()) - 1 / 5) < 0.05
     assert Shards([config.output]).rows == done.tokens  # what `fastsparse train` reads
@@ -92,17 +92,37 @@ def test_rows_are_the_models_and_belong_to_their_tokens(config, layer):
 def test_a_model_without_special_tokens_and_its_modules(config, tmp_path):
     gpt2 = save(tmp_path / "gpt2", "gpt2")
     made = {}
-    places = {"layer": {"layer": 2}, "block": {"module": "h.1"}, "mlp": {"module": "h.1.mlp"}}
+    places = {
+        "layer": {"layer": [2]}, "block": {"module": ["h.1"]}, "mlp": {"module": ["h.1.mlp"]},
+        "norm": {"module": ["h.1.ln_2"]}, "into mlp": {"module": ["h.1.mlp"], "side": "input"},
+        "several": {"module": ["h.1.mlp", "h.1"]},
+    }  # fmt: skip
     for name, place in places.items():
         output = str(tmp_path / name)
-        collect(replace(config, **({"layer": None, "model": gpt2, "output": output} | place)))
+        collect(replace(config, **({"layer": [], "model": gpt2, "output": output} | place)))
         made[name] = Folder(Path(output)).rows(0)
     assert torch.equal(made["layer"], made["block"])
     assert not torch.allclose(made["layer"], made["mlp"])
+    assert torch.equal(made["into mlp"], made["norm"])
+    assert torch.equal(made["several"], torch.stack([made["mlp"], made["block"]], dim=1))
     (first, *_) = Folder(tmp_path / "layer").windows(0)
     torch.testing.assert_close(
         made["layer"][: len(first.ids)], states(gpt2, first.ids, 2), rtol=1e-5, atol=1e-6
     )
+
+
+def test_several_layers(config, tmp_path):
+    done = collect(replace(config, layer=[3, 1], output=str(tmp_path / "both")))
+    assert done.shape == (2, D)
+    assert f"of width 2 x {D}" in done.summary()
+    for place, layer in enumerate([3, 1]):
+        alone = collect(replace(config, layer=[layer], output=str(tmp_path / f"{layer}")))
+        for number in range(Folder(done.path).pieces()):
+            both = Folder(done.path).rows(number)
+            torch.testing.assert_close(both[:, place], Folder(alone.path).rows(number), rtol=1e-5, atol=1e-6)
+    wide = replace(config, layer=[], module=["encoder.layer.0", "encoder.layer.0.intermediate"])
+    with pytest.raises(ValueError, match=r"intermediate: must be as wide as .*layer.0 \(D = 8\), got D = 12"):
+        collect(replace(wide, output=str(tmp_path / "wide")))
 
 
 @pytest.mark.parametrize(("dtype", "suffix"), [("float16", ".npy"), ("bfloat16", ".safetensors")])
@@ -212,7 +232,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(config, texts, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(Path(texts).read_text() + "\n".join(['{"topic": "x", "text": "so on"}'] * 3))
     for change, message in (
-        ({"layer": 1}, "layer: must be 2 to resume from .*, got 1"),
+        ({"layer": [1]}, r"layer: must be \[2\] to resume from .*, got \[1\]"),
         ({"batch_size": 8}, "batch_size: must be 4 .*, got 8"),
         ({"model": save(tmp_path / "bert")}, "model: must be '.*bert.*'"),
         ({"texts": [str(other)]}, r"texts: must be \[\['corpus.jsonl', \d+\]\] .*, got \[\['other.jsonl'"),
@@ -232,11 +252,17 @@ CONTEXTS = "context: must be between 3 and the 32 tokens that the model reads"
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"layer": 4}, ValueError, "layer: must be between 0 and the model's 3, got 4"),
-        ({"layer": None}, ValueError, "layer, module: one .* must be given, got layer=None, module=None"),
-        ({"module": "h"}, ValueError, "layer, module: one of them must be given, got layer=2, module='h'"),
-        ({"layer": None, "module": "layer.9"}, ValueError, "such as encoder.layer.*, got 'layer.9'"),
-        ({"layer": None, "module": "pooler"}, ValueError, r"module pooler: must give shape \(4, \d+\) \+"),
+        ({"layer": [4]}, ValueError, "layer: must be between 0 and the model's 3, got 4"),
+        ({"layer": []}, ValueError, r"layer, module: one .* must be given, got layer=\(\), module=\(\)"),
+        ({"module": ["h"]}, ValueError, r"layer, module: one of .* given, got layer=\(2,\), module=\('h',\)"),
+        (
+            {"side": "input"},
+            ValueError,
+            "side: must be 'output' with layer, got 'input': name modules instead",
+        ),
+        ({"side": "both"}, ValueError, "side: must be one of output, input"),
+        ({"layer": [], "module": ["layer.9"]}, ValueError, "such as encoder.layer.*, got 'layer.9'"),
+        ({"layer": [], "module": ["pooler"]}, ValueError, r"module pooler: must give shape \(4, \d+\) \+"),
         ({"context": 33}, ValueError, f"{CONTEXTS}, got 33"),
         ({"context": 2}, ValueError, f"{CONTEXTS}, got 2"),
         ({"dtype": "int8"}, ValueError, "dtype: must be one of float32, float16, bfloat16, got 'int8'"),
@@ -256,7 +282,7 @@ def test_what_is_not_finite_is_not_kept(config, tmp_path):
     wild = transformers.AutoModel.from_pretrained(folder)
     wild.wte.weight.data *= 1e8
     wild.save_pretrained(folder)
-    wild = replace(config, model=folder, dtype="float16", layer=0)
+    wild = replace(config, model=folder, dtype="float16", layer=[0])
     with pytest.raises(
         FloatingPointError, match="piece 0: the activations hold NaN or infinities in float16"
     ):

@@ -10,7 +10,7 @@ import torch
 from fastsparse.__main__ import main
 from fastsparse.evaluate import EvaluateConfig, evaluate
 from fastsparse.metrics import evaluate as measured
-from fastsparse.train import load_sae
+from fastsparse.train import TrainConfig, load_sae, train
 
 
 @pytest.fixture
@@ -69,6 +69,15 @@ def test_one_checkpoint(run):
 def test_another_width_is_refused(run):
     np.save(run.parent / "wide.npy", np.zeros((3, 9), dtype=np.float32))
     config = EvaluateConfig(run=str(run), data=[str(run.parent / "wide.npy")], device="cpu")
-    with pytest.raises(ValueError, match=r"must have the width of the run \(D = 8\), got D = 9"):
+    with pytest.raises(ValueError, match=r"must hold rows of the run's shape, \(8,\), got \(9,\)"):
         evaluate(config)
     assert not (run / "evaluation.json").exists()
+
+
+def test_models_of_several_sources_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(64, 2, 8)).astype(np.float32))
+    data = [str(tmp_path / "x.npy")]
+    sizes = {"num_latents": 16, "options": {"k": 3}, "steps": 2, "batch_size": 32, "device": "cpu"}
+    train(TrainConfig(data=data, output=str(tmp_path / "run"), model="crosscoder", **sizes))
+    with pytest.raises(ValueError, match=r"^run: .* of one source, got a Crosscoder"):
+        evaluate(EvaluateConfig(run=str(tmp_path / "run"), data=data, device="cpu"))

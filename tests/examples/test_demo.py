@@ -73,7 +73,7 @@ def test_minilm_gives_the_residuals_of_its_middle_layer(tmp_path):
     model = demo.minilm()
     done = collect(
         CollectConfig(
-            model=model, texts=[str(tmp_path / "a.txt")], output=str(tmp_path / "here"), layer=demo.LAYER
+            model=model, texts=[str(tmp_path / "a.txt")], output=str(tmp_path / "here"), layer=[demo.LAYER]
         )
     )
     (window, *_), rows = Folder(done.path).windows(0), Folder(done.path).rows(0)

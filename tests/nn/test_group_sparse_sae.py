@@ -16,7 +16,7 @@ from fastsparse.nn._philox import kept, philox
 def mask_of(model: GroupSparseSAE, N: int) -> Tensor:
     """(N, M): which latents the next N pairs keep."""
     pairs = model.pairs_seen + torch.arange(N).unsqueeze(1)
-    return kept(pairs, torch.arange(M), model.mask_probability, model.seed)
+    return kept(pairs, torch.arange(M), model.mask_probability, model.mask_seed)
 
 
 def dense_codes(model: GroupSparseSAE, x: Tensor, mask: Tensor) -> Tensor:

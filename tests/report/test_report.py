@@ -14,7 +14,7 @@ from fastsparse.report import Panel, ReportConfig, report
 from fastsparse.train import TrainConfig, load_sae, train
 
 D, WORDS = 8, ["because", "since", "due", "so", "as"]
-SETTINGS = {"model": "tiny", "layer": 2, "module": None, "dtype": "float32"}
+SETTINGS = {"model": "tiny", "layer": [2], "module": [], "dtype": "float32"}
 SMALL = {"num_latents": 16, "options": {"k": 1}, "steps": 2, "batch_size": 32, "device": "cpu"}
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastsparse._files import File
+from fastsparse.train.pairs import aligned
 from fastsparse.train.shards import Shards
 from fastsparse.train.stream import TokenStream
 
@@ -35,7 +36,7 @@ def take(sources: list[str], count: int, *, batch: int = 8, start: int = 0, **op
     """The first column of the first ``count`` tokens of a stream."""
     options = {"seed": 0, "block_tokens": 4, "buffer_tokens": 16} | options
     batches = TokenStream(Shards(sources), **options).batches(batch, start)
-    rows = torch.cat([next(batches) for _ in range(-(-count // batch))])[:count]
+    rows = torch.cat([next(batches)[0] for _ in range(-(-count // batch))])[:count]
     assert (rows == rows[:, :1]).all()
     return rows[:, 0].int().tolist()
 
@@ -98,7 +99,7 @@ def test_files_are_read_lazily(tmp_path: Path) -> None:
     shards = Shards([str(tmp_path / "huge.npy")])
     assert shards.rows == 2**26
     batches = TokenStream(shards, seed=0, block_tokens=256, buffer_tokens=1024).batches(100, start=2**25)
-    assert next(batches).shape == (100, 256)
+    assert next(batches)[0].shape == (100, 256)
 
 
 def test_more_shards_than_open_files(tmp_path: Path) -> None:
@@ -169,11 +170,11 @@ def test_bad_shards(tmp_path: Path, suffix: str) -> None:
         with pytest.raises(ValueError, match=f"bad{suffix}: {message}"):
             Shards([good, bad])
 
-    rejects(torch.ones(5, 4), r"every shard must have the width of the first, .*\(D = 3\), got D = 4")
+    rejects(torch.ones(5, 4), r"every shard must have rows of the shape .*first, .* \(\(3,\)\), got \(4,\)")
     rejects(torch.ones(5, 3), r"must hold float32, .*got [iI]", dtype="int32")
-    rejects(torch.ones(5), r"must hold a matrix \(N, D\) of activations, got shape \(5,\)")
-    rejects(torch.ones(5, 3, 2), r"must hold a matrix .*got shape \(5, 3, 2\)")
-    rejects(torch.ones(5, 0), r"must hold a matrix .*got shape \(5, 0\)")
+    rejects(torch.ones(5), r"must hold activations \(N, D\) or \(N, L, D\), got shape \(5,\)")
+    rejects(torch.ones(5, 3, 2, 1), r"must hold activations .*got shape \(5, 3, 2, 1\)")
+    rejects(torch.ones(5, 0), r"must hold activations .*got shape \(5, 0\)")
     broken = tmp_path / f"broken{suffix}"
     for content in (Path(good).read_bytes()[:-4], b"something else entirely", b""):
         broken.write_bytes(content)
@@ -196,7 +197,7 @@ BAD_NPY = {
     "too long a header": (npy("{" + " " * 30000 + "}"), "not a whole"),
     "too deep a header": (npy("(" * 5000), "not a whole"),
     "later version": (npy_of("(4, 3)").replace(b"\x01\x00", b"\x09\x00", 1), "not a whole"),
-    "negative": (npy_of("(-4, 3)"), r"must hold a matrix \(N, D\) of activations, got shape \(-4, 3\)"),
+    "negative": (npy_of("(-4, 3)"), r"must hold activations \(N, D\) or .*, got shape \(-4, 3\)"),
     "huge": (
         npy_of(f"({2**70}, 3)"),
         rf"not a whole .*shape \({2**70}, 3\) takes {2**70 * 12} bytes.*holds 48",
@@ -320,7 +321,7 @@ def test_a_shard_that_changes_while_in_use(
     inode = path.stat().st_ino
     change(path)
     if opened and (not path.exists() or path.stat().st_ino != inode):
-        assert next(stream.batches(4)).shape == (4, D)  # the file that is open is still the old one
+        assert next(stream.batches(4))[0].shape == (4, D)  # the file that is open is still the old one
         return
     with pytest.raises(OSError, match=rf"data: can't be read any more: .*a{suffix}"):
         next(itertools.islice(stream.batches(1000), 20, None))
@@ -335,6 +336,71 @@ def test_a_file_that_ends_too_soon(tmp_path: Path) -> None:
 def test_a_shard_that_is_only_touched_is_read_on(tmp_path: Path) -> None:
     source = write(tmp_path / "a.npy", numbered(0, 50))
     batches = TokenStream(Shards([source]), seed=0, block_tokens=4, buffer_tokens=8).batches(50)
-    first = next(batches)
+    (first,) = next(batches)
     os.utime(source)
-    assert sorted(next(batches)[:, 0].tolist()) == sorted(first[:, 0].tolist())
+    assert sorted(next(batches)[0][:, 0].tolist()) == sorted(first[:, 0].tolist())
+
+
+def stacked(rows: torch.Tensor) -> torch.Tensor:
+    """(N, 2, D) of which each number is another."""
+    return torch.stack([rows * 1000 + 10, rows * 1000 + 20], dim=1) + torch.arange(D)
+
+
+@pytest.mark.parametrize("kind", ["npy", "fortran", "safetensors"])
+def test_rows_of_several_sources(tmp_path: Path, kind: str) -> None:
+    rows = stacked(numbered(0, 30))
+    path = tmp_path / f"a.{'safetensors' if kind == 'safetensors' else 'npy'}"
+    if kind == "fortran":
+        np.save(path, np.asfortranarray(rows.numpy()))
+    else:
+        write(path, rows)
+    shards = Shards([str(path)])
+    assert (shards.shape, shards.rows) == ((2, D), 30)
+    (found,) = next(TokenStream(shards, seed=0, block_tokens=4, buffer_tokens=8).batches(30))
+    order = (found[:, 0, 0] / 1000).long()
+    assert sorted(order.tolist()) == list(range(30))
+    assert torch.equal(found, rows[order])
+
+
+def test_what_belongs_together_stays_together(mixed: list[str], tmp_path: Path) -> None:
+    targets = []
+    for name, start, rows in (("a", 0, 10), ("b", 10, 7), ("c", 17, 13), ("d", 30, 9), ("e", 39, 18)):
+        targets.append(write(tmp_path / f"target-{name}.npy", stacked(numbered(start, rows))))
+    inputs = Shards([path for path in sorted(map(str, tmp_path.iterdir())) if "target" not in path])
+    pairs = aligned(Shards(targets, setting="targets"), inputs)
+    stream = TokenStream(inputs, pairs, seed=0, block_tokens=4, buffer_tokens=16)
+    batches = stream.batches(10, start=5)
+    for _ in range(20):
+        x, y = next(batches)
+        assert torch.equal(y, stacked(x.float()))
+    alone = TokenStream(inputs, seed=0, block_tokens=4, buffer_tokens=16).batches(10, start=205)
+    assert torch.equal(next(batches)[0], next(alone)[0])
+
+
+def test_pairs_that_do_not_belong_together(tmp_path: Path) -> None:
+    for folder, sizes in (("x", (4, 5)), ("y", (4, 5)), ("short", (4, 6)), ("one", (9,))):
+        (tmp_path / folder).mkdir()
+        for number, rows in enumerate(sizes):
+            write(tmp_path / folder / f"{number}.npy", numbered(0, rows))
+    x = Shards([str(tmp_path / "x")])
+
+    def refused(*sources: str) -> str:
+        with pytest.raises(ValueError, match=r"^targets: ") as caught:
+            aligned(Shards([str(tmp_path / source) for source in sources], setting="targets"), x)
+        return str(caught.value)
+
+    assert aligned(Shards([str(tmp_path / "y")]), x).rows == 9
+    assert refused("one") == "targets: must be as many shards as those of data (2), got 1"
+    assert "short/1.npy must hold the 5 rows of " in refused("short")
+    write(tmp_path / "x" / "0.npy", numbered(0, 5))
+    x = Shards([str(tmp_path / "x")])
+    write(tmp_path / "y" / "0.npy", numbered(0, 5))
+    assert "must be in the order of data, got " in refused("y/1.npy", "y/0.npy")
+    recipe = {"settings": {"layer": [1], "context": 64}, "from": {"model": "a", "texts": [["t", 1]]}}
+    for folder, change in (("x", {}), ("y", {"layer": [2]})):
+        told = recipe | {"settings": recipe["settings"] | change}
+        (tmp_path / folder / "collection.json").write_text(json.dumps(told))
+    assert aligned(Shards([str(tmp_path / "y")]), x).rows == 10
+    told = {"settings": {"layer": [1], "context": 32}, "from": {"model": "b", "texts": [["t", 1]]}}
+    (tmp_path / "y" / "collection.json").write_text(json.dumps(told))
+    assert refused("y").endswith(f"from the tokens of {tmp_path / 'x'}, they differ in context, model")

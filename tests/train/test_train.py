@@ -30,12 +30,16 @@ from train.runs import assert_same_run, records
 from fastsparse._settings import resolved_device
 from fastsparse.nn import (
     BatchTopKSAE,
+    Crosscoder,
+    CrossLayerTranscoder,
     GatedSAE,
+    GroupSparseSAE,
     JumpReLUSAE,
     MatchingPursuitSAE,
+    Model,
     ReLUSAE,
-    SparseAutoencoder,
     TopKSAE,
+    Transcoder,
 )
 from fastsparse.train import Metrics, TrainConfig, TrainingInterrupted, load_sae, train
 from fastsparse.train import checkpoint as checkpoint_module
@@ -45,12 +49,17 @@ D, M, K = 16, 48, 3
 
 
 class Case(NamedTuple):
-    """A model: its options, what its FVU falls below of what it began with, other options that it takes."""
+    """A model: its options, what its FVU falls below of what it began with, other options that it takes.
 
-    kind: type[SparseAutoencoder]
+    And in which folders its data are.
+    """
+
+    kind: type[Model]
     options: dict
     left: float
     others: dict
+    inputs: str = ""
+    targets: str | None = None
 
 
 CASES = {
@@ -68,6 +77,23 @@ CASES = {
     ),
     # Pursuit may take more steps than there are atoms.
     "mp": Case(MatchingPursuitSAE, {"k": K}, 0.7, {"k": 3 * M + 1, "nonnegative": False}),
+    "transcoder": Case(
+        Transcoder, {"k": K}, 0.6, {"encoder": "jumprelu", "penalty": "tanh", "skip": True}, "", "outputs"
+    ),
+    "crosscoder": Case(
+        Crosscoder, {"k": K}, 0.6, {"encoder": "batchtopk", "k": 2.29, "prefixes": [8, 24]}, "stacked"
+    ),
+    "clt": Case(
+        CrossLayerTranscoder,
+        {"k": K},
+        0.6,
+        {"encoder": "batchtopk", "k": 2.5, "decoder": "polynomial", "ranks": [8, 4, 2]},
+        "stacked",
+        "stacked outputs",
+    ),
+    "groupsparse": Case(
+        GroupSparseSAE, {"k": K}, 0.7, {"k": 2, "shared_support": True, "mask_seed": 3}, "stacked"
+    ),
 }
 
 
@@ -79,9 +105,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     atoms = F.normalize(torch.randn(M, D, generator=generator), dim=1)
     chosen = torch.rand(2000, M, generator=generator).topk(K, dim=1).indices
     x = (atoms[chosen] * (1 + torch.rand(2000, K, 1, generator=generator))).sum(dim=1) + 2
-    np.save(folder / "a.npy", x[:900].numpy())
-    save_file({"x": x[900:].bfloat16()}, folder / "b.safetensors")
+    outputs = x.relu() @ torch.randn(D, D + 3, generator=generator)
+    shards(folder, x)
+    shards(folder / "outputs", outputs)
+    shards(folder / "stacked", torch.stack([x, x.flip(1)], dim=1))
+    shards(folder / "stacked outputs", torch.stack([outputs[:, :D], outputs[:, 3:]], dim=1))
     return str(folder)
+
+
+def shards(folder: Path, rows: torch.Tensor) -> None:
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "a.npy", rows[:900].numpy())
+    save_file({"x": rows[900:].bfloat16()}, folder / "b.safetensors")
+
+
+def of(config: TrainConfig, model: str) -> TrainConfig:
+    """The run with another model, whose data it has."""
+    (folder,), case = config.data, CASES[model]
+    targets = [] if case.targets is None else [f"{folder}/{case.targets}"]
+    return replace(
+        config, model=model, data=[f"{folder}/{case.inputs}"], targets=targets, options=case.options
+    )
 
 
 def configured(data: str, output: Path) -> TrainConfig:
@@ -123,7 +167,7 @@ def test_every_model_is_trained_here() -> None:
 def test_it_learns_and_leaves_a_log_and_checkpoints(config: TrainConfig, model: str) -> None:
     seen: list[Metrics] = []
     case = CASES[model]
-    settings = replace(config, model=model, options=case.options, steps=200)
+    settings = replace(of(config, model), steps=200)
     result = train(settings, on_metrics=seen.append)
     assert type(result.sae) is case.kind
     assert result.metrics.loss < case.left * seen[0].loss
@@ -139,8 +183,9 @@ def test_it_learns_and_leaves_a_log_and_checkpoints(config: TrainConfig, model: 
     expected = ["checkpoint-000000195.safetensors", "checkpoint-000000200.safetensors", "log.jsonl"]
     assert names(config.output) == expected
     assert not result.sae.training
-    if result.sae.unit_norm:
-        torch.testing.assert_close(result.sae.W_dec.norm(dim=1), torch.ones(M))
+    for coder in getattr(result.sae, "coders", [result.sae]):
+        if coder.unit_norm:
+            torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.ones(M))
 
 
 def test_the_same_seed_gives_the_same_bits(config: TrainConfig, finished: Path) -> None:
@@ -159,12 +204,12 @@ def test_the_same_seed_gives_the_same_bits(config: TrainConfig, finished: Path) 
 def test_load_sae(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, model: str, which: str) -> None:
     monkeypatch.setattr(checkpoint_module, "_PIECE", 1000)  # tensors are read in several
     options = {**getattr(CASES[model], which), "dead_after": 1000}
-    result = train(replace(config, model=model, options=options, steps=1))
+    result = train(replace(of(config, model), options=options, steps=1))
     copy = shutil.copy(result.checkpoint, result.checkpoint.with_name("best.safetensors"))
     for path in (config.output, result.checkpoint, copy):
         sae = load_sae(path)
         assert str(sae) == str(result.sae)  # sizes and options
-        assert (type(sae), sae.dead_after, sae.training) == (CASES[model].kind, 1000, False)
+        assert (type(sae), sae.options()["dead_after"], sae.training) == (CASES[model].kind, 1000, False)
         for name, tensor in result.sae.state_dict().items():
             assert torch.equal(sae.state_dict()[name], tensor)
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint"):
@@ -199,10 +244,12 @@ def test_every_model_goes_on_to_the_same_end(
     config: TrainConfig, tmp_path: Path, model: str, which: str
 ) -> None:
     """With atoms that die and are revived."""
-    options = {"aux_k": 2, **getattr(CASES[model], which), "dead_after": 300}
-    begun = replace(config, model=model, options=options, num_latents=3 * M, steps=30, checkpoint_every=10)
+    options = {**getattr(CASES[model], which), "dead_after": 300}
+    if revived := "aux_k" in {about.name for about in fields(options_of(model))}:
+        options["aux_k"] = 2
+    begun = replace(of(config, model), options=options, num_latents=3 * M, steps=30, checkpoint_every=10)
     whole = train(begun)
-    if options.get("k", M) < M:  # where as many may be active as there are, none need be dead
+    if revived and options.get("k", M) < M:  # where as many may be active as there are, none need be dead
         assert any(record["aux"] > 0 for record in records(whole.log))
     stopped = replace(begun, output=str(tmp_path / "stopped"))
     with pytest.raises(TrainingInterrupted):
@@ -631,8 +678,9 @@ def test_options_are_those_of_the_constructor_with_the_help_of_its_docstring(mod
         assert about.metadata["help"], about.name
         assert about.name not in of_the_run
     sizes = {"d_model", "num_latents", "device", "dtype", "generator"}
+    sizes |= {"d_in", "d_out", "num_sources", "num_layers", "num_modalities"}
     names = {about.name for about in fields(options_of(model))}
-    assert names | sizes == signature(CASES[model].kind).parameters.keys()
+    assert names == signature(CASES[model].kind).parameters.keys() - sizes
     assert options_of("mp").__doc__.startswith("A sparse autoencoder that describes every token in steps")
     dead_after = next(about for about in fields(options_of("topk")) if about.name == "dead_after")
     told = "a latent is dead when it has not been positive for this many tokens"
