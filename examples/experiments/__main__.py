@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 PICTURES = HERE.parents[1] / "docs" / "experiments"
 EXPERIMENTS = (
     "levels", "inference_k", "patches", "certificates", "state_tracking", "characters", "encoders", "atoms",
-    "transcoders", "modalities",
+    "transcoders", "modalities", "superposition", "effective_features", "gated_scan", "winners",
 )  # fmt: skip
 
 

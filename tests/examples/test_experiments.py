@@ -17,7 +17,9 @@ from examples.experiments import (
     atoms,
     certificates,
     characters,
+    effective_features,
     encoders,
+    gated_scan,
     inference_k,
     levels,
     modalities,
@@ -25,9 +27,12 @@ from examples.experiments import (
     plots,
     recurrent,
     state_tracking,
+    superposition,
     training,
     transcoders,
+    winners,
 )
+from fastsparse.metrics import Totals, hamming
 from fastsparse.nn import MatchingPursuitSAE
 
 COMMITTED = command.HERE / "results"
@@ -35,18 +40,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 MODULES = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        levels,
-        inference_k,
-        patches,
-        certificates,
-        state_tracking,
-        characters,
-        encoders,
-        atoms,
-        transcoders,
-        modalities,
+        levels, inference_k, patches, certificates, state_tracking, characters, encoders, atoms,
+        transcoders, modalities, superposition, effective_features, gated_scan, winners,
     )
-}
+}  # fmt: skip
 
 
 def falling(errors) -> bool:
@@ -256,6 +253,129 @@ def test_what_is_said_of_channels():
     assert forgets == pytest.approx(math.log(0.5))
 
 
+# ---- toys ----
+
+
+def test_features_are_as_frequent_as_said():
+    p = superposition.probabilities(5, 1.0)
+    assert p.sum() == pytest.approx(1)
+    assert p[0] / p[1] == pytest.approx(4)
+    x = superposition.samples(p, 20000, training.seeded(0)).to_dense(5)
+    deviation = (p * (1 - p) / 20000).sqrt()
+    assert (((x > 0).double().mean(dim=0) - p) / deviation).abs().max() < 4
+    assert x.max() <= 2
+    assert x[x > 0].mean() == pytest.approx(1, abs=0.03)
+
+
+def test_the_loss_of_sparse_ends_is_the_dense_one():
+    toy = superposition.Toy(30, 6, training.seeded(1))
+    with torch.no_grad():
+        toy.b.copy_(torch.randn(30, generator=training.seeded(2)))
+    x = superposition.samples(superposition.probabilities(30, 0.5), 40, training.seeded(3))
+    W, b = (part.detach().clone().requires_grad_() for part in (toy.W, toy.b))
+    dense = x.to_dense(30)
+    expected = (torch.relu(dense @ W @ W.T + b) - dense).square().sum() / 40
+    expected.backward()
+    found = toy.loss(x)
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(toy.W.grad, W.grad)
+    torch.testing.assert_close(toy.b.grad, b.grad)
+
+
+def test_what_is_left_out_is_the_loss_of_who_knows_the_rest():
+    p = superposition.probabilities(20, 0.5)
+    x = superposition.samples(p, 200000, training.seeded(0)).to_dense(20)
+    rest = x[:, 4:] - p[4:].float()
+    assert superposition.left_out(p, 4) == pytest.approx(rest.square().sum(dim=1).mean().item(), rel=0.02)
+
+
+def test_a_power_is_fitted():
+    runs = [{"m": m, "loss": 3 * m**-1.5} for m in (2, 8, 64)]
+    assert superposition.exponent(runs) == pytest.approx(1.5)
+
+
+def test_a_pull_gives_every_feature_a_direction_and_a_decay_few():
+    sizes = superposition.Sizes(40, (4,), (1.0,), steps=300, batch=64, held_out=2)
+    strong, weak = (superposition.measured(1.0, regime, 4, sizes) for regime in ("strong", "weak"))
+    assert strong["represented"] == 40
+    assert weak["represented"] < 20
+
+
+def test_as_many_features_are_effective_as_are_equal():
+    code = fastsparse.TopK(torch.ones(8, 2), torch.arange(16).reshape(8, 2))
+    totals = Totals(40)
+    totals.add_(code)
+    assert totals.measures().effective_features == pytest.approx(16)
+    drawn = effective_features.samples(5000, 12, 3, training.seeded(0))
+    assert all(len(set(row)) == 3 for row in drawn.indices.tolist())
+    totals = Totals(12)
+    totals.add_(drawn)
+    assert 11.9 < totals.measures().effective_features <= 12
+
+
+def test_segments_are_held_and_begin_where_said():
+    sizes = gated_scan.FULL
+    mixing = torch.randn(sizes.causes, sizes.D, generator=training.seeded(0))
+    seen, clean, starts = gated_scan.sequences(30, mixing, 0.5, sizes, training.seeded(1))
+    changes = (clean.diff(dim=1) != 0).any(dim=2)
+    assert torch.equal(changes, starts[:, 1:])
+    assert not starts[:, : sizes.shortest].any()
+    gaps = [row.nonzero().flatten().diff() for row in starts]
+    assert {int(gap) for row in gaps for gap in row} <= set(range(sizes.shortest, sizes.longest + 1))
+    assert (seen - clean).std() == pytest.approx(0.5, rel=0.02)
+
+
+def test_the_held_code_is_as_said():
+    model = gated_scan.GatedScan(gated_scan.QUICK, constant=False, seed=0)
+    x = torch.randn(2, 12, gated_scan.QUICK.D, generator=training.seeded(0))
+    made, beta = model(x)
+    ahead = model.code(torch.nn.functional.pad(x.transpose(1, 2), (0, gated_scan.QUICK.around)))
+    h = torch.zeros(2, gated_scan.QUICK.causes)
+    for t in range(12):
+        h = (1 - beta[:, t, None]) * h + beta[:, t, None] * ahead[:, :, t]
+        torch.testing.assert_close(made[:, t], model.show(h))
+
+
+def test_an_opening_meets_one_boundary():
+    openings, starts = torch.zeros(2, 12, dtype=torch.bool), torch.zeros(2, 12, dtype=torch.bool)
+    openings[0, [2, 3, 9]] = True
+    starts[0, [3, 6]] = True
+    starts[1, 4] = True
+    assert gated_scan.met(openings, starts, 1) == {"precision": 1 / 3, "recall": 1 / 3}
+    openings[1, 5] = True
+    assert gated_scan.met(openings, starts, 1) == {"precision": 2 / 4, "recall": 2 / 3}
+    assert gated_scan.met(openings, starts, 0) == {"precision": 1 / 4, "recall": 1 / 3}
+
+
+@pytest.mark.parametrize("shared", [0, 3, 8])
+def test_inputs_share_as_many_bits_as_said(shared):
+    base = winners.sets(1, winners.QUICK, training.seeded(0))[0]
+    others = winners.sharing(base, shared, 20, training.seeded(1))
+    assert base.sum() == winners.QUICK.A
+    assert (others.sum(dim=1) == winners.QUICK.A).all()
+    assert (others @ base == shared).all()
+
+
+def test_who_is_stored_is_read_as_stored():
+    sizes = winners.QUICK._replace(D=64, Q=10)
+    stored = winners.sets(4, sizes, training.seeded(0))
+    drawn = winners.lots(4, sizes, training.seeded(1))
+    weight = winners.learnt(stored, drawn, sizes)
+    for x, cells in zip(stored, drawn, strict=True):
+        assert (weight[cells] @ x == sizes.A).all()  # no score is larger
+    assert weight.sum() < 4 * sizes.Q * sizes.A + 1
+    code = winners.codes(stored, weight, sizes)
+    assert (hamming(code, code).diagonal() == 0).all()
+
+
+def test_ranks_share_their_places():
+    assert winners.ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
+    a = torch.arange(9.0)
+    assert winners.rank_correlation(a, a**3) == pytest.approx(1)
+    assert winners.rank_correlation(a, -a) == pytest.approx(-1)
+
+
 # ---- the command ----
 
 
@@ -305,6 +425,7 @@ def test_the_page_shows_what_was_committed(path):
     assert not found["quick"]
     pages = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit")
     pages |= {name: name for name in ("encoders", "atoms")}
+    pages |= dict.fromkeys(("superposition", "effective_features", "gated_scan", "winners"), "toys")
     page = (DOCS / f"{pages.get(path.stem, 'recurrences')}.md").read_text()
     module = MODULES[path.stem]
     assert module.table(found) in page
