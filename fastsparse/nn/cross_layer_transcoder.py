@@ -16,7 +16,7 @@ from fastsparse.nn._joint import largest_in_batch, largest_in_rows
 from fastsparse.nn.fvu import spread_of, unexplained
 from fastsparse.nn.sparse_autoencoder import Described, Firings, SAELoss, SparseAutoencoder
 
-_NOT_HERE = ("groups", "budgets", "budget_weights", "aux_k", "aux_weight", "threshold_decay")
+_NOT_HERE = ("groups", "budgets", "budget_weights", "aux_k", "aux_weight")
 
 
 @takes_options_of(*ENCODERS, without=_NOT_HERE)
