@@ -11,6 +11,7 @@ PICTURES = HERE.parents[1] / "docs" / "experiments"
 EXPERIMENTS = (
     "levels", "inference_k", "patches", "certificates", "state_tracking", "characters", "encoders", "atoms",
     "transcoders", "modalities", "superposition", "effective_features", "gated_scan", "winners",
+    "interactions",
 )  # fmt: skip
 
 

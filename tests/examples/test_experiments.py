@@ -21,6 +21,7 @@ from examples.experiments import (
     encoders,
     gated_scan,
     inference_k,
+    interactions,
     levels,
     modalities,
     patches,
@@ -42,6 +43,7 @@ MODULES = {
     for module in (
         levels, inference_k, patches, certificates, state_tracking, characters, encoders, atoms,
         transcoders, modalities, superposition, effective_features, gated_scan, winners,
+        interactions,
     )
 }  # fmt: skip
 
@@ -93,6 +95,43 @@ def test_who_knows_the_dictionary_in_another_order_has_learnt_it():
 def test_matching_is_one_to_one_largest_first():
     cosines = torch.tensor([[0.9, 0.8, 0.1], [0.95, 0.2, 0.3], [0.1, 0.7, 0.6]])
     assert levels.matched(cosines).tolist() == [1, 0, 2]
+
+
+# ---- interactions ----
+
+
+def test_a_decoder_that_holds_the_interactions_is_said_to():
+    here = interactions.world(interactions.QUICK, 1)
+    D, K = interactions.QUICK.D, interactions.QUICK.features
+    assert here.interacts.sum() == interactions.QUICK.pairs
+    z = torch.zeros(2, K)
+    (first, second), vector = here.pairs[:, here.interacts][:, 0], here.joint[0]
+    z[0, first] = z[0, second] = z[1, first] = 2.0
+    both, one = here.show(z, training.seeded(2))
+    expected = 2 * here.directions[second] + 4 * vector
+    torch.testing.assert_close(both - one, expected, atol=0.2, rtol=0)
+
+    class Knows:
+        def pair_interactions(self, a, b):
+            places = {tuple(pair): i for i, pair in enumerate(here.pairs[:, here.interacts].T.tolist())}
+            rows = [
+                here.joint[places[pair]] if pair in places else torch.zeros(D)
+                for pair in zip(a.tolist(), b.tolist(), strict=True)
+            ]
+            return torch.stack(rows)
+
+    record = interactions.recovered(Knows(), here, here.directions, torch.ones(K))
+    assert record["auc"] == record["precision"] == 1.0
+    assert abs(record["cosine"] - 1) < 1e-5
+
+
+def test_models_of_interactions_have_about_as_many_parameters():
+    count = {
+        kind: sum(p.numel() for p in interactions.model(kind, 6, 1, interactions.FULL).parameters())
+        for kind in interactions.COLORS
+    }
+    assert abs(count["linear, as many parameters"] / count["polynomial"] - 1) < 0.01
+    assert count["linear"] < count["polynomial"]
 
 
 # ---- autoencoders ----
@@ -424,7 +463,7 @@ def test_the_page_shows_what_was_committed(path):
     found = results.read(path)
     assert not found["quick"]
     pages = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit")
-    pages |= {name: name for name in ("encoders", "atoms")}
+    pages |= {name: name for name in ("encoders", "atoms", "interactions")}
     pages |= dict.fromkeys(("superposition", "effective_features", "gated_scan", "winners"), "toys")
     page = (DOCS / f"{pages.get(path.stem, 'recurrences')}.md").read_text()
     module = MODULES[path.stem]
