@@ -44,6 +44,7 @@ LARGE = Sizes(N=65, D=72, M=1030, k=9, many=300, T=40, H=40)
 SHAPES = {
     "entries": "E", "x": "ND", "weight": "MD", "bias": "M", "offset": "D", "values": "Nk",
     "a": "NTH", "b": "NTH", "blocks": "NT22H", "pairs": "NT2H", "h0": "NH", "c0": "NH",
+    "coefficients": "3", "constant": "1",
     "u": "NT3H", "gates": "3H", "peephole": "2H", "h0s": "3H", "c0s": "3H",  # of three sequences
 }  # fmt: skip
 
@@ -316,6 +317,16 @@ SAMPLES = {
     "linear_recurrence, long": Sample(  # few channels: time is cut up among blocks
         lambda s, a, b: fastsparse.linear_recurrence(_end_to_end(a)[..., :3], _end_to_end(b)[..., :3]),
         ("a", "b"),
+    ),
+    "poly_norm": Sample(
+        lambda s, x, coefficients, constant: fastsparse.poly_norm(x, coefficients, constant),
+        ("x", "coefficients", "constant"),
+        core=True,
+    ),
+    "poly_relu": Sample(
+        lambda s, x, coefficients, constant: fastsparse.poly_relu(x, coefficients, constant),
+        ("x", "coefficients", "constant"),
+        core=True,
     ),
     "gru_recurrence": Sample(
         lambda s, u, gates, h0: fastsparse.gru_recurrence(u, gates, h0), ("u", "gates", "h0"), core=True

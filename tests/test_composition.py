@@ -22,7 +22,7 @@ functions = pytest.mark.parametrize("name", CORE)
 COUNTED = [name for name, sample in SAMPLES.items() if sample.counted]
 FIRST_AND_LAST = host_backend_names()[0], host_backend_names()[-1]
 first_and_last = pytest.mark.parametrize("named", FIRST_AND_LAST)
-ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence")  # their gradients have none
+ONCE = ("matching_pursuit", "gru_recurrence", "lstm_recurrence", "poly")  # their gradients have none
 SCORES = "threshold_encode"  # comes out as it was compared, in fp32
 twice = pytest.mark.parametrize("name", [name for name in CORE if not name.startswith(ONCE)])
 
