@@ -39,7 +39,6 @@ poly_norm = register(
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,
-    kernels=("cpu",),
     source=SOURCE,
 )
 
@@ -50,6 +49,5 @@ poly_norm_backward = register_backward(
     "-> (Tensor d_x, Tensor d_weight, Tensor d_bias)",
     BACKWARD_FORM,
     reference=reference.poly_norm_backward,
-    kernels=("cpu",),
     source=SOURCE,
 )

@@ -34,7 +34,6 @@ poly_relu = register(
     setup_context=_setup_context,
     backward=_backward,
     jvp=_jvp,
-    kernels=("cpu",),
     source=SOURCE,
 )
 
@@ -45,6 +44,5 @@ poly_relu_backward = register_backward(
     "-> (Tensor d_x, Tensor d_weight, Tensor d_bias)",
     BACKWARD_FORM,
     reference=reference.poly_relu_backward,
-    kernels=("cpu",),
     source=SOURCE,
 )

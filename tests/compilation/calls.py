@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 def calls() -> Iterator[tuple[str, str, Call]]:
     """Of every call the op, a label, and what to call."""
-    for family in (sparse_products, encoders, batches, pursuits, thresholds, recurrences):
+    for family in (sparse_products, encoders, batches, pursuits, thresholds, recurrences, polynomials):
         for call in family():
             yield call.op, call.label, call
 
@@ -150,3 +150,19 @@ def recurrences(B: int = 8, T: int = 2048, S: int = 5) -> Iterator[Call]:
             yield Call("linear_recurrence", f"{kind}, {label}", (a, b, h0, True, bounds))
             backward = (a, h0, False, bounds, b, b, *needs)
             yield Call("linear_recurrence_backward", f"{kind}, {label}", backward)
+
+
+def polynomials(N: int = 8192) -> Iterator[Call]:
+    """Rows that are aligned and that aren't, of every accumulator; narrow ones too."""
+    for label, D, dtype in (
+        ("fp32", 2048, FP32),
+        ("bf16", 2048, BF16),
+        ("bf16, D = 1001", 1001, BF16),
+        ("fp64", 768, FP64),
+        ("fp32, D = 1", 1, FP32),
+    ):
+        x, weight, bias = empty(dtype, N, D), empty(dtype, 3), empty(dtype, 1)
+        yield Call("poly_norm", label, (x, weight, bias, 1e-6))
+        yield Call("poly_norm_backward", label, (x, weight, 1e-6, x, True, True))
+        yield Call("poly_relu", label, (x, weight, bias))
+        yield Call("poly_relu_backward", label, (x, weight, x, True, True))

@@ -1,0 +1,11 @@
+"""PolyReLU, in two passes over blocks of rows (_polynomials.py)."""
+
+from fastsparse.kernels._polynomials import DTYPES, forward
+from torch import Tensor
+
+__all__ = ["DTYPES", "poly_relu"]
+
+
+def poly_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (N, D), weight (3), bias (1); returns y (N, D)."""
+    return forward(x, weight, bias, None)
