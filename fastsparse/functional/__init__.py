@@ -2,7 +2,14 @@
 
 # ruff: noqa: F403 - a family says in its __all__ what is exported
 from fastsparse.functional import (
-    codes, interactions, jumps, newton, polynomials, pursuit, recurrences, sparse_codes,
+    codes,
+    interactions,
+    jumps,
+    newton,
+    polynomials,
+    pursuit,
+    recurrences,
+    sparse_codes,
 )  # fmt: skip
 from fastsparse.functional.codes import *
 from fastsparse.functional.interactions import *
