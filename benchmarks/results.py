@@ -15,6 +15,7 @@ FORMAT = 1
 FAMILIES = {  # the result files of a module that has several
     "sparse_products": ("sparse_decode", "sddmm", "spmm_t"),
     "gated_recurrence": ("gru_recurrence", "lstm_recurrence"),
+    "polynomials": ("poly_norm", "poly_relu"),
 }
 FIRST = (
     "topk_encode", "sparse_products", "matching_pursuit", "sae_step", "linear_recurrence", "gated_recurrence",

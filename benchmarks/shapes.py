@@ -75,7 +75,25 @@ class Sequences(Sizes):
         return replace(self, B=min(self.B, 2), T=min(self.T, 20), H=min(self.H, 8))
 
 
-AnyShape = TypeVar("AnyShape", Shape, Sequences)
+@dataclass(frozen=True)
+class Rows(Sizes):
+    """One problem size of an activation.
+
+    Attributes:
+        N, D: tokens, and their width.
+        headline: shown in the tables.
+    """
+
+    N: int
+    D: int
+    headline: bool = False
+
+    def tiny(self) -> "Rows":
+        """As :meth:`Shape.tiny`."""
+        return replace(self, N=min(self.N, 8), D=24)
+
+
+AnyShape = TypeVar("AnyShape", Shape, Sequences, Rows)
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Given:
         priority: of a run whose time is kept, least first.
     """
 
-    shape: Shape | Sequences
+    shape: Shape | Sequences | Rows
     dtype: str = "fp32"
     kind: str = ""
     priority: int = 0
@@ -168,6 +186,9 @@ LONG_RECURRENCES = (
     Sequences("many channels", 8, 512, 4096),
     Sequences("many steps", 4, 16384, 256),
 )
+
+# On a GPU, too.
+ACTIVATIONS = (Rows("layer", 8192, 2048, headline=True), Rows("small", 256, 768, headline=True))
 
 # On a GPU: the two problems that promises are made at, then what people train, at their full batches.
 GPU_HEADLINE = (

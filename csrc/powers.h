@@ -38,7 +38,7 @@ struct PolyRelu {
 };
 
 // The sum of weighted powers of a base.
-template <typename V, typename C> FASTSPARSE_INLINE V polynomial(V x, const C (&k)[kPowers], C bias) {
+template <typename V, typename C> FASTSPARSE_INLINE V weighted_powers(V x, const C (&k)[kPowers], C bias) {
   V x2 = x * x;
   return k[0] * (x2 * x) + k[1] * x2 + k[2] * x + bias;
 }

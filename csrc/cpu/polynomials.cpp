@@ -13,7 +13,7 @@ template <typename T> void widen(const void* from, Accumulator<T>* to, int count
   for (int i = 0; i < count; ++i) to[i] = to_float(static_cast<const T*>(from)[i]);
 }
 
-// What one over the root of a mean square is.
+// One over the root of a mean square.
 template <typename C> C inverse_root(C squares, int64_t D, double eps) { return 1 / std::sqrt(squares / C(D) + C(eps)); }
 
 template <typename T, typename Kind> void forward(const PolynomialArgs& args, int64_t row_begin, int64_t row_end) {
@@ -32,7 +32,7 @@ template <typename T, typename Kind> void forward(const PolynomialArgs& args, in
       for (int p = 0; p < kPowers; ++p) k[p] = weight[p] * inverse_root(sum<C>(sums.squares[p]), args.D, args.eps);
     }
     for_vectors<C>(all, [&](int64_t d, auto lanes) {
-      lanes.store(fastsparse::polynomial(Kind::base(lanes.load(x + d)), k, bias[0]), y + d);
+      lanes.store(weighted_powers(Kind::base(lanes.load(x + d)), k, bias[0]), y + d);
     });
   }
 }

@@ -19,8 +19,8 @@ template <typename T> struct PolynomialRows {
   using C = Accumulator<T>;
   const T *x, *d_y;  // (N) rows x_stride and d_y_stride apart
   const T *weight, *bias;
-  T* out;    // (N, D): y, or d_x, or null
-  C* sums;   // (blocks, 4): what comes to weights and bias, or null
+  T* out;   // (N, D): y, or d_x, or null
+  C* sums;  // (blocks, 4): what comes to weights and bias, or null
   int64_t N, D, x_stride, d_y_stride;
   C eps;
 };
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kPolynomialThreads) polynomial_forward(Polynom
   for_columns<Width>(rows, row, [&](int64_t d, const C (&x)[Width], const C (&)[Width]) {
     C y[Width];
 #pragma unroll
-    for (int i = 0; i < Width; ++i) y[i] = fastsparse::polynomial(Kind::base(x[i]), k, bias);
+    for (int i = 0; i < Width; ++i) y[i] = weighted_powers(Kind::base(x[i]), k, bias);
     store_columns<T, Width>(rows.out + row * rows.D + d, y);
   });
 }

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from fastsparse._validation import check_tolerance
 from fastsparse.functional import poly_norm
-from fastsparse.nn._polynomial import Polynomial
+from fastsparse.nn._polynomial_activation import PolynomialActivation
 
 
-class PolyNorm(Polynomial):
+class PolyNorm(PolynomialActivation):
     """A feed-forward layer's activation by normalised powers: see :func:`fastsparse.poly_norm`.
 
     Nothing but its inputs is kept for the gradient, so that it needs no checkpoint around it.

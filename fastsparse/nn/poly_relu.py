@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from fastsparse.functional import poly_relu
-from fastsparse.nn._polynomial import Polynomial
+from fastsparse.nn._polynomial_activation import PolynomialActivation
 
 
-class PolyReLU(Polynomial):
+class PolyReLU(PolynomialActivation):
     """A feed-forward layer's activation by a polynomial in relu(x): see :func:`fastsparse.poly_relu`.
 
     Args:

@@ -1,10 +1,10 @@
-"""Polynomial activations as modules: the coefficients that they learn."""
+"""What modules of polynomial activations have in common: the coefficients that they learn."""
 
 import torch
 from torch import Tensor, nn
 
 
-class Polynomial(nn.Module):
+class PolynomialActivation(nn.Module):
     """Of degree 3: ``weight`` (3,), that of the cube first, and ``bias`` (1,)."""
 
     weight: Tensor
