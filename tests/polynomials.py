@@ -76,6 +76,9 @@ def assert_gradients(found, x: Tensor, weight: Tensor, d_y: Tensor, eps: float |
         exact += a_p * slope * back
         size += finite(a_p * slope) * most
         sums.append(g * power)
+        # What underflows may be 0, and 0 times infinity is NaN.
+        small = (power.abs() < terms.least) | ((a_p * slope).abs() < terms.least)
+        terms.unsafe |= (g.isinf() & small).any(dim=-1, keepdim=True)
         over = finite(g * x.double() ** p).sum(dim=-1, keepdim=True) > terms.most  # as kernels sum it up
         terms.unsafe |= over
     if eps is None:
