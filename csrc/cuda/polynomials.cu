@@ -45,7 +45,7 @@ Tensor polynomial(PolynomialKind kind, const Tensor& x, const Tensor& weight, co
     rows.x = data<T>(from), rows.x_stride = from.stride(0);
     rows.weight = data<T>(weights), rows.bias = data<T>(constant);
     rows.out = mutable_data<T>(y);
-    rows.N = N, rows.D = D, rows.eps = Accumulator<T>(eps);
+    rows.N = N, rows.D = D, rows.eps = Accumulator<T>(eps), rows.inverse_D = 1 / Accumulator<T>(D);
     call.launch("polynomial_forward", polynomial_forward<T, Kind, Width>, blocks_of(N, kPolynomialWarps),
                 kPolynomialThreads, 0, rows);
   });
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> polynomial_backward(PolynomialKind kind, cons
     rows.weight = data<T>(weights);
     if (needs_x) rows.out = mutable_data<T>(d_x);
     if (needs_parameters) rows.sums = mutable_data<C>(sums);
-    rows.N = N, rows.D = D, rows.eps = C(eps);
+    rows.N = N, rows.D = D, rows.eps = C(eps), rows.inverse_D = 1 / C(D);
     call.launch("polynomial_back", polynomial_back<T, Kind, Width>, blocks, kPolynomialThreads, 0, rows);
     if (needs_parameters)
       call.launch("polynomial_parameters", polynomial_parameters<T>, 1, kWarp * (kPowers + 1), 0, data<C>(sums),

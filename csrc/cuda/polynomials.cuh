@@ -22,7 +22,7 @@ template <typename T> struct PolynomialRows {
   T* out;   // (N, D): y, or d_x, or null
   C* sums;  // (blocks, 4): what comes to weights and bias, or null
   int64_t N, D, x_stride, d_y_stride;
-  C eps;
+  C eps, inverse_D;
 };
 
 // Calls f(column, x[Width], g[Width]) for what a lane has of a row; g is 0 of no d_y.
@@ -38,8 +38,10 @@ __device__ __forceinline__ void for_columns(const PolynomialRows<T>& rows, int64
   }
 }
 
-template <typename C> __device__ __forceinline__ C inverse_root(C squares, int64_t D, C eps) {
-  return C(1) / sqrt(squares / C(D) + eps);
+// One over the root of a mean square, without a division: one calls a subroutine, around which registers are spilled.
+template <typename T> __device__ __forceinline__ Accumulator<T> inverse_root(Accumulator<T> squares,
+                                                                             const PolynomialRows<T>& rows) {
+  return rsqrt(squares * rows.inverse_D + rows.eps);
 }
 
 template <typename T, typename Kind, int Width>
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kPolynomialThreads) polynomial_forward(Polynom
       for (int i = 0; i < Width; ++i) sums.add_squares(x[i]);
     });
 #pragma unroll
-    for (int p = 0; p < kPowers; ++p) k[p] *= inverse_root(across_warp(sums.squares[p], Sum{}), rows.D, rows.eps);
+    for (int p = 0; p < kPowers; ++p) k[p] *= inverse_root(across_warp(sums.squares[p], Sum{}), rows);
   }
   const C bias = widen(*rows.bias);
   for_columns<Width>(rows, row, [&](int64_t d, const C (&x)[Width], const C (&)[Width]) {
@@ -94,10 +96,10 @@ __global__ void __launch_bounds__(kPolynomialThreads) polynomial_back(Polynomial
       for (int p = 0; p < kPowers; ++p) {
         C product = across_warp(sums.products[p], Sum{});
         if constexpr (Kind::kNormed) {
-          const C s = inverse_root(across_warp(sums.squares[p], Sum{}), rows.D, rows.eps);
+          const C s = inverse_root(across_warp(sums.squares[p], Sum{}), rows);
           product *= s;
           k[p] *= s;
-          w[p] = s * (product / C(rows.D));
+          w[p] = s * (product * rows.inverse_D);
         }
         total[p] += product;
       }
