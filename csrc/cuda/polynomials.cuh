@@ -70,8 +70,8 @@ __global__ void __launch_bounds__(kPolynomialThreads) polynomial_forward(Polynom
   });
 }
 
-template <typename T, typename Kind, int Width>
-__global__ void __launch_bounds__(kPolynomialThreads) polynomial_back(PolynomialRows<T> rows) {
+template <typename T, typename Kind, int Width>  // 2 blocks: left to itself the compiler spills to have more
+__global__ void __launch_bounds__(kPolynomialThreads, 2) polynomial_back(PolynomialRows<T> rows) {
   using C = Accumulator<T>;
   struct Shared { C total[kPolynomialWarps][kPowers + 1]; };
   auto& shared = shared_storage<Shared>();
