@@ -463,7 +463,7 @@ def test_the_page_shows_what_was_committed(path):
     found = results.read(path)
     assert not found["quick"]
     pages = dict.fromkeys(("levels", "inference_k", "patches"), "matching_pursuit")
-    pages |= {name: name for name in ("encoders", "atoms", "interactions")}
+    pages |= {name: name for name in ("encoders", "atoms", "interactions", "transcoders", "modalities")}
     pages |= dict.fromkeys(("superposition", "effective_features", "gated_scan", "winners"), "toys")
     page = (DOCS / f"{pages.get(path.stem, 'recurrences')}.md").read_text()
     module = MODULES[path.stem]
