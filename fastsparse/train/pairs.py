@@ -13,7 +13,7 @@ _OF_THE_PLACE = {"layer", "module", "side", "dtype", "device", "batch_size", "la
 def aligned(targets: Shards, inputs: Shards) -> Shards:
     """The targets, where they can be those of the inputs: as many shards, of as many rows each.
 
-    Shards of the same names must be in the same order, and those that ``fastsparse collect`` made must be of
+    Where any two have one name, all must, in the same order; and what ``fastsparse collect`` made must be of
     the same text, read by the same model.
 
     Raises:
@@ -22,17 +22,20 @@ def aligned(targets: Shards, inputs: Shards) -> Shards:
     ours, theirs = inputs.shards, targets.shards
     if len(ours) != len(theirs):
         raise ValueError(f"targets: must be as many shards as those of data ({len(ours)}), got {len(theirs)}")
-    names = [[shard.path.name for shard in side] for side in (ours, theirs)]
+    named_alike = {shard.path.stem for shard in ours} & {shard.path.stem for shard in theirs}
     for mine, other in zip(ours, theirs, strict=True):
         if mine.rows != other.rows:
             raise ValueError(
                 f"targets: {other.path} must hold the {mine.rows} rows of {mine.path}, it holds {other.rows}"
             )
-        if mine.path.name != other.path.name and sorted(names[0]) == sorted(names[1]):
-            raise ValueError(f"targets: must be in the order of data, got {other.path} beside {mine.path}")
-        recipes = [_recipe(shard.path.parent) for shard in (mine, other)]
-        if None not in recipes and recipes[0] != recipes[1]:
-            differing = sorted(key for key in recipes[0] if recipes[0][key] != recipes[1].get(key))
+        if named_alike and mine.path.stem != other.path.stem:
+            raise ValueError(
+                "targets: must have the names of data's shards, in their order, got "
+                f"{other.path} beside {mine.path}"
+            )
+        one, another = _recipe(mine.path.parent), _recipe(other.path.parent)
+        if one and another and one != another:
+            differing = sorted(key for key in one | another if one.get(key) != another.get(key))
             raise ValueError(
                 f"targets: {other.path.parent} must be collected from the tokens of {mine.path.parent}, they "
                 f"differ in {', '.join(differing)}"
@@ -42,10 +45,11 @@ def aligned(targets: Shards, inputs: Shards) -> Shards:
 
 def _recipe(folder: Path) -> dict[str, Any] | None:
     """What decided which tokens a collection holds; None where a folder is none."""
-    path = (folder.parent if folder.name == "held_out" else folder) / "collection.json"
+    held_out = folder.name == "held_out"
+    path = (folder.parent if held_out else folder) / "collection.json"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         settings = {key: value for key, value in told["settings"].items() if key not in _OF_THE_PLACE}
-        return settings | told["from"]
+        return settings | told["from"] | {"held out": held_out}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -147,3 +147,12 @@ def test_refusals(config, collection, tmp_path):
         report(replace(config, data=str(tmp_path)))
     with pytest.raises(ValueError, match="features: must be at least 1, got 0"):
         replace(config, features=0)
+
+
+def test_models_of_several_sources_are_refused(collection, tmp_path):
+    folder, output = str(collection), str(tmp_path / "run")
+    sizes = {"num_latents": 16, "options": {"k": 2}, "steps": 2, "batch_size": 100, "device": "cpu"}
+    train(TrainConfig(data=[folder], targets=[folder], output=output, model="transcoder", **sizes))
+    with pytest.raises(ValueError, match=r"^run: .* of one source, got a Transcoder"):
+        report(ReportConfig(run=output, output=str(tmp_path / "page.html"), device="cpu"))
+    assert not (tmp_path / "page.html").exists()

@@ -395,12 +395,20 @@ def test_pairs_that_do_not_belong_together(tmp_path: Path) -> None:
     write(tmp_path / "x" / "0.npy", numbered(0, 5))
     x = Shards([str(tmp_path / "x")])
     write(tmp_path / "y" / "0.npy", numbered(0, 5))
-    assert "must be in the order of data, got " in refused("y/1.npy", "y/0.npy")
+    assert "must have the names of data's shards, in their order" in refused("y/1.npy", "y/0.npy")
+    (tmp_path / "gap").mkdir()
+    for name in ("0", "2"):
+        write(tmp_path / "gap" / f"{name}.npy", numbered(0, 5))
+    assert "gap/2.npy beside " in refused("gap")
     recipe = {"settings": {"layer": [1], "context": 64}, "from": {"model": "a", "texts": [["t", 1]]}}
     for folder, change in (("x", {}), ("y", {"layer": [2]})):
         told = recipe | {"settings": recipe["settings"] | change}
         (tmp_path / folder / "collection.json").write_text(json.dumps(told))
     assert aligned(Shards([str(tmp_path / "y")]), x).rows == 10
+    (tmp_path / "y" / "held_out").mkdir()
+    for name in ("0", "1"):
+        write(tmp_path / "y" / "held_out" / f"{name}.npy", numbered(0, 5))
+    assert refused("y/held_out").endswith("they differ in held out")
     told = {"settings": {"layer": [1], "context": 32}, "from": {"model": "b", "texts": [["t", 1]]}}
     (tmp_path / "y" / "collection.json").write_text(json.dumps(told))
     assert refused("y").endswith(f"from the tokens of {tmp_path / 'x'}, they differ in context, model")
